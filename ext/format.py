@@ -1,0 +1,205 @@
+"""The `.subp` file: a preamble of fixed size, a JSON header, and aligned tensors; every part has a checksum.
+
+0   magic (8 bytes), version (u32), header crc32 (u32), header bytes (u64), file bytes (u64),
+    crc32 of these 32 bytes (u32), zeros up to 64
+64  header: UTF-8 JSON with the graph and the table of tensors (dtype, shape, offset, nbytes, crc32)
+... tensors, little-endian, each at a multiple of 64 bytes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subp_ext.graph import DTYPES, Graph
+from subp_ext.sparse import UniformBlockSparse
+
+# The first byte is not ASCII and the line ends differ, so that a transfer in text mode shows at once (as in PNG).
+MAGIC = b"\x89SUBP\r\n\n"
+VERSION = 1
+ALIGNMENT = 64
+_PREAMBLE = struct.Struct("<8sIIQQ")
+_STORED_DTYPES = (*DTYPES, "uint16")
+
+
+class FormatError(ValueError):
+    """A `.subp` file that is damaged, cut short, not one at all, or of a newer version."""
+
+
+def save(path: str | os.PathLike[str], graph: Graph) -> None:
+    """Writes a graph atomically: on any failure what was at `path` before is still there.
+
+    Raises:
+        ValueError: the graph is not valid.
+        OSError: the file cannot be written.
+    """
+    graph.validate()
+    path = Path(path)
+    table: list[dict[str, Any]] = []
+    arrays: list[np.ndarray] = []
+    for name, constant in graph.constants.items():
+        table.append(_describe(name, constant, arrays))
+    offsets, end = _offsets(arrays)
+    tensors = [
+        {"dtype": a.dtype.name, "shape": a.shape, "offset": offset, "nbytes": a.nbytes, "crc32": zlib.crc32(a)}
+        for a, offset in zip(arrays, offsets, strict=True)
+    ]
+    header = json.dumps({"graph": graph.to_json(), "constants": table, "tensors": tensors}, allow_nan=False).encode()
+    payload = _align(ALIGNMENT + len(header))
+    fields = _PREAMBLE.pack(MAGIC, VERSION, zlib.crc32(header), len(header), payload + end)
+    preamble = (fields + struct.pack("<I", zlib.crc32(fields))).ljust(ALIGNMENT, b"\0")
+    _write(path, preamble + header, [(payload + o, a) for o, a in zip(offsets, arrays, strict=True)], payload + end)
+
+
+def load(path: str | os.PathLike[str]) -> Graph:
+    """Reads a graph and checks all of it: sizes, checksums, references, index bounds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: what is there is not a sound `.subp` file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FormatError(f"{path}: is a directory; expected a .subp file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            header_crc, header_bytes = _read_preamble(file.read(ALIGNMENT), size)
+            data = file.read()
+            if ALIGNMENT + len(data) != size:
+                raise FormatError(f"changed while it was read: {ALIGNMENT + len(data)} bytes, expected {size}")
+            return _parse(data, header_bytes, header_crc)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
+        # Validation of the graph and its weights raises ValueError or TypeError; deep nesting RecursionError.
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FormatError(f"{path}: the content is not valid: {error}; export the model again") from error
+
+
+def _describe(name: str, constant: np.ndarray | UniformBlockSparse, arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Appends the arrays of a constant, and returns its table entry with their positions."""
+    at = len(arrays)
+    if not isinstance(constant, UniformBlockSparse):
+        arrays.append(_little_endian(constant))
+        return {"name": name, "tensor": at}
+    small = constant.shape[1] <= 1 << 16
+    arrays += [_little_endian(constant.values), _little_endian(constant.indices.astype("u2" if small else "i4"))]
+    weight = {"shape": constant.shape, "block_size": constant.block_size, "groups": constant.groups}
+    return {"name": name, "values": at, "indices": at + 1, **weight}
+
+
+def _little_endian(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _align(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT
+
+
+def _offsets(arrays: list[np.ndarray]) -> tuple[list[int], int]:
+    """Offsets from the start of the payload, and where the last array ends."""
+    offsets, end = [], 0
+    for array in arrays:
+        offsets.append(_align(end))
+        end = offsets[-1] + array.nbytes
+    return offsets, end
+
+
+def _write(path: Path, head: bytes, tensors: list[tuple[int, np.ndarray]], size: int) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(head)
+            for offset, array in tensors:
+                file.write(b"\0" * (offset - file.tell()))
+                file.write(array.tobytes())
+            file.truncate(size)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes it private
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
+    """Returns the header's crc32 and its bytes, both sizes checked against the file's."""
+    if raw[: len(MAGIC)] != MAGIC:
+        raise FormatError("does not start as a .subp file does; expected a file written by subp_ext.save")
+    if len(raw) < ALIGNMENT:
+        raise FormatError(f"cut short: {size} bytes, expected at least {ALIGNMENT}; copy or export it again")
+    _, version, header_crc, header_bytes, file_bytes = _PREAMBLE.unpack_from(raw)
+    (crc,) = struct.unpack_from("<I", raw, _PREAMBLE.size)
+    if version > VERSION:
+        raise FormatError(f"format version {version}, this subp_ext reads up to {VERSION}; install a newer one")
+    if crc != zlib.crc32(raw[: _PREAMBLE.size]) or version < 1:
+        raise FormatError("the preamble is damaged (checksum); copy or export the file again")
+    if file_bytes != size:
+        raise FormatError(f"{size} bytes, expected {file_bytes}; the file was cut short or extended, copy it again")
+    if header_bytes > size - ALIGNMENT:
+        raise FormatError(f"header of {header_bytes} bytes in a file of {size}")
+    return header_crc, header_bytes
+
+
+def _parse(data: bytes, header_bytes: int, header_crc: int) -> Graph:
+    """Reads what follows the preamble."""
+    raw = data[:header_bytes]
+    if zlib.crc32(raw) != header_crc:
+        raise FormatError("the header is damaged (checksum); copy or export the file again")
+    header = json.loads(raw)
+    payload = _align(ALIGNMENT + header_bytes) - ALIGNMENT
+    try:
+        tensors = [_read_tensor(entry, i, memoryview(data)[payload:]) for i, entry in enumerate(header["tensors"])]
+        constants: dict[str, np.ndarray | UniformBlockSparse] = {}
+        for entry in header["constants"]:
+            if entry["name"] in constants:
+                raise FormatError(f"constant {entry['name']!r} is listed twice")
+            constants[entry["name"]] = _read_constant(entry, tensors)
+        return Graph.from_json(header["graph"], constants)
+    except (KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise FormatError(f"the header lacks a part or has one of the wrong kind: {error!r}") from error
+
+
+def _read_tensor(entry: dict[str, Any], number: int, payload: memoryview) -> np.ndarray:
+    """A read-only view of one tensor; nothing is allocated for sizes the file does not have."""
+    dtype, shape, offset, nbytes = entry["dtype"], entry["shape"], entry["offset"], entry["nbytes"]
+    if dtype not in _STORED_DTYPES:
+        raise FormatError(f"tensor {number}: dtype {dtype!r} is not one of {', '.join(_STORED_DTYPES)}")
+    if not all(type(size) is int and size >= 0 for size in [*shape, offset, nbytes]):
+        raise FormatError(f"tensor {number}: shape {shape}, offset {offset} or size {nbytes} is not a natural number")
+    kind = np.dtype(dtype).newbyteorder("<")
+    if math.prod(shape) * kind.itemsize != nbytes or offset % ALIGNMENT or offset + nbytes > len(payload):
+        raise FormatError(
+            f"tensor {number}: {nbytes} bytes at {offset} for {dtype} {shape} do not fit the {len(payload)} bytes there"
+        )
+    raw = payload[offset : offset + nbytes]
+    if zlib.crc32(raw) != entry["crc32"]:
+        raise FormatError(f"tensor {number} is damaged (checksum); copy or export the file again")
+    return np.frombuffer(raw, kind).reshape(shape).astype(dtype, copy=False)
+
+
+def _read_constant(entry: dict[str, Any], tensors: list[np.ndarray]) -> np.ndarray | UniformBlockSparse:
+    if "tensor" in entry:
+        return tensors[entry["tensor"]]
+    values, indices = tensors[entry["values"]], tensors[entry["indices"]]
+    sizes = [*entry["shape"], entry["block_size"], entry["groups"]]
+    if not all(type(size) is int for size in sizes) or indices.dtype.name not in ("uint16", "int32"):
+        raise FormatError(
+            f"constant {entry['name']!r}: shape, block size, groups or indices are not integers as expected"
+        )
+    return UniformBlockSparse(
+        values, indices.astype(np.int32), tuple(entry["shape"]), entry["block_size"], entry["groups"]
+    )

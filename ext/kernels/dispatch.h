@@ -1,0 +1,21 @@
+/* The kernels and kernel sets of this build, and what this CPU can run. */
+#ifndef SUBP_DISPATCH_H
+#define SUBP_DISPATCH_H
+
+#include "kernels.h"
+
+typedef struct {
+    const char *name, *needs;
+    int usable; /* on this CPU */
+} subp_kernel_set;
+
+extern const subp_kernel subp_kernel_table[];
+extern const int subp_kernel_count;
+
+subp_kernel_set subp_kernel_set_at(int isa);
+const char *subp_activation_name(int activation);
+
+/* The widest tile of at most `channels` output channels: from `isa`, else from the best usable set below it. */
+const subp_kernel *subp_find_kernel(enum subp_operator op, enum subp_isa isa, ptrdiff_t channels);
+
+#endif

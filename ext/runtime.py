@@ -1,0 +1,134 @@
+"""What this process may use: CPUs, threads, the compiled kernels and the set of them that is chosen."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_BUILD_HINT = (
+    "subp_ext's compiled kernels are missing: build them with `pip install .`, or in a source tree with "
+    "`python setup.py build_ext --inplace` (needs a C compiler with OpenMP)"
+)
+
+
+@cache
+def kernels() -> ModuleType:
+    """Returns the compiled module.
+
+    Raises:
+        ImportError: it was not built; the message says how to.
+    """
+    try:
+        from subp_ext import _kernels
+    except ImportError as error:
+        raise ImportError(f"{_BUILD_HINT} ({error})") from error
+    return _kernels
+
+
+@cache
+def kernel_set() -> str:
+    """Returns the kernel set in use: `SUBP_KERNEL` if set, else the best this CPU can run.
+
+    Raises:
+        ValueError: `SUBP_KERNEL` names a set that is not built, or that this CPU cannot run.
+    """
+    forced = os.environ.get("SUBP_KERNEL")
+    sets = kernels().kernel_sets()
+    usable = [entry["name"] for entry in sets if entry["usable"]]
+    if not forced:
+        return usable[-1]
+    for entry in sets:
+        if entry["name"] == forced and not entry["usable"]:
+            raise ValueError(
+                f"SUBP_KERNEL={forced}: this CPU lacks {entry['needs']}; available here: {', '.join(usable)}"
+            )
+    if forced not in usable:
+        raise ValueError(f"SUBP_KERNEL={forced}: no such kernel set; available here: {', '.join(usable)}")
+    return forced
+
+
+def thread_count(threads: int | None = None) -> int:
+    """Returns the threads to use: the argument, else `SUBP_NUM_THREADS`, else the CPUs this process may use.
+
+    Raises:
+        ValueError: the argument or the variable is not a whole number of at least 1.
+    """
+    if threads is not None:
+        return _positive(threads, "threads")
+    variable = os.environ.get("SUBP_NUM_THREADS")
+    return _positive(variable, "SUBP_NUM_THREADS") if variable else usable_cpus()
+
+
+def _positive(value: int | str, source: str) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = 0
+    # The upper bound catches a slip of the pen before it becomes an out-of-memory in the thread library.
+    if not 1 <= count <= 4096 or (not isinstance(value, str) and count != value):
+        raise ValueError(f"{source} is {value!r}; expected a whole number from 1 to 4096")
+    return count
+
+
+def usable_cpus() -> int:
+    """Returns the CPUs this process may use: the smaller of its affinity and its cgroup quota, at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpus()
+    return affinity if quota is None else max(1, min(affinity, int(quota)))
+
+
+def cgroup_cpus(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Returns the CPU quota of this process's control groups (v1 or v2) in CPUs, or None without one."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # no control groups on this system
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        roots = [mount] if not controllers else [mount / controllers, mount / "cpu", mount / "cpu,cpuacct"]
+        # A limit on any ancestor holds too; inside a container the own path may not be mounted, its ancestors are.
+        for root in roots:
+            parts = Path(group).parts[1:]
+            paths = [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+            quotas += [quota for quota in map(_quota, paths) if quota is not None]
+    return min(quotas, default=None)
+
+
+def _quota(directory: Path) -> float | None:
+    """CPUs one control group allows, from v2's `cpu.max` or v1's pair of files."""
+    try:
+        if (directory / "cpu.max").exists():
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota, period = ((directory / f"cpu.cfs_{part}_us").read_text().strip() for part in ("quota", "period"))
+    except OSError:
+        return None
+    return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+
+
+def cpu_info() -> dict[str, Any]:
+    """Returns what was found and chosen.
+
+    Keys: `machine`; `features` (instruction sets, usable or not); `kernel_sets` (those built: name, needs, usable);
+    `kernel_set` and `why` it was chosen; `usable_cpus`; `default_threads`.
+
+    Raises:
+        ImportError, ValueError: as `kernel_set` and `thread_count`.
+    """
+    forced = os.environ.get("SUBP_KERNEL")
+    return {
+        "machine": platform.machine(),
+        "features": kernels().cpu_features(),
+        "kernel_sets": kernels().kernel_sets(),
+        "kernel_set": kernel_set(),
+        "why": "SUBP_KERNEL is set" if forced else "the best built set this CPU can run",
+        "usable_cpus": usable_cpus(),
+        "default_threads": thread_count(),
+    }

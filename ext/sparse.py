@@ -1,0 +1,167 @@
+"""Uniform block sparse weights: every block row of a convolution keeps the same number of 1xN blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class UniformBlockSparse:
+    """The kept blocks of a convolution's weight. A dense convolution is K = I / groups.
+
+    A block is N consecutive output channels x one input channel x the whole kernel. Block rows live inside each
+    group, R = groups * ceil((O / groups) / N) in all; a group's last row may be narrower than N, and its values
+    are then zero-padded.
+
+    Attributes:
+        values: `[R, K, kh, kw, N]` float32.
+        indices: `[R, K]` int32, the kept input channels within the group, ascending.
+        shape: `(O, I / groups, kh, kw)` of the dense weight.
+        block_size: N.
+        groups: groups of the convolution.
+
+    Raises:
+        ValueError: the parts do not fit each other; the message names the first that does not.
+        TypeError: `values` or `indices` is not an array of the dtype above.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    shape: tuple[int, int, int, int]
+    block_size: int
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _check_shape(self.shape, self.block_size, self.groups))
+        for name, dtype in (("values", np.float32), ("indices", np.int32)):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+                found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise TypeError(f"{name} is {found}; expected a NumPy array of {np.dtype(dtype)}")
+            object.__setattr__(self, name, np.ascontiguousarray(array))
+        self._check_arrays()
+
+    def _check_arrays(self) -> None:
+        _, channels, kh, kw = self.shape
+        rows, indices = block_rows(self.shape[0], self.block_size, self.groups), self.indices
+        if indices.ndim != 2 or indices.shape[0] != rows or not 1 <= indices.shape[1] <= channels:
+            raise ValueError(
+                f"indices have shape {indices.shape}; expected [{rows}, K] with 1 <= K <= {channels} "
+                f"for a weight {self.shape} with block size {self.block_size} and groups {self.groups}"
+            )
+        expected = (rows, indices.shape[1], kh, kw, self.block_size)
+        if self.values.shape != expected:
+            raise ValueError(f"values have shape {self.values.shape}; expected [R, K, kh, kw, N] = {expected}")
+        bad = (indices < 0) | (indices >= channels)
+        if bad.any():
+            row = int(bad.any(axis=1).argmax())
+            raise ValueError(
+                f"block row {row}: channel {int(indices[row][bad[row]][0])} is out of bounds; "
+                f"expected 0 <= channel < {channels}"
+            )
+        falling = np.diff(indices, axis=1) <= 0
+        if falling.any():
+            row = int(falling.any(axis=1).argmax())
+            raise ValueError(f"block row {row}: channels are not ascending; sort them and drop repeated ones")
+        narrow = self.shape[0] // self.groups % self.block_size
+        last_rows = self.values[rows // self.groups - 1 :: rows // self.groups]
+        if narrow and last_rows[..., narrow:].any():
+            raise ValueError("the zero padding of a block row narrower than the block size holds other values")
+
+    @classmethod
+    def from_dense(
+        cls, weight: np.ndarray, block_size: int, groups: int = 1, mask: np.ndarray | None = None
+    ) -> UniformBlockSparse:
+        """Packs a dense weight.
+
+        Args:
+            weight: `[O, I / groups, kh, kw]`, float32 or convertible.
+            block_size: N, output channels of a block.
+            groups: groups of the convolution.
+            mask: `[R, I / groups]` bool, the blocks to keep; by default those with a non-zero weight.
+
+        Raises:
+            ValueError: the block rows keep different numbers of blocks, or a non-zero weight lies outside `mask`.
+        """
+        weight = np.asarray(weight, dtype=np.float32)
+        outputs, channels, kh, kw = shape = _check_shape(weight.shape, block_size, groups)
+        per_group = -(-(outputs // groups) // block_size)
+        padded = np.zeros((groups, per_group * block_size, channels, kh, kw), np.float32)
+        padded[:, : outputs // groups] = weight.reshape(groups, outputs // groups, channels, kh, kw)
+        # [R, I / groups, kh, kw, N]
+        blocks = padded.reshape(groups * per_group, block_size, channels, kh, kw).transpose(0, 2, 3, 4, 1)
+        filled = blocks.any(axis=(2, 3)).any(axis=2)
+        kept = filled if mask is None else _check_mask(mask, filled)
+        counts = kept.sum(axis=1)
+        _check_uniform(counts, channels)
+        indices = np.nonzero(kept)[1].reshape(len(counts), -1).astype(np.int32)
+        values = blocks if kept.all() else blocks[np.arange(len(counts))[:, None], indices]
+        return cls(np.ascontiguousarray(values), indices, shape, block_size, groups)
+
+    def to_dense(self) -> np.ndarray:
+        """Returns the `[O, I / groups, kh, kw]` float32 weight, zero where blocks were not kept."""
+        outputs, channels, kh, kw = self.shape
+        rows = self.values.shape[0]
+        blocks = np.zeros((rows, channels, kh, kw, self.block_size), np.float32)
+        np.put_along_axis(blocks, self.indices[:, :, None, None, None], self.values, axis=1)
+        padded = blocks.transpose(0, 4, 1, 2, 3).reshape(self.groups, -1, channels, kh, kw)
+        return np.ascontiguousarray(padded[:, : outputs // self.groups]).reshape(self.shape)
+
+    @property
+    def kept_share(self) -> float:
+        """Kept blocks over all blocks, the same in every block row."""
+        return self.indices.shape[1] / self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and indices in memory."""
+        return self.values.nbytes + self.indices.nbytes
+
+
+def block_rows(outputs: int, block_size: int, groups: int) -> int:
+    """Returns R, the block rows of a weight with that many output channels."""
+    return groups * -(-(outputs // groups) // block_size)
+
+
+def _check_shape(shape: tuple[int, ...], block_size: int, groups: int) -> tuple[int, int, int, int]:
+    if len(shape) != 4 or any(int(size) != size or size < 1 for size in shape):
+        raise ValueError(
+            f"weight shape is {tuple(shape)}; expected four sizes (O, I / groups, kh, kw), each at least 1"
+        )
+    if block_size < 1 or groups < 1:
+        raise ValueError(f"block size is {block_size} and groups {groups}; both must be at least 1")
+    if shape[0] % groups:
+        raise ValueError(f"{shape[0]} output channels do not split into {groups} groups")
+    outputs, channels, kh, kw = (int(size) for size in shape)
+    return outputs, channels, kh, kw
+
+
+def _check_mask(mask: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != filled.shape:
+        raise ValueError(
+            f"mask is {mask.dtype} {list(mask.shape)}; expected bool [R, I / groups] = {list(filled.shape)}"
+        )
+    lost = np.argwhere(filled & ~mask)
+    if len(lost):
+        row, channel = (int(i) for i in lost[0])
+        raise ValueError(
+            f"block row {row}, channel {channel}: the mask drops the block but its weights are not zero "
+            f"({len(lost)} such blocks); apply the mask to the weight first"
+        )
+    return mask
+
+
+def _check_uniform(counts: np.ndarray, channels: int) -> None:
+    values, frequency = np.unique(counts, return_counts=True)
+    expected = int(values[frequency.argmax()])
+    if len(values) > 1:
+        row = int((counts != expected).argmax())
+        raise ValueError(
+            f"block row {row} keeps {int(counts[row])} of {channels} blocks, expected {expected} as most rows do; "
+            "every row must keep the same number: pass the mask of the pruning, or a full one to keep it dense"
+        )
+    if expected == 0:
+        raise ValueError("the weight is zero everywhere: every block row must keep at least one block; pass a mask")

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Prepare this checkout: system packages, a virtual environment, the package with its compiled extension.
+#
+#   launch/setup.sh             into .venv
+#   VENV=DIR launch/setup.sh    into another place
+#   PYTHON=python3.12 ...       with another interpreter (3.10 or newer)
+#
+# Needs about 6 GB and a few minutes the first time (torch brings its CUDA libraries), a second when all is there.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${VENV:-$root/.venv}
+python=${PYTHON:-python3}
+stamp=$venv/.subp-setup
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+# Two commands started at once must not build into the same place.
+if command -v flock >/dev/null; then
+    mkdir -p "$(dirname "$venv")"
+    exec 9>"$venv.lock"
+    flock 9
+fi
+
+# What decides whether the environment is up to date: versions, build settings and the sources of the extension.
+fingerprint() {
+    (
+        cd "$root"
+        find setup.cfg setup.py pyproject.toml constraints.txt launch/setup.sh ext -type f \
+            ! -name '*.py' ! -name '_kernels.c' ! -name '*.so' ! -name '*.pyc' -print0 | LC_ALL=C sort -z |
+            xargs -0 cat setup.py | cksum
+        pwd
+    )
+}
+
+built() { compgen -G "$root/ext/_kernels*.so" >/dev/null; }
+
+if [[ -x $venv/bin/python && -f $stamp ]] && built && [[ $(<"$stamp") == "$(fingerprint)" ]]; then
+    say "$venv is up to date"
+    exit 0
+fi
+
+command -v "$python" >/dev/null || fail "no $python found: install Python 3.10 or newer, or set PYTHON"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail "$python is $("$python" --version 2>&1); Python 3.10 or newer is needed: set PYTHON"
+
+# --- system packages: a compiler, and what Python needs to build extensions ---
+missing=()
+command -v gcc >/dev/null || missing+=(gcc)
+command -v g++ >/dev/null || missing+=(g++) # torch.compile
+[[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h ]] || missing+=(python3-dev)
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+if ((${#missing[@]})); then
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing system packages: ${missing[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        fail "missing system packages: ${missing[*]}. Install them (Debian, Ubuntu: sudo apt-get install ${missing[*]}) and run this again"
+    fi
+fi
+
+# --- virtual environment ---
+if [[ -e $venv && ! -f $venv/pyvenv.cfg ]]; then
+    fail "$venv exists and is not a virtual environment: move it away, or set VENV to another place"
+fi
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    say "creating the virtual environment $venv"
+    "$python" -m venv --clear "$venv"
+fi
+
+# --- the package ---
+say "installing the package, its requirements and its extension (the first time: about 6 GB, some minutes)"
+# Bytecode is written at first import instead of for every file of every requirement now.
+"$venv/bin/python" -m pip install -qq --no-compile --constraint "$root/constraints.txt" --editable "$root[test]" ||
+    fail "pip could not install the package; the lines above say why. Run this again when it is mended"
+built || fail "the extension was not built into $root/ext"
+"$venv/bin/python" -c 'import subp_ext, torch; print("setup: torch", torch.__version__, "- kernels:", subp_ext.cpu_info()["kernel_set"])'
+fingerprint >"$stamp"
+say "done"

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# All tests and checks; set-up included. About ten minutes on two cores.
+#
+#   launch/test.sh                 style, then the tests, without the full sweeps
+#   launch/test.sh --slow          everything
+#   launch/test.sh tests/test_masks.py -k tau      what pytest takes
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$root/launch/setup.sh"
+cd "$root"
+bin=${VENV:-$root/.venv}/bin
+
+arguments=(-m "not slow")
+if [[ ${1:-} == --slow ]]; then
+    arguments=()
+    shift
+fi
+echo "=== style"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+echo "=== tests"
+exec "$bin/python" -m pytest "${arguments[@]}" "$@"

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+''':'
+# Train with soft uniform block pruning under torchrun, on one machine or many; set-up included.
+#
+#   launch/train.sh                                  quick start: real digits, two ranks, export, comparison (minutes)
+#   launch/train.sh resnet50 --data-dir DIR ...      any timm model; all flags: launch/train.sh --help
+#
+#   NPROC=4            ranks on this machine; by default one per GPU, or two on a CPU
+#   MAX_RESTARTS=3     restarts after a failure; each resumes from the last checkpoint
+#   NNODES=2 NODE_RANK=0 RDZV_ENDPOINT=host0:29400     several machines: the same command on each
+#   VENV=DIR           the virtual environment, if not .venv
+#
+# This file is a bash script and a Python program at once, so that both commands work, each starting every rank once:
+#   launch/train.sh MODEL ...      and      torchrun --standalone --nproc-per-node=2 launch/train.sh MODEL ...
+# torchrun hands the file to Python. For Python, line two opens a string that holds all of the bash; for bash, the same
+# line is the no-op ":". Hence no triple quotes and no backslashes here, and bash must leave before the string ends.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${VENV:-$root/.venv}
+
+# Under "torchrun --no-python" this is one rank of many already: become it, and do not start torchrun within torchrun.
+if [[ -n ${TORCHELASTIC_RUN_ID:-} ]]; then
+    python=$venv/bin/python
+    [[ -x $python ]] || python=python3
+    exec "$python" "${BASH_SOURCE[0]}" "$@"
+fi
+
+"$root/launch/setup.sh"
+python=$venv/bin/python
+
+cores=$("$python" -c "import os; print(len(os.sched_getaffinity(0)))")
+if [[ -z ${NPROC:-} ]]; then
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true)
+    NPROC=$((gpus > 0 ? gpus : 2))
+fi
+# The ranks of a machine share its cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
+
+where=(--standalone)
+if [[ ${NNODES:-1} != 1 ]]; then
+    : "${RDZV_ENDPOINT:?set RDZV_ENDPOINT=HOST:PORT, the same on every machine}" "${NODE_RANK:?set NODE_RANK, from 0}"
+    where=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --rdzv-backend c10d
+        --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-subp}")
+fi
+
+train() {
+    "$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" -m subp_dist.train "$@"
+}
+
+banner() { printf "%s\n" "" "=== $* ==="; }
+
+case ${1:-} in
+-h | --help)
+    exec "$python" -m subp_dist.train --help
+    ;;
+"")
+    runs=$root/output/quickstart
+    rm -rf "$runs"
+    recipe=(--config "$root/launch/recipes/digits.yaml" --output "$runs")
+    banner "1/3  a dense network learns 4000 real digits, on $NPROC ranks"
+    train "${recipe[@]}" --experiment dense --prune-rate 0 --no-export
+    banner "2/3  the same network learns them while half of its 1x16 blocks are pruned"
+    train "${recipe[@]}" --experiment sparse
+    banner "3/3  the exported network runs on subp_ext, and is compared with torch on 1000 test digits"
+    exec "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
+    ;;
+*)
+    train "$@"
+    ;;
+esac
+exit
+'''
+# From here on it is Python, started by torchrun on every rank.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from subp_dist.train import cli
+
+    cli()

@@ -1,0 +1,59 @@
+"""The compiled part of subp_ext; everything else about the package is in setup.cfg."""
+
+import platform
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = "ext/kernels"
+HEADERS = [f"{KERNELS}/{name}" for name in ("activation.h", "conv.h", "cpu.h", "dispatch.h", "kernels.h", "store.h")]
+LISTS = [f"{KERNELS}/{name}.inc" for name in ("activations", "isas", "kernels")]
+# A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
+# kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
+# SUBP_HAVE_<NAME> is defined for everything, and guards its lines in the lists.
+ISA_SETS: list[tuple[set[str], str, list[str]]] = []
+CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden"]
+
+here = [(name, flags) for machines, name, flags in ISA_SETS if platform.machine().lower() in machines]
+macros = [(f"SUBP_HAVE_{name.upper()}", "1") for name, _ in here]
+
+
+def kernel_library(name: str, files: list[str], flags: list[str]) -> tuple[str, dict]:
+    """A static library of kernel files with flags of their own."""
+    return f"subp_{name}", {
+        "sources": [f"{KERNELS}/{file}.c" for file in files],
+        "obj_deps": {"": HEADERS + LISTS},
+        "include_dirs": [KERNELS],
+        "macros": macros,
+        "cflags": CFLAGS + flags,
+    }
+
+
+class BuildExtension(build_ext):
+    """`build_ext` alone, as `--inplace` calls it, does not build the libraries it links."""
+
+    def run(self) -> None:
+        self.run_command("build_clib")
+        super().run()
+
+
+setup(
+    cmdclass={"build_ext": BuildExtension},
+    # The linker resolves from left to right: the dispatch names the kernels, so its library comes first.
+    libraries=[
+        kernel_library("dispatch", ["conv", "cpu", "dispatch"], []),
+        kernel_library("generic", ["generic"], []),
+        *(kernel_library(name, [name], flags) for name, flags in here),
+    ],
+    ext_modules=[
+        Extension(
+            "subp_ext._kernels",
+            sources=["ext/_kernels.pyx"],
+            depends=HEADERS + LISTS,
+            include_dirs=[KERNELS],
+            define_macros=macros,
+            extra_compile_args=[*CFLAGS, "-fopenmp"],
+            extra_link_args=["-fopenmp", "-lm"],
+        )
+    ],
+)

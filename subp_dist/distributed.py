@@ -1,0 +1,131 @@
+"""The process group from torchrun's environment, and what the ranks agree on: scores and masks."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among all: global ``rank`` of ``world_size``, and the device it trains on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+def init_process_group(device: str = "auto", timeout_minutes: float = 30) -> Rank:
+    """Join the process group that torchrun describes, or stand alone without one.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is a GPU per local rank.
+        timeout_minutes: how long a collective may wait for another rank before the run fails.
+
+    Raises:
+        ValueError: CUDA was asked for and there is none, or there are fewer GPUs than ranks on this machine.
+    """
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: expected auto, cpu or cuda")
+    if device == "cuda" and gpus < local_world:
+        raise ValueError(f"{local_world} ranks on this machine but {gpus} CUDA devices: set NPROC={max(gpus, 1)}")
+    torch_device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(torch_device)
+    if "RANK" not in os.environ:
+        return Rank(0, 1, torch_device)
+    dist.init_process_group(
+        backend="nccl" if device == "cuda" else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=torch_device if device == "cuda" else None,
+    )
+    return Rank(dist.get_rank(), dist.get_world_size(), torch_device)
+
+
+def world() -> tuple[int, int]:
+    """(rank, world size); (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """Element-wise sums of a few numbers over all ranks, in float64."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def share_out(costs: Sequence[float], world_size: int) -> list[int]:
+    """The rank that takes each task so that the loads are even: largest first, to the least loaded rank."""
+    loads, owner = [0.0] * world_size, [0] * len(costs)
+    for task in sorted(range(len(costs)), key=lambda t: (-costs[t], t)):
+        owner[task] = min(range(world_size), key=lambda r: (loads[r], r))
+        loads[owner[task]] += costs[task]
+    return owner
+
+
+def compute_shared(
+    compute: Callable[[int], Tensor], shapes: Sequence[tuple[int, ...]], costs: Sequence[float], device: torch.device
+) -> list[Tensor]:
+    """Every rank computes its share of the tensors; one flat all-reduce gives all of them to every rank.
+
+    Args:
+        compute: index -> float64 tensor of that index's shape.
+        shapes: the shape of each tensor.
+        costs: relative cost of computing each.
+        device: device of the collective.
+    """
+    rank, world_size = world()
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+    views = [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
+    for index, owner in enumerate(share_out(costs, world_size)):
+        if owner == rank:
+            views[index].copy_(compute(index))
+    if world_size > 1:
+        dist.all_reduce(flat)
+    return views
+
+
+def verify_identical_masks(masks: dict[str, Tensor], device: torch.device) -> None:
+    """Prove that all ranks hold the same masks.
+
+    Raises:
+        RuntimeError: on every rank, with one and the same message that names the layers and ranks that differ.
+    """
+    _, world_size = world()
+    if world_size == 1:
+        return
+    checksums = [zlib.crc32(mask.cpu().numpy().tobytes()) for mask in masks.values()]
+    gathered = torch.empty(world_size, len(masks), dtype=torch.int64, device=device)
+    dist.all_gather(list(gathered.unbind(0)), torch.tensor(checksums, dtype=torch.int64, device=device))
+    # The value that most ranks hold is taken as the right one; among equals, the smallest.
+    differs = gathered != gathered.mode(dim=0).values
+    if differs.any():
+        found = [
+            f"{name} on rank {', '.join(map(str, differs[:, column].nonzero().flatten().tolist()))}"
+            for column, name in enumerate(masks)
+            if differs[:, column].any()
+        ]
+        raise RuntimeError(
+            f"masks differ between ranks after an update: {'; '.join(found[:5])}"
+            f"{f' and {len(found) - 5} more layers' if len(found) > 5 else ''}. The weights or seeds of those ranks "
+            "have diverged: stop all ranks and resume from the last checkpoint"
+        )

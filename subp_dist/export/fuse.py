@@ -1,0 +1,182 @@
+"""Rewrites of a traced graph that leave its results as they are: fold batch norms, fuse, drop identities.
+
+One pass in execution order: each node is either an alias of another value, absorbed into the convolution or linear
+layer that feeds it, or kept. A fused node stands where its last part stood, so everything it reads is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from subp_ext import Graph, Node, Ref
+
+_IDENTITIES = {"alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"}
+_BATCH_NORM = "_native_batch_norm_legit_no_training"
+_PLAIN_ACTIVATIONS = {"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "mish"}
+
+
+def simplify(graph: Graph, shapes: dict[str, tuple]) -> Graph:
+    """Fold, fuse and clean a traced graph.
+
+    Args:
+        graph: as ``trace`` returns it.
+        shapes: shape of each value, to tell a residual from a broadcast.
+    """
+    return _Rewrite(graph, shapes).run()
+
+
+class _Rewrite:
+    """The state of the pass: what is kept so far, and what other names stand for."""
+
+    def __init__(self, graph: Graph, shapes: dict[str, tuple]) -> None:
+        self.graph, self.shapes = graph, dict(shapes)
+        self.constants = dict(graph.constants)
+        self.kept: dict[str, Node] = {}
+        self.aliases: dict[str, str] = {}
+        self.folded_norms: set[str] = set()
+        self.uses = Counter(ref.name for node in graph.nodes for ref in node.refs())
+        self.uses.update(spec.name for spec in graph.outputs)
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            node = dataclasses.replace(node, args={key: self._renamed(value) for key, value in node.args.items()})
+            source = self._alias(node)
+            if source is not None:
+                self.aliases[node.output] = source
+                # The alias's readers now read the source, in place of the alias itself.
+                self.uses[source] += self.uses[node.output] - 1
+                continue
+            fused = self._fold_batch_norm(node) or self._fuse_residual(node) or self._fuse_activation(node)
+            if fused is not None:
+                absorbed, node = fused
+                del self.kept[absorbed]
+            self.kept[node.output] = self._fold_padding(node)
+        outputs = [dataclasses.replace(o, name=self.aliases.get(o.name, o.name)) for o in self.graph.outputs]
+        return _without_unused(Graph(self.graph.inputs, outputs, list(self.kept.values()), self.constants))
+
+    def _renamed(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return Ref(self.aliases.get(value.name, value.name))
+        return [self._renamed(item) for item in value] if isinstance(value, list) else value
+
+    def _alias(self, node: Node) -> str | None:
+        """The value that a node merely passes on."""
+        source = node.args.get("self", node.args.get("input"))
+        if not isinstance(source, Ref):
+            return None
+        if node.op in _IDENTITIES:
+            return source.name
+        # A batch norm returns a tuple; folded into a convolution it is the one tensor that was read from it.
+        return source.name if node.op == "getitem" and source.name in self.folded_norms else None
+
+    def _absorbable(self, value: Any, *ops: str) -> Node | None:
+        """The node behind a value, if nothing else reads it and it is of one of the operators."""
+        node = self.kept.get(value.name) if isinstance(value, Ref) else None
+        usable = node is not None and node.op in ops and self.uses[node.output] == 1
+        return node if usable and node.args.get("activation") is None else None
+
+    def _fold_batch_norm(self, node: Node) -> tuple[str, Node] | None:
+        if node.op != _BATCH_NORM:
+            return None
+        conv = self._absorbable(node.args["input"], "conv2d")
+        weight = conv and self.constants.get(conv.args["weight"].name)
+        if weight is None or conv.args.get("residual") is not None or not self._only_reader(conv.args["weight"]):
+            return None
+        parts = {key: self._constant(node.args[key], len(weight)) for key in ("weight", "running_mean", "running_var")}
+        scale = parts["weight"] / np.sqrt(parts["running_var"] + node.args["eps"])
+        shift = self._constant(node.args["bias"], len(weight), default=0.0)
+        old_bias = self._constant(conv.args.get("bias"), len(weight), default=0.0)
+        bias_name = f"{conv.args['weight'].name.removesuffix('.weight')}.folded_bias"
+        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        self.constants[conv.args["weight"].name] = scaled.astype(np.float32)
+        self.constants[bias_name] = ((old_bias - parts["running_mean"]) * scale + shift).astype(np.float32)
+        self.folded_norms.add(node.output)
+        self.shapes[node.output] = self.shapes[conv.output]
+        return conv.output, Node("conv2d", node.output, conv.args | {"bias": Ref(bias_name)})
+
+    def _only_reader(self, weight: Ref) -> bool:
+        return self.uses[weight.name] == 1
+
+    def _constant(self, value: Any, channels: int, default: float = 1.0) -> np.ndarray:
+        if value is None:
+            return np.full(channels, default)
+        return self.constants[value.name].astype(np.float64)
+
+    def _fuse_residual(self, node: Node) -> tuple[str, Node] | None:
+        if node.op != "add" or node.args.get("alpha", 1) != 1:
+            return None
+        operands = [node.args["self"], node.args["other"]]
+        order = list(self.kept)
+        candidates = [(self._absorbable(value, "conv2d"), other) for value, other in (operands, operands[::-1])]
+        candidates = [
+            (conv, other)
+            for conv, other in candidates
+            if conv is not None
+            and conv.args.get("residual") is None
+            and isinstance(other, Ref)
+            and other.name != conv.output
+            and self.shapes.get(other.name) == self.shapes.get(node.output)
+        ]
+        if not candidates:
+            return None
+        # Of two convolutions the later one takes the sum: the earlier result is what it has to wait for anyway.
+        conv, other = max(candidates, key=lambda pair: order.index(pair[0].output))
+        return conv.output, Node("conv2d", node.output, conv.args | {"residual": other})
+
+    def _fuse_activation(self, node: Node) -> tuple[str, Node] | None:
+        activation = _activation(node)
+        target = activation and self._absorbable(node.args.get("self", node.args.get("input")), "conv2d", "linear")
+        if not target:
+            return None
+        return target.output, Node(target.op, node.output, target.args | {"activation": activation})
+
+    def _fold_padding(self, node: Node) -> Node:
+        """Zeros that a padding node puts around a convolution's input become the convolution's own."""
+        if node.op != "conv2d":
+            return node
+        pad = self.kept.get(node.args["input"].name)
+        if pad is None or pad.op not in ("constant_pad_nd", "pad") or pad.args.get("mode", "constant") != "constant":
+            return node
+        amounts, own = pad.args["pad"], node.args.get("padding", [0, 0])
+        plain = isinstance(own, list) and all(isinstance(p, int) for p in own) and len(amounts) == 4
+        if (pad.args.get("value") or 0) != 0 or not plain or any(not isinstance(p, int) or p < 0 for p in amounts):
+            return node
+        left, right, top, bottom = amounts
+        rows, columns = own if len(own) == 2 else own * 2
+        padding = [[top + rows, bottom + rows], [left + columns, right + columns]]
+        self.uses[pad.output] -= 1
+        if self.uses[pad.output] == 0:
+            del self.kept[pad.output]
+        return Node("conv2d", node.output, node.args | {"input": pad.args["self"], "padding": padding})
+
+
+def _activation(node: Node) -> str | None:
+    """The name under which a kernel applies this operator, if there is one."""
+    args = node.args
+    if node.op in _PLAIN_ACTIVATIONS:
+        return node.op
+    if node.op == "hardtanh" and (args.get("min_val", -1), args.get("max_val", 1)) == (0, 6):
+        return "relu6"
+    if node.op == "clamp" and (args.get("min"), args.get("max")) == (0, 6):
+        return "relu6"
+    if node.op == "gelu":
+        return "gelu_tanh" if args.get("approximate", "none") == "tanh" else "gelu"
+    if node.op == "leaky_relu" and args.get("negative_slope", 0.01) == 0.01:
+        return "leaky_relu"
+    return None
+
+
+def _without_unused(graph: Graph) -> Graph:
+    """The graph without nodes and constants that nothing reads."""
+    needed = {spec.name for spec in graph.outputs}
+    nodes = []
+    for node in reversed(graph.nodes):
+        if node.output in needed:
+            nodes.append(node)
+            needed.update(ref.name for ref in node.refs())
+    constants = {name: value for name, value in graph.constants.items() if name in needed}
+    return dataclasses.replace(graph, nodes=nodes[::-1], constants=constants)

@@ -1,0 +1,91 @@
+"""A trained model as a ``.subp`` file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+from torch import Tensor, nn
+
+import subp_ext
+from subp_ext import Graph, Ref, UniformBlockSparse
+
+from ..errors import UsageError
+from ..parametrization import block_mask_of, plain_copy
+from .fuse import simplify
+from .trace import trace
+
+
+def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], metadata: dict[str, Any]) -> Graph:
+    """Write a model, masked or plain, as a ``.subp`` file; the model itself stays as it is.
+
+    Args:
+        model: a timm model; its masks, if any, become the sparsity of the file.
+        path: the file; written whole or not at all.
+        input_size: (C, H, W) of an image; the batch is free.
+        metadata: kept in the file, for whoever serves it.
+
+    Raises:
+        UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
+    """
+    graph = build_graph(model, input_size)
+    graph.metadata.update({"timm": timm.__version__, **{k: v for k, v in metadata.items() if v is not None}})
+    subp_ext.save(path, graph)
+    return graph
+
+
+def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Find out before a training, not after it, whether its result can be exported.
+
+    Raises:
+        UsageError: it cannot; the message names the operator.
+    """
+    build_graph(model, input_size)
+
+
+def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
+    """The graph of a model with batch norms folded, operators fused and masked weights packed.
+
+    Raises:
+        UsageError: as ``export_subp``.
+    """
+    masks = {
+        f"{name}.weight": (block_mask.mask, block_mask.block_size)
+        for name, module in model.named_modules()
+        if (block_mask := block_mask_of(module)) is not None
+    }
+    plain = plain_copy(model).cpu().float().eval().requires_grad_(False)
+    try:
+        graph, shapes = trace(plain, input_size)
+    except Exception as error:  # torch.export raises a different type for each thing it cannot follow
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"{type(model).__name__} cannot be traced for export: {lines[0]}; pass --no-export to train without"
+        ) from error
+    graph = simplify(graph, shapes)
+    unknown = {node.op: node.output for node in graph.nodes if node.op not in subp_ext.supported_ops()}
+    if unknown:
+        found = ", ".join(f"{op} (node {output})" for op, output in unknown.items())
+        raise UsageError(
+            f"{type(model).__name__} cannot be exported: subp_ext has no operator {found}; pass --no-export to train "
+            "without"
+        )
+    return _pack(graph, masks)
+
+
+def _pack(graph: Graph, masks: dict[str, tuple[Tensor, int]]) -> Graph:
+    """Turn the masked weights of convolutions into ``UniformBlockSparse``."""
+    groups = {
+        node.args["weight"].name: node.args.get("groups", 1)
+        for node in graph.nodes
+        if node.op == "conv2d" and isinstance(node.args["weight"], Ref)
+    }
+    constants: dict[str, np.ndarray | UniformBlockSparse] = dict(graph.constants)
+    for name, (mask, block_size) in masks.items():
+        if name in groups:
+            weight = np.ascontiguousarray(constants[name], dtype=np.float32)
+            constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups[name], mask.cpu().numpy())
+    return dataclasses.replace(graph, constants=constants)

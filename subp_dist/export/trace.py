@@ -1,0 +1,120 @@
+"""A model in evaluation mode as a ``subp_ext.Graph`` of ATen operators, one to one, through ``torch.export``."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node as FxNode
+
+from subp_ext import Graph, Node, Ref, TensorSpec
+
+# Arithmetic on symbolic sizes arrives as Python operators.
+_SYMBOLIC = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.floordiv: "floor_divide",
+    operator.getitem: "getitem",
+}
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Graph, dict[str, tuple]]:
+    """Trace a model for images ``[B, C, H, W]`` of any batch size.
+
+    A model whose code fixes the batch size is traced for batches of one, and says so in its input's shape.
+
+    Args:
+        model: on the CPU, in evaluation mode, with plain weights.
+        input_size: (C, H, W).
+
+    Returns:
+        The graph, with constants named like the model's state, and the shape of every tensor value (a dimension that
+        depends on the batch is None).
+    """
+    image = torch.zeros(2, *input_size)
+    with torch.no_grad():
+        program = torch.export.export(model, (image,), dynamic_shapes=({0: Dim.AUTO},))
+        if _shape(_input_node(program)) != (None, *input_size):
+            program = torch.export.export(model, (image[:1],))
+        program = program.run_decompositions({})
+    return _convert(program)
+
+
+def _input_node(program: ExportedProgram) -> FxNode:
+    name = program.graph_signature.user_inputs[0]
+    return next(node for node in program.graph.nodes if node.name == name)
+
+
+def _shape(node: FxNode) -> tuple | None:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def _convert(program: ExportedProgram) -> tuple[Graph, dict[str, tuple]]:
+    constants, names = _constants(program)
+    nodes = []
+    shapes = {}
+    for fx in program.graph.nodes:
+        name = names.get(fx.name, fx.name)
+        if (shape := _shape(fx)) is not None:
+            shapes[name] = shape
+        if fx.op == "call_function":
+            nodes.append(Node(_operator_name(fx), fx.name, _arguments(fx, names)))
+    image = _input_node(program)
+    results = next(fx for fx in program.graph.nodes if fx.op == "output").args[0]
+    outputs = [TensorSpec(names.get(fx.name, fx.name), _shape(fx), _dtype_name(fx.meta["val"].dtype)) for fx in results]
+    graph = Graph([TensorSpec(image.name, _shape(image))], outputs, nodes, constants)
+    return graph, shapes
+
+
+def _constants(program: ExportedProgram) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Parameters and buffers by their name in the model, and that name by the name of their placeholder."""
+    constants, names = {}, {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            continue
+        value = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        names[spec.arg.name] = spec.target
+        constants[spec.target] = value.detach().contiguous().numpy()
+    return constants, names
+
+
+def _operator_name(fx: FxNode) -> str:
+    if fx.target in _SYMBOLIC:
+        return _SYMBOLIC[fx.target]
+    schema = getattr(fx.target, "_schema", None)
+    return schema.name.rpartition("::")[2].rstrip("_") if schema else str(fx.target)
+
+
+def _arguments(fx: FxNode, names: dict[str, str]) -> dict[str, Any]:
+    schema = getattr(fx.target, "_schema", None)
+    if schema:
+        arguments = [argument.name for argument in schema.arguments]
+    else:
+        arguments = ["self", "index"] if fx.target is operator.getitem else ["self", "other"]
+    bound = dict(zip(arguments, fx.args, strict=False)) | dict(fx.kwargs)
+    return {name: _value(value, names) for name, value in bound.items()}
+
+
+def _value(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, FxNode):
+        return Ref(names.get(value.name, value.name))
+    if isinstance(value, list | tuple):
+        return [_value(item, names) for item in value]
+    if isinstance(value, torch.dtype):
+        return _dtype_name(value)
+    if isinstance(value, torch.device | torch.layout | torch.memory_format):
+        return str(value)
+    return value
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,134 @@
+"""One epoch of training, and one pass of validation."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+
+import torch
+from timm.utils import dispatch_clip_grad
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .distributed import sum_over_ranks
+from .training import Training
+
+
+def train_epoch(training: Training, loader: DataLoader, epoch: int) -> dict[str, float]:
+    """Train for one epoch.
+
+    Returns:
+        Mean ``loss`` over all ranks and images, ``img_per_s`` of all ranks together, and ``data_time``, the share of
+        the time spent waiting for data.
+    """
+    args, device = training.args, training.rank.device
+    training.wrapped.train()
+    accumulate = args.grad_accum_steps
+    batches, steps = len(loader), math.ceil(len(loader) / accumulate)
+    loss_sum, images_seen, data_seconds = torch.zeros((), dtype=torch.float64, device=device), 0, 0.0
+    norm, waiting_since = None, time.perf_counter()
+    epoch_start = waiting_since
+    for batch, (images, targets) in enumerate(training.monitor.progress(loader, f"epoch {epoch}")):
+        data_seconds += time.perf_counter() - waiting_since
+        step, position = divmod(batch, accumulate)
+        global_step = epoch * steps + step
+        if position == 0 and args.prune_interval and global_step % args.prune_interval == 0:
+            training.update_masks(epoch + step / steps, global_step)
+        # The last step of an epoch may have fewer batches than the others.
+        in_step = min(accumulate, batches - step * accumulate)
+        is_last = position == in_step - 1
+        images, targets = _to_device(images, targets, training)
+        loss = _backward(training, images, targets, in_step, is_last)
+        loss_sum += loss.double() * len(images)
+        images_seen += len(images)
+        if is_last:
+            norm = _optimizer_step(training)
+            if args.sched_on_updates:
+                training.scheduler.step_update(global_step + 1)
+            if global_step % args.log_interval == 0:
+                _log_step(training, loss, norm, global_step, epoch)
+        waiting_since = time.perf_counter()
+    seconds = time.perf_counter() - epoch_start
+    total_loss, total_images = sum_over_ranks([loss_sum.item(), images_seen], device)
+    metrics = {
+        "loss": total_loss / total_images,
+        "img_per_s": total_images / seconds,
+        "data_time": data_seconds / seconds,
+    }
+    training.image_rates.append(metrics["img_per_s"])
+    training.monitor.scalars({f"train/{k}": v for k, v in metrics.items() if k != "loss"}, (epoch + 1) * steps)
+    return metrics
+
+
+def _to_device(images: Tensor, targets: Tensor, training: Training) -> tuple[Tensor, Tensor]:
+    memory_format = torch.channels_last if training.args.channels_last else torch.contiguous_format
+    images = images.to(training.rank.device, non_blocking=True, memory_format=memory_format)
+    targets = targets.to(training.rank.device, non_blocking=True)
+    return training.mixup(images, targets) if training.mixup else (images, targets)
+
+
+def _backward(training: Training, images: Tensor, targets: Tensor, in_step: int, is_last: bool) -> Tensor:
+    """Forward and backward of one batch; gradients are averaged over ranks with the last batch of a step only."""
+    keep_local = isinstance(training.wrapped, nn.parallel.DistributedDataParallel) and not is_last
+    with training.wrapped.no_sync() if keep_local else nullcontext():
+        with training.autocast():
+            loss = training.loss(training.wrapped(images), targets)
+        training.scaler.scale(loss / in_step).backward()
+    return loss.detach()
+
+
+def _optimizer_step(training: Training) -> Tensor:
+    """One optimizer step; returns the gradient norm before clipping.
+
+    A step that the scaler skips (overflow) changes neither weights nor the moving average, so the decay of masked
+    weights, which only edits gradients, is skipped with it.
+    """
+    args, scaler = training.args, training.scaler
+    parameters = [p for p in training.model.parameters() if p.grad is not None]
+    scaler.unscale_(training.optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if args.clip_grad is not None:
+        dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+    training.pruner.decay_gradients()
+    scale = scaler.get_scale()
+    scaler.step(training.optimizer)
+    scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+    if not scaler.is_enabled() or scaler.get_scale() >= scale:
+        training.updates += 1
+        if training.ema is not None:
+            training.ema.update(training.model, step=training.updates)
+    return norm
+
+
+def _log_step(training: Training, loss: Tensor, norm: Tensor, global_step: int, epoch: int) -> None:
+    value = loss.item()
+    if not math.isfinite(value) and not training.scaler.is_enabled():
+        raise RuntimeError(
+            f"the loss is {value} at epoch {epoch}, step {global_step}: lower --lr, or set --clip-grad; the last "
+            "complete epoch is in last.pt"
+        )
+    lr = training.optimizer.param_groups[0]["lr"]
+    training.monitor.scalars({"train/loss": value, "train/lr": lr, "train/grad_norm": norm.item()}, global_step)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, loader: DataLoader, training: Training, description: str = "val") -> dict[str, float]:
+    """Loss, top-1 and top-5 (percent) over the validation images of all ranks, each counted once.
+
+    Hits are counted, not averaged, so that the figures are the same at any world size.
+    """
+    device = training.rank.device
+    memory_format = torch.channels_last if training.args.channels_last else torch.contiguous_format
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, targets in training.monitor.progress(loader, description):
+        images, targets = images.to(device, memory_format=memory_format), targets.to(device)
+        with training.autocast():
+            logits = model(images)
+        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        hits = logits.topk(min(5, logits.shape[1])).indices.eq(targets.unsqueeze(1))
+        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(targets))]).double()
+    loss, top1, top5, count = sum_over_ranks(sums.tolist(), device)
+    return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}

@@ -1,0 +1,234 @@
+"""The flat flags of ``python -m subp_dist.train``; named as in timm's training script where the meaning is the same."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from .blocks import BLOCK_SIZES
+from .errors import UsageError
+from .schedule import SHAPES
+from .scores import CRITERIA
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; its defaults are the published recipe."""
+    parser = argparse.ArgumentParser(
+        prog="subp-train",
+        description="Train a timm CNN with soft uniform block pruning, from scratch, and export it for the CPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="any timm model name")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
+    _add_data_flags(parser)
+    _add_pruning_flags(parser)
+    _add_model_flags(parser)
+    _add_optimization_flags(parser)
+    _add_regularization_flags(parser)
+    _add_run_flags(parser)
+    return parser
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--data-dir", metavar="DIR", help="folder with train/ and val/ of class folders, or 'builtin': real digits")
+    add("--dataset", default="", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
+    add("--train-split", default="train", help="name of the training split")
+    add("--val-split", default="validation", help="name of the validation split")
+    add("--num-classes", type=int, help="classes; counted in the data by default")
+    add("--in-chans", type=int, help="input channels; 3, and 1 for the built-in digits, by default")
+    add("--img-size", type=int, metavar="PIXELS", help="square image size; the model's, or the digits' 28, by default")
+    add("--crop-pct", type=float, help="share of the image that the validation crop covers; the model's by default")
+    add("--mean", type=float, nargs="+", help="mean per channel; the model's by default")
+    add("--std", type=float, nargs="+", help="standard deviation per channel; the model's by default")
+    add("--interpolation", default="", help="resize filter; the model's by default")
+    add("-b", "--batch-size", type=int, default=128, help="images per rank and step")
+    add("--validation-batch-size", type=int, help="images per rank in validation; the batch size by default")
+    add("-j", "--workers", type=int, default=4, help="data loading processes per rank; 0 for the digits")
+
+
+def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pruning")
+    add = group.add_argument
+    add("--prune-rate", type=float, default=0.5, help="share of blocks to prune in every row, in [0, 1)")
+    add("--target-macs", metavar="MACS", help="find the rate for a number of MACs instead, such as 2.0G or 300M")
+    add("--block-size", type=int, default=16, choices=BLOCK_SIZES, help="output channels per block (the N of 1xN)")
+    add("--criterion", default="bpar", choices=list(CRITERIA), help="score of a block")
+    add("--alpha", type=float, default=1.0, help="weight of the redundancy in bpar")
+    add("--tau", type=float, default=1.0, help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp")
+    add("--score-latent", action="store_true", help="score latent weights instead of masked ones")
+    add("--prune-start", type=float, metavar="EPOCH", help="first epoch of pruning; 4 %% of the run by default")
+    add("--prune-end", type=float, metavar="EPOCH", help="epoch that reaches the rate; 72 %% of the run by default")
+    add("--prune-schedule", default="cubic", choices=list(SHAPES), help="course of the rate from start to end")
+    add("--prune-interval", type=int, default=0, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
+    add("--skip", nargs="*", default=[], metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
+    add("--sr-ste-decay", type=float, default=2e-4, help="extra decay of masked weights")
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--initial-checkpoint", default="", metavar="FILE", help="weights to start from, in timm's keys")
+    add("--drop", type=float, help="dropout rate")
+    add("--drop-path", type=float, help="stochastic depth rate")
+    add("--sync-bn", action="store_true", help="synchronised batch norm (GPU)")
+    add("--dist-bn", default="reduce", choices=["reduce", "broadcast"], help="batch-norm statistics over ranks")
+    add("--channels-last", action="store_true", help="channels-last memory format")
+    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
+    add("--amp", action="store_true", help="automatic mixed precision")
+    add("--amp-dtype", default="float16", choices=["float16", "bfloat16"], help="lower precision of --amp")
+    add("--model-ema", action="store_true", help="keep and validate a moving average of the weights")
+    add("--model-ema-decay", type=float, default=0.9998, help="decay of the moving average")
+    add("--model-ema-warmup", action="store_true", help="warm the decay of the moving average up")
+
+
+def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimization")
+    add = group.add_argument
+    add("--epochs", type=int, default=250, help="epochs of training")
+    add("--opt", default="momentum", help="timm optimizer; 'momentum' is SGD without Nesterov, 'sgd' with it")
+    add("--lr", type=float, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")
+    add("--lr-base", type=float, default=0.1, help="learning rate at the base batch size")
+    add("--lr-base-size", type=int, default=256, help="global batch size that --lr-base is meant for")
+    add("--momentum", type=float, default=0.9, help="momentum")
+    add("--weight-decay", type=float, default=1e-4, help="weight decay; one-dimensional parameters have none")
+    add("--opt-eps", type=float, help="epsilon of the optimizer")
+    add("--opt-betas", type=float, nargs="+", help="betas of the optimizer")
+    add("--sched", default="cosine", help="timm learning-rate schedule")
+    add("--sched-on-updates", action="store_true", help="step the learning rate per optimizer step, not per epoch")
+    add("--min-lr", type=float, default=0.0, help="lowest learning rate")
+    add("--warmup-lr", type=float, default=1e-5, help="learning rate at the start of the warm-up")
+    add("--warmup-epochs", type=int, default=0, help="epochs of warm-up")
+    add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], help="epochs of a multistep schedule")
+    add("--decay-epochs", type=float, default=90, help="epochs between decays of a step schedule")
+    add("--decay-rate", type=float, default=0.1, help="factor of a step schedule")
+    add("--grad-accum-steps", type=int, default=1, help="batches per optimizer step")
+    add("--clip-grad", type=float, help="largest gradient norm (or value, see --clip-mode)")
+    add("--clip-mode", default="norm", choices=["norm", "value", "agc"], help="how gradients are clipped")
+
+
+def _add_regularization_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("augmentation and loss")
+    add = group.add_argument
+    add("--scale", type=float, nargs=2, default=[0.08, 1.0], help="area of the random crop")
+    add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], help="aspect ratio of the random crop")
+    add("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+    add("--color-jitter", type=float, default=0.0, help="strength of colour jitter")
+    add("--aa", metavar="POLICY", help="timm auto-augment policy, such as rand-m9-mstd0.5-inc1")
+    add("--reprob", type=float, default=0.0, help="probability of random erasing")
+    add("--smoothing", type=float, default=0.1, help="label smoothing")
+    add("--mixup", type=float, default=0.0, help="alpha of mixup; 0: off")
+    add("--cutmix", type=float, default=0.0, help="alpha of cutmix; 0: off")
+    add("--bce-loss", action="store_true", help="binary cross entropy")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--output", default="output", metavar="DIR", help="folder of all runs")
+    add("--experiment", default="", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
+    add("--resume", metavar="FILE", help="last.pt of a run to go on with, or 'auto': this run's own, if there is one")
+    add("--seed", type=int, default=42, help="seed of initial weights, data order and masks")
+    add("--device", default="auto", help="cpu, cuda, or auto")
+    add("--log-interval", type=int, default=50, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
+    add("--image-interval", type=int, default=10, metavar="EPOCHS", help="epochs between mask pictures")
+    add("--no-export", action="store_true", help="do not write model.subp at the end")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line over the ``--config`` file over the defaults, and check what needs no model or data.
+
+    Raises:
+        UsageError: the file cannot be read or has an unknown key, or a value is out of range.
+    """
+    parser = build_parser()
+    config = parser.parse_known_args(argv)[0].config
+    if config:
+        parser.set_defaults(**_read_config(Path(config), parser))
+    args = parser.parse_args(argv)
+    if not args.model:
+        raise UsageError("no model given: name any timm model, such as resnet50 (see timm.list_models())")
+    _check_ranges(args)
+    return args
+
+
+def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: expected lines of 'flag: value', found {type(values).__name__}")
+    actions = {action.dest: action for action in parser._actions}
+    checked = {}
+    for key, value in values.items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None or action.dest in ("help", "config"):
+            raise UsageError(f"--config {path}: there is no flag {key!r}; --help lists all")
+        checked[action.dest] = _convert(action, value, f"--config {path}: {key}: {value!r}")
+    return checked
+
+
+def _convert(action: argparse.Action, value, where: str):
+    """A YAML value as the flag's type; argparse itself would take defaults from a file unchecked."""
+    if value is None:
+        return None
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: expected true or false")
+        return value
+    many = action.nargs in ("+", "*") or isinstance(action.nargs, int)
+    if many != isinstance(value, list):
+        raise UsageError(f"{where}: expected {'a list' if many else 'a single value'}")
+    convert = action.type or str
+    try:
+        items = [convert(str(item)) for item in (value if many else [value])]
+    except ValueError:
+        raise UsageError(f"{where}: expected {convert.__name__}") from None
+    if action.choices and any(item not in action.choices for item in items):
+        raise UsageError(f"{where}: expected one of {', '.join(map(str, action.choices))}")
+    return items if many else items[0]
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    if not 0 <= args.prune_rate < 1:
+        raise UsageError(f"--prune-rate {args.prune_rate}: expected a share of blocks in [0, 1), such as 0.5")
+    for flag in ("epochs", "batch_size", "grad_accum_steps", "lr_base_size", "log_interval", "image_interval"):
+        if getattr(args, flag) < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
+    for flag in ("img_size", "num_classes", "in_chans", "validation_batch_size"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
+    for flag in ("workers", "prune_interval", "sr_ste_decay", "warmup_epochs", "mixup", "cutmix"):
+        if getattr(args, flag) < 0:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 or more")
+    if not args.tau > 0:
+        raise UsageError(f"--tau {args.tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
+    if not 0 <= args.smoothing < 1:
+        raise UsageError(f"--smoothing {args.smoothing}: expected a value in [0, 1)")
+    if (args.mixup or args.cutmix) and args.batch_size % 2:
+        raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
+    if args.warmup_epochs >= args.epochs:
+        raise UsageError(f"--warmup-epochs {args.warmup_epochs}: expected fewer than the run's {args.epochs} epochs")
+
+
+def parse_macs(text: str) -> float:
+    """``2.0G`` -> 2e9; the suffixes are K, M and G.
+
+    Raises:
+        UsageError: not a positive number of MACs.
+    """
+    number, factor = text.strip(), 1.0
+    if number[-1:].upper() in ("K", "M", "G"):
+        number, factor = number[:-1], {"K": 1e3, "M": 1e6, "G": 1e9}[number[-1].upper()]
+    try:
+        macs = float(number) * factor
+    except ValueError:
+        macs = 0.0
+    if not macs > 0:
+        raise UsageError(f"--target-macs {text!r}: expected a number of MACs, such as 2.0G or 300M")
+    return macs

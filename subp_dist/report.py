@@ -1,0 +1,71 @@
+"""``report.json``: what a run achieved, layer by layer, in MACs, accuracy and time."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from pathlib import Path
+
+import timm
+import torch
+
+from .checkpoint import write_atomically
+from .data import Data
+from .flops import count_macs
+from .training import Training
+
+
+def run_report(training: Training, data: Data, folder: Path, checkpoint: dict) -> dict:
+    """Put the report of a finished run together and write it to its folder.
+
+    Args:
+        training: the run; its model holds the weights that were exported.
+        data: the run's data.
+        folder: where the exported files lie and the report goes.
+        checkpoint: the checkpoint that was exported.
+
+    Returns:
+        ``accuracy`` (percent), ``layers`` (``SUBPPruner.report``), ``macs`` and ``parameters`` (dense and kept),
+        ``files`` (bytes), ``timings`` and ``versions``.
+    """
+    pruner, args = training.pruner, training.args
+    layers = pruner.report(count_macs(training.model, data.input_size))
+    total = sum(parameter.numel() for parameter in training.model.parameters())
+    pruned = sum(
+        (row["blocks_per_row"] - row["kept"]) * math.prod(row["shape"]) // row["blocks_per_row"]
+        for row in layers
+        if row["reason"] is None
+    )
+    rates = sorted(training.image_rates)
+    exported = [path for name in ("model.safetensors", "model.subp") if (path := folder / name).exists()]
+    val = checkpoint["val"]
+    report = {
+        "model": args.model,
+        "accuracy": {"top1": val["top1"], "top5": val["top5"], "epoch": checkpoint["epoch"]},
+        "prune_rate": {"asked": args.prune_rate, "achieved": pruner.pruned_share()},
+        "macs": {"dense": sum(row["macs"] for row in layers), "kept": sum(row["kept_macs"] for row in layers)},
+        "parameters": {"dense": total, "kept": total - pruned},
+        "layers": layers,
+        "files": {path.name: path.stat().st_size for path in exported},
+        "timings": {
+            "images_per_s": rates[len(rates) // 2] if rates else None,
+            "mask_update_s": training.mask_seconds / max(1, training.mask_updates),
+            "ranks": training.rank.world_size,
+            "device": str(training.rank.device),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+    }
+    write_report(folder, report)
+    return report
+
+
+def write_report(folder: Path, report: dict) -> None:
+    """Write ``report.json``."""
+    text = json.dumps(report, indent=1)
+    write_atomically(folder / "report.json", lambda path: path.write_text(text + "\n"))
+
+
+def read_report(folder: Path) -> dict:
+    """Read ``report.json`` of a finished run."""
+    return json.loads((folder / "report.json").read_text())

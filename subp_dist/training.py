@@ -1,0 +1,236 @@
+"""All parts of a run, put together from the flags, and their state in a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import time
+import warnings
+from dataclasses import dataclass, field
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import ModelEmaV3, random_seed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .data import Data, create_data
+from .distributed import Rank
+from .errors import UsageError
+from .export import check_exportable
+from .flops import count_macs, rate_for_macs
+from .monitor import Monitor
+from .options import parse_macs
+from .pruner import SUBPPruner, kept_macs_at, plan_layers
+from .schedule import PruneSchedule
+
+
+@dataclass
+class Training:
+    """All parts of a run that take part in a step.
+
+    Attributes:
+        model: the bare model, masks included; its state is what checkpoints hold.
+        wrapped: the same model as it is called in training (compiled, in DDP).
+        scaler: disabled unless the precision needs it.
+        updates: optimizer steps that really happened, for the moving average.
+        mask_seconds: time spent in ``mask_updates`` mask updates.
+    """
+
+    args: argparse.Namespace
+    rank: Rank
+    model: nn.Module
+    wrapped: nn.Module
+    pruner: SUBPPruner
+    optimizer: torch.optim.Optimizer
+    scheduler: object
+    scaler: torch.amp.GradScaler
+    loss: nn.Module
+    mixup: Mixup | None
+    ema: ModelEmaV3 | None
+    monitor: Monitor
+    updates: int = 0
+    mask_seconds: float = 0.0
+    mask_updates: int = 0
+    image_rates: list[float] = field(default_factory=list)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass."""
+        return torch.autocast(self.rank.device.type, getattr(torch, self.args.amp_dtype), enabled=self.args.amp)
+
+    def update_masks(self, epoch: float, global_step: int) -> None:
+        """Update the masks for a time in epochs and record what happened."""
+        start = time.perf_counter()
+        update = self.pruner.step(epoch)
+        self.mask_seconds += time.perf_counter() - start
+        self.mask_updates += 1
+        pictures = epoch == int(epoch) and int(epoch) % self.args.image_interval == 0
+        self.monitor.mask_update(update, self.pruner.masks, global_step, pictures)
+
+
+def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
+    """The timm model for the data; what the data decides is written back into ``args``.
+
+    Raises:
+        UsageError: no such model or data, or they do not fit.
+    """
+    if not timm.is_model(args.model):
+        near = difflib.get_close_matches(args.model, timm.list_models(), n=5) or timm.list_models(f"*{args.model}*")[:5]
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
+        raise UsageError(f"timm {timm.__version__} has no model {args.model!r}; {hint}")
+    data = create_data(args, timm.get_pretrained_cfg(args.model).to_dict())
+    args.num_classes, args.in_chans, args.img_size = data.num_classes, data.input_size[0], data.input_size[1]
+    args.mean, args.std = list(data.mean), list(data.std)
+    random_seed(args.seed)
+    optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
+    try:
+        model = timm.create_model(
+            args.model,
+            num_classes=args.num_classes,
+            in_chans=args.in_chans,
+            checkpoint_path=args.initial_checkpoint,
+            **{key: value for key, value in optional.items() if value is not None},
+        )
+    except (RuntimeError, TypeError, FileNotFoundError, ValueError) as error:
+        raise UsageError(f"timm cannot create {args.model}: {error}") from error
+    return model, data
+
+
+def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) -> Training:
+    """Everything of a run that does not depend on a checkpoint.
+
+    Raises:
+        ValueError: the flags do not fit the model or each other.
+    """
+    if args.sync_bn and rank.device.type != "cuda":
+        raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
+    try:
+        macs = count_macs(model, data.input_size)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"{args.model} does not run on images of {data.input_size}: {error}") from error
+    if args.target_macs:
+        kept = kept_macs_at(plan_layers(model, args.skip), macs)
+        args.prune_rate = rate_for_macs(parse_macs(args.target_macs), kept)
+    schedule = PruneSchedule.for_run(
+        args.prune_rate, args.epochs, args.prune_start, args.prune_end, args.prune_schedule
+    )
+    args.prune_start, args.prune_end = schedule.start, schedule.end
+    if not args.no_export and rank.is_primary:
+        check_exportable(model, data.input_size)
+    model.to(rank.device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    pruner = SUBPPruner(
+        model,
+        schedule,
+        block_size=args.block_size,
+        criterion=args.criterion,
+        alpha=args.alpha,
+        tau=args.tau,
+        score_latent=args.score_latent,
+        sr_ste_decay=args.sr_ste_decay,
+        skip=args.skip,
+        seed=args.seed,
+    )
+    if args.lr is None:
+        global_batch = args.batch_size * rank.world_size * args.grad_accum_steps
+        args.lr = args.lr_base * global_batch / args.lr_base_size
+    optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
+    updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
+    scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
+    ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
+    use_scaler = args.amp and args.amp_dtype == "float16"
+    return Training(
+        args=args,
+        rank=rank,
+        model=model,
+        wrapped=wrap(model, args, rank),
+        pruner=pruner,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=torch.amp.GradScaler(rank.device.type, enabled=use_scaler),
+        loss=create_loss(args),
+        mixup=create_mixup(args),
+        ema=ema,
+        monitor=Monitor(None),
+    )
+
+
+def wrap(model: nn.Module, args: argparse.Namespace, rank: Rank) -> nn.Module:
+    """The model as it is called in training: compiled if asked, and in DDP where there are ranks.
+
+    Buffers are not broadcast by DDP: masks are equal on every rank because they are drawn so and checked, and
+    batch-norm statistics are averaged after each epoch.
+    """
+    wrapped = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
+    if rank.world_size == 1:
+        return wrapped
+    device_ids = [rank.device.index] if rank.device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # Newer torch announces another name for it, which older torch does not have.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(wrapped, device_ids=device_ids, broadcast_buffers=False)
+
+
+def create_loss(args: argparse.Namespace) -> nn.Module:
+    """The training loss for the flags."""
+    mixes = args.mixup > 0 or args.cutmix > 0
+    if args.bce_loss:
+        return BinaryCrossEntropy(smoothing=0.0 if mixes else args.smoothing)
+    if mixes:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def create_mixup(args: argparse.Namespace) -> Mixup | None:
+    """timm's mixup and cutmix on batches, or None."""
+    if not (args.mixup > 0 or args.cutmix > 0):
+        return None
+    return Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=args.num_classes)
+
+
+def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
+    """Load a checkpoint into a run; returns the next epoch and the best top-1 so far.
+
+    Raises:
+        UsageError: it belongs to a run that this one cannot continue.
+    """
+    args, saved = training.args, checkpoint["args"]
+    for flag in ("model", "num_classes", "in_chans", "block_size", "skip", "opt", "seed"):
+        if saved[flag] != getattr(args, flag):
+            raise UsageError(
+                f"--resume: the checkpoint was trained with --{flag.replace('_', '-')} {saved[flag]}, this run has "
+                f"{getattr(args, flag)}; use the same flag, or start anew"
+            )
+    if bool(training.ema) != ("ema" in checkpoint):
+        raise UsageError("--resume: the run and its checkpoint must agree on --model-ema")
+    training.model.load_state_dict(checkpoint["model"])
+    training.optimizer.load_state_dict(checkpoint["optimizer"])
+    training.scaler.load_state_dict(checkpoint["scaler"])
+    training.scheduler.load_state_dict(checkpoint["scheduler"])
+    training.updates = checkpoint["updates"]
+    if training.ema:
+        training.ema.module.load_state_dict(checkpoint["ema"])
+    return checkpoint["epoch"] + 1, checkpoint["best"]
+
+
+def checkpoint_state(training: Training, epoch: int, best: float | None, val_metrics: dict[str, float]) -> dict:
+    """All that ``restore`` needs, after an epoch."""
+    state = {
+        "epoch": epoch,
+        "best": best,
+        "val": val_metrics,
+        "args": vars(training.args),
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scheduler": training.scheduler.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "updates": training.updates,
+    }
+    return state | ({"ema": training.ema.module.state_dict()} if training.ema else {})

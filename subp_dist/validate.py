@@ -1,0 +1,207 @@
+"""Evaluate a finished run, in torch and as exported: ``python -m subp_dist.validate RUN [--dense RUN]``.
+
+Prints one table: accuracy, whether both engines predict the same for every image, MACs, parameters, file sizes, and
+latency at equal threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+import subp_ext
+from subp_ext.runtime import thread_count
+
+from .data import Data, create_data
+from .errors import UsageError, report_usage_errors
+from .options import build_parser
+from .report import read_report, write_report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its flags, its data, its plain model in evaluation mode, and its report."""
+
+    folder: Path
+    args: argparse.Namespace
+    data: Data
+    model: nn.Module
+    report: dict
+
+    @classmethod
+    def open(cls, folder: Path, data_dir: str | None = None) -> Run:
+        """Open a run's folder; ``data_dir`` if the data has moved.
+
+        Raises:
+            UsageError: it is not a finished run.
+        """
+        for name in ("args.yaml", "report.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise UsageError(f"{folder} is not a finished run: it has no {name}")
+        # Flags that are newer than the run get their defaults.
+        values = vars(build_parser().parse_args([])) | yaml.safe_load((folder / "args.yaml").read_text())
+        if data_dir:
+            values["data_dir"] = data_dir
+        args = argparse.Namespace(**values)
+        model = timm.create_model(args.model, num_classes=args.num_classes, in_chans=args.in_chans)
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (SafetensorError, RuntimeError) as error:
+            raise UsageError(f"{folder / 'model.safetensors'} is damaged or of another model: {error}") from error
+        return cls(folder, args, create_data(args, model.pretrained_cfg), model.eval(), read_report(folder))
+
+
+@report_usage_errors
+def cli() -> None:
+    """Console entry."""
+    parser = argparse.ArgumentParser(prog="subp-validate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--dense", type=Path, metavar="RUN", help="run of the dense twin, to stand beside it")
+    parser.add_argument("--data-dir", help="where the data is now, if not where it was in training")
+    parser.add_argument("--threads", type=int, help="threads of both engines; all usable cores by default")
+    parser.add_argument("--limit", type=int, help="look at so many validation images only")
+    args = parser.parse_args()
+    run = Run.open(args.run, args.data_dir)
+    dense = Run.open(args.dense, args.data_dir) if args.dense else None
+    comparison = compare(run, dense, thread_count(args.threads), args.limit)
+    print(as_table(comparison))
+    write_report(run.folder, run.report | {"comparison": comparison})
+
+
+def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None) -> dict:
+    """Run a model in torch and on ``subp_ext`` over its validation images, and time both.
+
+    Returns:
+        ``columns``, by engine, each with what ``as_table`` prints; ``images``, ``same_predictions``, and
+        ``max_logit_difference``.
+
+    Raises:
+        UsageError: the run was not exported, or its file is damaged.
+    """
+    path = run.folder / "model.subp"
+    torch.set_num_threads(threads)
+    try:
+        session = subp_ext.Session(path, threads=threads)
+    except (FileNotFoundError, subp_ext.FormatError) as error:
+        raise UsageError(str(error)) from error
+    labels, in_torch, exported = predict(run, session, limit)
+    image = np.zeros((1, *run.data.input_size), np.float32)
+    contenders = {"sparse, torch": torch_runner(run.model, image), "sparse, subp_ext": lambda: session.run(image)}
+    if dense is not None:
+        contenders["dense, torch"] = torch_runner(dense.model, image)
+    times = time_in_turns(contenders)
+    report = run.report
+    columns = {}
+    if dense is not None:
+        columns["dense, torch"] = {
+            "top1": dense.report["accuracy"]["top1"],
+            "macs": report["macs"]["dense"],
+            "parameters": report["parameters"]["dense"],
+            "bytes": dense.report["files"]["model.safetensors"],
+        }
+    shared = {"macs": report["macs"]["kept"], "parameters": report["parameters"]["kept"]}
+    columns["sparse, torch"] = shared | {"top1": top1(in_torch, labels), "bytes": report["files"]["model.safetensors"]}
+    columns["sparse, subp_ext"] = shared | {"top1": top1(exported, labels), "bytes": path.stat().st_size}
+    for name, column in columns.items():
+        column["best_ms"], column["median_ms"] = min(times[name]), statistics.median(times[name])
+    return {
+        "columns": columns,
+        "threads": threads,
+        "images": len(labels),
+        "same_predictions": int((in_torch.argmax(1) == exported.argmax(1)).sum()),
+        "max_logit_difference": float(np.abs(in_torch - exported).max()),
+        "kernels": subp_ext.cpu_info()["kernel_set"],
+    }
+
+
+def predict(run: Run, session: subp_ext.Session, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels ``[n]``, and logits ``[n, classes]`` of torch and of the session, over the validation images."""
+    images = Subset(run.data.val, range(min(limit or len(run.data.val), len(run.data.val))))
+    workers = 0 if run.args.data_dir == "builtin" else min(run.args.workers, 4)
+    loader = DataLoader(images, run.args.validation_batch_size or run.args.batch_size, num_workers=workers)
+    labels, in_torch, exported = [], [], []
+    with torch.inference_mode():
+        for batch, targets in tqdm(loader, desc="compare", leave=False):
+            labels.append(targets.numpy())
+            in_torch.append(run.model(batch).numpy())
+            exported.append(session.run(batch.numpy()))
+    return np.concatenate(labels), np.concatenate(in_torch), np.concatenate(exported)
+
+
+def top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of right predictions, in percent."""
+    return 100 * float((logits.argmax(1) == labels).mean())
+
+
+def torch_runner(model: nn.Module, image: np.ndarray) -> Callable[[], object]:
+    """One inference in torch; in channels-last, which is the faster of its formats on CPUs."""
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    tensor = torch.from_numpy(image).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run() -> object:
+        return model(tensor)
+
+    return run
+
+
+def time_in_turns(contenders: dict[str, Callable[[], object]], seconds: float = 6.0) -> dict[str, list[float]]:
+    """Milliseconds of many calls of each, warm, in turns so that a noisy moment meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        for _ in range(10):
+            run()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, run in contenders.items():
+            for _ in range(10):
+                start = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def as_table(comparison: dict) -> str:
+    """The comparison as text."""
+    columns = comparison["columns"]
+    rows: Sequence[tuple[str, Callable[[dict], str]]] = (
+        ("top-1, %", lambda c: f"{c['top1']:.2f}"),
+        ("MACs, M", lambda c: f"{c['macs'] / 1e6:.2f}"),
+        ("parameters, M", lambda c: f"{c['parameters'] / 1e6:.3f}"),
+        ("file, MB", lambda c: f"{c['bytes'] / 1e6:.2f}"),
+        ("latency, ms: best", lambda c: f"{c['best_ms']:.3f}"),
+        ("latency, ms: median", lambda c: f"{c['median_ms']:.3f}"),
+    )
+    width = max(len(name) for name in columns) + 2
+    lines = [" " * 22 + "".join(name.rjust(width) for name in columns)]
+    lines += [label.ljust(22) + "".join(show(c).rjust(width) for c in columns.values()) for label, show in rows]
+    torch_ms, ours_ms = columns["sparse, torch"]["median_ms"], columns["sparse, subp_ext"]["median_ms"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"same prediction on {comparison['same_predictions']} of {comparison['images']} images; largest difference "
+            f"of a logit {comparison['max_logit_difference']:.1e}",
+            f"subp_ext is {torch_ms / ours_ms:.2f}x as fast as torch (batch 1, {comparison['threads']} threads each, "
+            f"median, {comparison['kernels']} kernels)",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,342 @@
+"""Session and runtime: a small network against torch, input checks, lifetimes, threads, and what the process decides.
+
+What depends on the process (environment, affinity, imports) runs in a subprocess of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import subp_ext
+from subp_ext import FormatError, Graph, Node, Ref, Session, TensorSpec, UniformBlockSparse, runtime, save
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    sparse = rng.standard_normal((16, 8, 3, 3)).astype(np.float32)
+    sparse[:, ::2] = 0
+    return {
+        "stem": rng.standard_normal((8, 3, 3, 3)).astype(np.float32),
+        "stem_bias": rng.standard_normal(8).astype(np.float32),
+        "sparse": UniformBlockSparse.from_dense(sparse, 8),
+        "depth": rng.standard_normal((16, 1, 3, 3)).astype(np.float32),
+        "project": rng.standard_normal((16, 16, 1, 1)).astype(np.float32),
+        "head": rng.standard_normal((5, 16)).astype(np.float32),
+        "head_bias": rng.standard_normal(5).astype(np.float32),
+    }
+
+
+def network() -> Graph:
+    def conv(output, source, weight, **args):
+        return Node("conv2d", output, {"input": Ref(source), "weight": Ref(weight), **args})
+
+    nodes = [
+        conv("a", "x", "stem", bias=Ref("stem_bias"), stride=[2, 2], padding=[1, 1], activation="relu"),
+        conv("b", "a", "sparse", bias=None, padding=[1, 1], dilation=[1, 1], groups=1),
+        conv("c", "b", "depth", padding=[1, 1], groups=16, activation="silu"),
+        conv("d", "c", "project", residual=Ref("b"), activation="relu6"),
+        Node("adaptive_avg_pool2d", "p", {"self": Ref("d"), "output_size": [1, 1]}),
+        Node("sym_size", "n", {"self": Ref("x"), "dim": 0}),
+        Node("view", "v", {"self": Ref("p"), "size": [Ref("n"), 16]}),
+        Node("linear", "y", {"input": Ref("v"), "weight": Ref("head"), "bias": Ref("head_bias")}),
+    ]
+    return Graph(
+        [TensorSpec("x", (None, 3, 16, 12))],
+        [TensorSpec("y", (None, 5)), TensorSpec("d", (None, 16, 8, 6))],
+        nodes,
+        weights(),
+        {"model": "small"},
+    )
+
+
+def image(batch=2, seed=1):
+    return np.random.default_rng(seed).standard_normal((batch, 3, 16, 12)).astype(np.float32)
+
+
+def simple(*nodes, outputs=("y",), inputs=("x",), shape=(None, 4), constants=None) -> Graph:
+    return Graph(
+        [TensorSpec(name, shape) for name in inputs],
+        [TensorSpec(name, shape) for name in outputs],
+        list(nodes),
+        constants or {},
+    )
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
+
+
+def test_a_network_matches_torch():
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    w = {k: torch.from_numpy(v.to_dense() if isinstance(v, UniformBlockSparse) else v) for k, v in weights().items()}
+    w = {name: value.double() for name, value in w.items()}
+    a = f.relu(f.conv2d(torch.from_numpy(image()).double(), w["stem"], w["stem_bias"], 2, 1))
+    b = f.conv2d(a, w["sparse"], None, 1, 1)
+    c = f.silu(f.conv2d(b, w["depth"], None, 1, 1, groups=16))
+    d = f.relu6(f.conv2d(c, w["project"]) + b)
+    y = f.linear(d.mean((2, 3)), w["head"], w["head_bias"])
+    got_y, got_d = Session(network()).run(image())
+    # Four layers of at most 72 terms; errors of a layer grow with the values it passes on, about 1e3 here.
+    for got, want in ((got_y, y), (got_d, d)):
+        assert got.dtype == np.float32
+        assert np.abs(got - want.numpy()).max() <= 4 * 75 * 1.2e-7 * float(b.abs().max() * 16)
+
+
+def test_file_path_dict_list_and_context_manager_agree(tmp_path):
+    save(tmp_path / "n.subp", network())
+    want = Session(network()).run(image())
+    with Session(str(tmp_path / "n.subp")) as session:
+        assert session.metadata == {"model": "small"}
+        assert [s.name for s in session.inputs] == ["x"] and session.outputs[0].shape == (None, 5)
+        for given in (image(), [image()], {"x": image()}):
+            for got, expected in zip(session.run(given), want, strict=True):
+                assert np.array_equal(got, expected)
+    with pytest.raises(RuntimeError, match="the session was closed"):
+        session.run(image())
+
+
+def test_threads_give_the_same_bits():
+    results = [Session(network(), threads=threads).run(image(3)) for threads in (1, 2, 3)]
+    for other in results[1:]:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(results[0], other, strict=True))
+
+
+def test_an_image_gives_the_same_bits_in_any_batch():
+    session = Session(network())
+    whole = session.run(image(3))[1]
+    assert np.array_equal(session.run(image(3)[1:2])[1][0], whole[1])
+
+
+def test_several_python_threads_may_run_one_session():
+    session = Session(network(), threads=2)
+    want = [session.run(image(seed=seed))[0] for seed in range(4)]
+    wrong = []
+
+    def work(seed):
+        for _ in range(10):
+            if not np.array_equal(session.run(image(seed=seed))[0], want[seed]):
+                wrong.append(seed)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_float64_and_other_memory_orders_are_cast():
+    session, x = Session(network()), image()
+    want = session.run(x)[0]
+    assert np.array_equal(session.run(x.astype(np.float64))[0], want)
+    assert np.array_equal(session.run(np.asfortranarray(x))[0], want)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (image()[0], r"input 'x' has shape \[3, 16, 12\]; expected \[any, 3, 16, 12\]"),
+        (image()[:, :2], r"expected \[any, 3, 16, 12\]"),
+        (image()[:0], "which is empty; expected a batch of 1 or more"),
+        (np.zeros((1, 3, 16, 12), np.uint8), "is uint8; expected float32: normalise it first"),
+        ({"z": image()}, r"inputs are named \['z'\]; expected \['x'\]"),
+        ([image(), image()], "2 inputs given; expected 1"),
+    ],
+)
+def test_inputs_that_do_not_fit(given, message):
+    with pytest.raises(ValueError, match=message):
+        Session(network()).run(given)
+
+
+def test_unknown_operators_are_named_together():
+    graph = simple(Node("fft", "a", {"self": Ref("x")}), Node("sort", "y", {"self": Ref("a")}))
+    with pytest.raises(ValueError, match="does not have: fft, sort"):
+        Session(graph)
+
+
+def test_errors_name_the_node():
+    graph = simple(Node("view", "y", {"self": Ref("x"), "size": [3, 5]}))
+    with pytest.raises(RuntimeError, match=r"node 'y' \(view\): cannot reshape"):
+        Session(graph).run(np.zeros((1, 4), np.float32))
+    bad = network()
+    bad.nodes[0].args["stride"] = 0
+    with pytest.raises(ValueError, match=r"node 'a' \(conv2d\): stride is 0"):
+        Session(bad)
+    wrong = simple(Node("relu", "y", {"self": Ref("x"), "slope": 1}))
+    with pytest.raises(RuntimeError, match=r"node 'y' \(relu\): .*slope"):
+        Session(wrong).run(np.zeros((1, 4), np.float32))
+
+
+def test_results_are_the_callers_own():
+    constant = np.ones((1, 4), np.float32)
+    graph = simple(Node("alias", "y", {"self": Ref("x")}), outputs=("y", "x", "k"), constants={"k": constant})
+    session, x = Session(graph), np.zeros((1, 4), np.float32)
+    for result in session.run(x):
+        result += 5
+    assert not x.any() and np.all(constant == 1)
+    assert np.array_equal(session.run(x)[2], constant)
+
+
+def test_tuples_several_inputs_and_folded_constants():
+    graph = simple(
+        Node("exp", "e", {"self": Ref("k")}),
+        Node("add", "s", {"self": Ref("x"), "other": Ref("z")}),
+        Node("mul", "m", {"self": Ref("s"), "other": Ref("e")}),
+        Node("chunk", "t", {"self": Ref("m"), "chunks": 2, "dim": 1}),
+        Node("getitem", "y", {"self": Ref("t"), "index": 1}),
+        inputs=("x", "z"),
+        constants={"k": np.zeros(4, np.float32)},
+    )
+    session = Session(graph)
+    x = np.arange(4, dtype=np.float32)[None]
+    assert np.array_equal(session.run({"z": x, "x": x}), [[4, 6]])
+    assert "e" not in [row.node for row in session.report()]
+
+
+def test_values_are_dropped_after_their_last_reader():
+    session = Session(network())
+    alive, dead = {"x"}, {}
+    for step in session._steps:
+        alive.add(step.output)
+        alive -= set(step.dead)
+        dead[step.output] = set(step.dead)
+    assert dead["b"] == {"a"} and dead["d"] == {"b", "c"}
+    assert alive == {"y", "d"}
+
+
+def test_report_says_what_ran():
+    rows = {row.node: row for row in Session(network()).report(profile=True)}
+    assert rows["b"].kernel.startswith("f32_ubsconv") and rows["b"].kept_share == 0.5
+    assert rows["b"].macs == 16 * 4 * 9 * 8 * 6 and rows["b"].output_shape == (1, 16, 8, 6)
+    assert rows["c"].kernel.startswith("f32_dwconv") and rows["c"].macs == 16 * 9 * 8 * 6
+    assert rows["p"].kernel == "reference" and rows["y"].macs == 16 * 5
+    assert all(row.ms >= 0 for row in rows.values())
+    assert Session(network()).report(image(3))[1].ms is None
+
+
+def test_a_weight_computed_from_the_input_runs_on_the_reference():
+    graph = Graph(
+        [TensorSpec("x", (1, 2, 3, 3))],
+        [TensorSpec("y", (1, 1, 1, 1))],
+        [Node("conv2d", "y", {"input": Ref("x"), "weight": Ref("x")})],
+    )
+    session = Session(graph)
+    assert session.run(np.ones((1, 2, 3, 3), np.float32)).item() == 18
+    assert session.report()[0].kernel == "reference"
+
+
+def test_damaged_and_missing_files(tmp_path):
+    (tmp_path / "m.subp").write_bytes(b"nothing")
+    with pytest.raises(FormatError):
+        Session(tmp_path / "m.subp")
+    with pytest.raises(FileNotFoundError):
+        Session(tmp_path / "absent.subp")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "two", 10**9])
+def test_thread_counts_that_make_no_sense(threads):
+    with pytest.raises(ValueError, match="expected a whole number"):
+        Session(network(), threads=threads)
+
+
+def test_threads_come_from_argument_then_environment_then_process(monkeypatch):
+    monkeypatch.delenv("SUBP_NUM_THREADS", raising=False)
+    assert Session(network()).threads == runtime.usable_cpus()
+    monkeypatch.setenv("SUBP_NUM_THREADS", "3")
+    assert Session(network()).threads == 3 and Session(network(), threads=1).threads == 1
+    monkeypatch.setenv("SUBP_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match="SUBP_NUM_THREADS is 'many'"):
+        Session(network())
+
+
+@pytest.mark.parametrize(
+    "files, membership, want",
+    [
+        ({"cpu.max": "150000 100000"}, "0::/", 1.5),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, "0::/a/b", 3.0),
+        ({"cpu.max": "50000 100000"}, "0::/not/mounted", 0.5),
+        ({"cpu,cpuacct/j/cpu.cfs_quota_us": "200000", "cpu,cpuacct/j/cpu.cfs_period_us": "100000"},
+         "5:memory:/j\n4:cpu,cpuacct:/j", 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu:/", None),
+        ({}, "0::/", None),
+    ],
+)  # fmt: skip
+def test_control_group_quotas(tmp_path, files, membership, want):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "membership").write_text(membership + "\n")
+    assert runtime.cgroup_cpus(tmp_path, tmp_path / "membership") == want
+    assert runtime.cgroup_cpus(tmp_path, tmp_path / "absent") is None
+
+
+def test_affinity_limits_the_threads():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no CPU affinity")
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import subp_ext"
+    done = python(code + "; print(subp_ext.cpu_info()['default_threads'])", SUBP_NUM_THREADS="")
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def test_kernel_set_from_the_environment():
+    done = python("import subp_ext; i = subp_ext.cpu_info(); print(i['kernel_set'], i['why'])", SUBP_KERNEL="generic")
+    assert done.stdout.strip() == "generic SUBP_KERNEL is set", done.stderr
+    done = python("import subp_ext; subp_ext.cpu_info()", SUBP_KERNEL="vliw")
+    assert "SUBP_KERNEL=vliw: no such kernel set; available here: generic" in done.stderr
+
+
+def test_a_set_this_cpu_cannot_run_is_refused(monkeypatch):
+    class Fake:
+        @staticmethod
+        def kernel_sets():
+            return [
+                {"name": "generic", "needs": "portable C11", "usable": True},
+                {"name": "future", "needs": "2048-bit vectors", "usable": False},
+            ]
+
+    monkeypatch.setattr(runtime, "kernels", lambda: Fake)
+    monkeypatch.setenv("SUBP_KERNEL", "future")
+    with pytest.raises(ValueError, match="this CPU lacks 2048-bit vectors; available here: generic"):
+        runtime.kernel_set.__wrapped__()
+    monkeypatch.delenv("SUBP_KERNEL")
+    assert runtime.kernel_set.__wrapped__() == "generic"
+
+
+RUN = """
+import numpy as np, subp_ext
+w = np.ones((8, 8, 3, 3), np.float32)
+assert subp_ext.conv2d(np.ones((1, 8, 5, 5), np.float32), w, threads=2)[0, 0, 2, 2] == 72
+"""
+
+
+def test_torch_is_not_needed():
+    block = "import sys; sys.modules['torch'] = None; sys.modules['subp_dist'] = None\n"
+    done = python(block + RUN + "print(sorted(m for m in sys.modules if m.startswith('torch.')))")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("torch_first", [True, False])
+def test_beside_torch_and_its_openmp(torch_first):
+    pytest.importorskip("torch")
+    use = "import torch; torch.set_num_threads(2); assert torch.ones(512, 512).mm(torch.ones(512, 512))[0, 0] == 512\n"
+    done = python((use + RUN if torch_first else RUN + use) * 2 + "print('fine')")
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_missing_kernels_say_how_to_build_them():
+    code = "import sys; sys.modules['subp_ext._kernels'] = None\nimport subp_ext; subp_ext.Session('m.subp')"
+    done = python(code)
+    assert "ImportError" in done.stderr and "python setup.py build_ext --inplace" in done.stderr
+
+
+def test_public_names_exist():
+    assert all(hasattr(subp_ext, name) for name in subp_ext.__all__)
+    assert {"conv2d", "linear", "getitem"} <= set(subp_ext.supported_ops())
