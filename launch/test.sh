@@ -7,9 +7,10 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$(realpath -m "${VENV:-$root/.venv}")
 "$root/launch/setup.sh"
 cd "$root"
-bin=${VENV:-$root/.venv}/bin
+bin=$venv/bin
 
 arguments=(-m "not slow")
 if [[ ${1:-} == --slow ]]; then

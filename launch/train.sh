@@ -17,7 +17,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${VENV:-$root/.venv}
+venv=$(realpath -m "${VENV:-$root/.venv}")
 
 # Under "torchrun --no-python" this is one rank of many already: become it, and do not start torchrun within torchrun.
 if [[ -n ${TORCHELASTIC_RUN_ID:-} ]]; then

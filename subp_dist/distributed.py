@@ -32,7 +32,7 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 30) -> Ran
     """Join the process group that torchrun describes, or stand alone without one.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is a GPU per local rank.
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is any.
         timeout_minutes: how long a collective may wait for another rank before the run fails.
 
     Raises:
@@ -44,8 +44,10 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 30) -> Ran
         device = "cuda" if gpus else "cpu"
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r}: expected auto, cpu or cuda")
+    if device == "cuda" and not gpus:
+        raise ValueError("--device cuda: torch finds no CUDA device; use --device cpu, or check the driver")
     if device == "cuda" and gpus < local_world:
-        raise ValueError(f"{local_world} ranks on this machine but {gpus} CUDA devices: set NPROC={max(gpus, 1)}")
+        raise ValueError(f"{local_world} ranks on this machine but {gpus} CUDA devices: set NPROC={gpus}")
     torch_device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(torch_device)
@@ -116,8 +118,10 @@ def verify_identical_masks(masks: dict[str, Tensor], device: torch.device) -> No
     checksums = [zlib.crc32(mask.cpu().numpy().tobytes()) for mask in masks.values()]
     gathered = torch.empty(world_size, len(masks), dtype=torch.int64, device=device)
     dist.all_gather(list(gathered.unbind(0)), torch.tensor(checksums, dtype=torch.int64, device=device))
-    # The value that most ranks hold is taken as the right one; among equals, the smallest.
-    differs = gathered != gathered.mode(dim=0).values
+    # What most ranks hold is taken as right; where there is no majority, all ranks are named.
+    usual = gathered.mode(dim=0).values
+    has_majority = (gathered == usual).sum(0) * 2 > world_size
+    differs = (gathered != usual) | (~has_majority & (gathered != gathered[0]).any(0))
     if differs.any():
         found = [
             f"{name} on rank {', '.join(map(str, differs[:, column].nonzero().flatten().tolist()))}"
@@ -126,6 +130,6 @@ def verify_identical_masks(masks: dict[str, Tensor], device: torch.device) -> No
         ]
         raise RuntimeError(
             f"masks differ between ranks after an update: {'; '.join(found[:5])}"
-            f"{f' and {len(found) - 5} more layers' if len(found) > 5 else ''}. The weights or seeds of those ranks "
-            "have diverged: stop all ranks and resume from the last checkpoint"
+            f"{f' and {len(found) - 5} more layers' if len(found) > 5 else ''}. Their seeds, epochs or schedules "
+            "differ: stop all ranks and resume from the last checkpoint"
         )

@@ -54,7 +54,7 @@ def rate_for_macs(target: float, kept_macs: Callable[[float], float]) -> float:
         ValueError: no rate in [0, 1) reaches the target.
     """
     dense, floor = kept_macs(0.0), kept_macs(1 - 1e-9)
-    if target >= dense:
+    if not target < dense:
         raise ValueError(f"target of {target:.4g} MACs: the dense model has only {dense:.4g}; ask for less")
     if target < floor:
         raise ValueError(f"target of {target:.4g} MACs: with one block left per row {floor:.4g} remain; ask for more")

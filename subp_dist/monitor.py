@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from .checkpoint import write_atomically
 from .pruner import MaskUpdate
 
 
@@ -20,18 +21,16 @@ class Monitor:
 
     Args:
         folder: the run's folder, or None.
-        first_epoch: epochs from here on are (re)written; a resumed run drops rows of later ones.
+        first_epoch, first_step: where the run goes on; what an interrupted run recorded from there on is dropped.
     """
 
-    def __init__(self, folder: Path | None, first_epoch: int = 0) -> None:
+    def __init__(self, folder: Path | None, first_epoch: int = 0, first_step: int = 0) -> None:
         self._csv = folder / "summary.csv" if folder else None
-        self._board = SummaryWriter(str(folder / "tensorboard")) if folder else None
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step) if folder else None
         if self._csv and self._csv.exists():
-            with self._csv.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < first_epoch]
-            self._csv.unlink()
-            for row in rows:
-                self.summary(row)
+            header, *rows = self._csv.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if int(row.split(",")[0]) < first_epoch]
+            write_atomically(self._csv, lambda path: path.write_text("".join([header, *kept])))
 
     def progress(self, batches: Iterable, description: str) -> Iterable:
         """Wrap batches in a progress bar; in a log, where it cannot be redrawn, only what takes long gets one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -14,10 +15,18 @@ from .schedule import SHAPES
 from .scores import CRITERIA
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage of all flags is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help lists all flags")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; its defaults are the published recipe."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="subp-train",
+        allow_abbrev=False,
         description="Train a timm CNN with soft uniform block pruning, from scratch, and export it for the CPU.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

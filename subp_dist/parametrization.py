@@ -61,7 +61,13 @@ class BlockMask(nn.Module):
 
 
 def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
-    """Put an all-ones block mask on ``module.weight`` and return it."""
+    """Put an all-ones block mask on ``module.weight`` and return it.
+
+    Raises:
+        ValueError: there is one already.
+    """
+    if block_mask_of(module) is not None:
+        raise ValueError("the module has a block mask already: one SUBPPruner per model")
     block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1))
     parametrize.register_parametrization(module, "weight", block_mask, unsafe=True)
     return block_mask

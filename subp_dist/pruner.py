@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -155,6 +156,8 @@ class SUBPPruner:
             raise ValueError(f"criterion {criterion!r}: expected one of {', '.join(CRITERIA)}")
         if not tau > 0:
             raise ValueError(f"tau {tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha {alpha}: expected a finite weight of the redundancy, such as 1")
         self.schedule, self.block_size, self.criterion = schedule, block_size, criterion
         self.alpha, self.tau, self.score_latent = alpha, tau, score_latent
         self.sr_ste_decay, self.seed = sr_ste_decay, seed
@@ -173,6 +176,14 @@ class SUBPPruner:
     def masks(self) -> dict[str, Tensor]:
         """The mask ``[R, I]`` of every pruned layer, by module name."""
         return {name: block_mask.mask for name, block_mask in self._masks.items()}
+
+    @property
+    def at_target(self) -> bool:
+        """Whether every row of every layer is down to the blocks that the target rate leaves."""
+        return all(
+            bool((mask.sum(1) == mask.shape[1] - masks.num_candidates(self.schedule.rate, mask.shape[1])).all())
+            for mask in self.masks.values()
+        )
 
     @torch.no_grad()
     def step(self, epoch: float) -> MaskUpdate:
@@ -207,7 +218,8 @@ class SUBPPruner:
             return CRITERIA[self.criterion](to_blocks(weight.float(), self.block_size, block_mask.groups), self.alpha)
 
         # bpar compares each block of a row with all others of it; l1 and l2 are cheap whatever their shape.
-        costs = [module.weight.numel() * module.weight.shape[1] for module in self.layers.values()]
+        latents = [module.parametrizations.weight.original for module in self.layers.values()]
+        costs = [latent.numel() * latent.shape[1] for latent in latents]
         shapes = [tuple(mask.shape) for mask in self.masks.values()]
         device = next(iter(self.masks.values())).device
         return dict(zip(names, compute_shared(score, shapes, costs, device), strict=True))
@@ -233,9 +245,9 @@ class SUBPPruner:
     def report(self, macs: dict[str, int]) -> list[dict]:
         """One row per convolution and linear layer that ``macs`` counts, in the order of the model.
 
-        Keys: ``name``, ``shape`` of the weight, ``groups``, ``block_rows``, ``blocks_per_row`` (I), ``kept_asked``
-        (what the target rate leaves of I, unrounded), ``kept`` (per row, achieved; the lowest and the highest are
-        equal in every row of a layer), ``macs``, ``kept_macs``, ``reason`` (why the layer is dense, or None).
+        Keys: ``name``, ``macs``, ``kept_macs``, ``reason`` (why the layer is dense, or None); of pruned layers also
+        ``shape`` of the weight, ``groups``, ``block_rows``, ``blocks_per_row`` (I), ``kept_asked`` (what the target
+        rate leaves of I, unrounded) and ``kept`` (achieved, the same in every row).
         """
         reasons = {plan.name: plan for plan in self.plan}
         rows = []

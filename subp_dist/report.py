@@ -11,17 +11,14 @@ import timm
 import torch
 
 from .checkpoint import write_atomically
-from .data import Data
-from .flops import count_macs
 from .training import Training
 
 
-def run_report(training: Training, data: Data, folder: Path, checkpoint: dict) -> dict:
+def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
     """Put the report of a finished run together and write it to its folder.
 
     Args:
         training: the run; its model holds the weights that were exported.
-        data: the run's data.
         folder: where the exported files lie and the report goes.
         checkpoint: the checkpoint that was exported.
 
@@ -30,7 +27,7 @@ def run_report(training: Training, data: Data, folder: Path, checkpoint: dict) -
         ``files`` (bytes), ``timings`` and ``versions``.
     """
     pruner, args = training.pruner, training.args
-    layers = pruner.report(count_macs(training.model, data.input_size))
+    layers = pruner.report(training.macs)
     total = sum(parameter.numel() for parameter in training.model.parameters())
     pruned = sum(
         (row["blocks_per_row"] - row["kept"]) * math.prod(row["shape"]) // row["blocks_per_row"]

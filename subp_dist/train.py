@@ -58,7 +58,8 @@ def main(args: argparse.Namespace) -> Path:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     if rank.is_primary:
         start_folder(folder, args)
-    training.monitor = Monitor(folder if rank.is_primary else None, first_epoch)
+    steps = -(-len(loaders[0]) // args.grad_accum_steps)
+    training.monitor = Monitor(folder if rank.is_primary else None, first_epoch, first_epoch * steps)
     try:
         run_epochs(training, loaders, folder, first_epoch, best)
         if rank.is_primary:
@@ -104,7 +105,8 @@ def start_folder(folder: Path, args: argparse.Namespace) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
+        flags = {flag: value for flag, value in vars(args).items() if flag not in ("config", "resume")}
+        (folder / "args.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
     except OSError as error:
         raise UsageError(f"cannot write the run's folder {folder}: {error}") from error
 
@@ -127,8 +129,7 @@ def run_epochs(
         val_metrics = evaluate(training, val_loader)
         training.scheduler.step(epoch + 1, val_metrics["top1"])
         # A model that is denser than asked for must not become the best one.
-        at_target = pruner.schedule.pruned_rate(epoch) == pruner.schedule.rate
-        is_best = at_target and (best is None or val_metrics["top1"] >= best)
+        is_best = pruner.at_target and (best is None or val_metrics["top1"] >= best)
         best = val_metrics["top1"] if is_best else best
         if training.rank.is_primary:
             state = checkpoint_state(training, epoch, best, val_metrics)
@@ -144,8 +145,8 @@ def run_epochs(
         monitor.scalars({f"val/{key}": value for key, value in val_metrics.items()}, (epoch + 1) * steps)
         monitor.line(
             f"epoch {epoch:3d}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
-            f"top-1 {row['val_top1']:.2f} %  pruned {100 * row['sparsity']:.1f} %  {row['train_img_per_s']:.0f} images/s  {row['seconds']:.1f} s"
-            f"{'  best' if is_best else ''}"
+            f"top-1 {row['val_top1']:.2f} %  pruned {100 * row['sparsity']:.1f} %  "
+            f"{row['train_img_per_s']:.0f} images/s  {row['seconds']:.1f} s{'  best' if is_best else ''}"
         )
 
 
@@ -184,7 +185,7 @@ def finish(training: Training, data: Data, folder: Path) -> None:
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
     if not args.no_export:
         export_subp(model, folder / "model.subp", data.input_size, metadata)
-    report = run_report(training, data, folder, checkpoint)
+    report = run_report(training, folder, checkpoint)
     monitor = training.monitor
     monitor.hyper_parameters(args, {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]})
     monitor.line(

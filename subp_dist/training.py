@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import time
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import timm
 import torch
@@ -28,6 +30,8 @@ from .options import parse_macs
 from .pruner import SUBPPruner, kept_macs_at, plan_layers
 from .schedule import PruneSchedule
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Training:
@@ -35,6 +39,7 @@ class Training:
 
     Attributes:
         model: the bare model, masks included; its state is what checkpoints hold.
+        macs: dense MACs per layer.
         wrapped: the same model as it is called in training (compiled, in DDP).
         scaler: disabled unless the precision needs it.
         updates: optimizer steps that really happened, for the moving average.
@@ -50,6 +55,7 @@ class Training:
     scheduler: object
     scaler: torch.amp.GradScaler
     loss: nn.Module
+    macs: dict[str, int]
     mixup: Mixup | None
     ema: ModelEmaV3 | None
     monitor: Monitor
@@ -70,6 +76,8 @@ class Training:
         self.mask_updates += 1
         pictures = epoch == int(epoch) and int(epoch) % self.args.image_interval == 0
         self.monitor.mask_update(update, self.pruner.masks, global_step, pictures)
+        kept = sum(row["kept_macs"] for row in self.pruner.report(self.macs))
+        self.monitor.scalars({"macs/dense": sum(self.macs.values()), "macs/kept": kept}, global_step)
 
 
 def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
@@ -79,9 +87,10 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
         UsageError: no such model or data, or they do not fit.
     """
     if not timm.is_model(args.model):
-        near = difflib.get_close_matches(args.model, timm.list_models(), n=5) or timm.list_models(f"*{args.model}*")[:5]
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
-        raise UsageError(f"timm {timm.__version__} has no model {args.model!r}; {hint}")
+        near = difflib.get_close_matches(args.model, timm.list_models(), n=5, cutoff=0.3)
+        raise UsageError(f"timm {timm.__version__} has no model {args.model!r}; did you mean {', '.join(near)}?")
+    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
+        raise UsageError(f"--initial-checkpoint {args.initial_checkpoint}: no such file")
     data = create_data(args, timm.get_pretrained_cfg(args.model).to_dict())
     args.num_classes, args.in_chans, args.img_size = data.num_classes, data.input_size[0], data.input_size[1]
     args.mean, args.std = list(data.mean), list(data.std)
@@ -106,6 +115,9 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
     Raises:
         ValueError: the flags do not fit the model or each other.
     """
+    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise UsageError(f"--torchcompile {args.torchcompile}: no such backend; usual ones are {known}")
     if args.sync_bn and rank.device.type != "cuda":
         raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
     try:
@@ -141,8 +153,12 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
     if args.lr is None:
         global_batch = args.batch_size * rank.world_size * args.grad_accum_steps
         args.lr = args.lr_base * global_batch / args.lr_base_size
-    optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
+    try:
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--opt {args.opt}: {error}; timm.optim.list_optimizers() has all names") from error
     updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
+    _check_interval(args, updates_per_epoch)
     scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
     ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
     use_scaler = args.amp and args.amp_dtype == "float16"
@@ -156,10 +172,22 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(rank.device.type, enabled=use_scaler),
         loss=create_loss(args),
+        macs=macs,
         mixup=create_mixup(args),
         ema=ema,
         monitor=Monitor(None),
     )
+
+
+def _check_interval(args: argparse.Namespace, updates_per_epoch: int) -> None:
+    """With updates every so many steps, one of them must come after the schedule's end."""
+    if args.prune_interval and updates_per_epoch:
+        last = (args.epochs * updates_per_epoch - 1) // args.prune_interval * args.prune_interval / updates_per_epoch
+        if last < args.prune_end:
+            raise UsageError(
+                f"--prune-interval {args.prune_interval}: the last mask update falls on epoch {last:.2f}, before the "
+                f"schedule's end at {args.prune_end:g}; update more often, or end earlier"
+            )
 
 
 def wrap(model: nn.Module, args: argparse.Namespace, rank: Rank) -> nn.Module:
@@ -202,7 +230,7 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
         UsageError: it belongs to a run that this one cannot continue.
     """
     args, saved = training.args, checkpoint["args"]
-    for flag in ("model", "num_classes", "in_chans", "block_size", "skip", "opt", "seed"):
+    for flag in ("model", "num_classes", "in_chans", "block_size", "prune_rate", "skip", "opt"):
         if saved[flag] != getattr(args, flag):
             raise UsageError(
                 f"--resume: the checkpoint was trained with --{flag.replace('_', '-')} {saved[flag]}, this run has "
@@ -210,6 +238,12 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
             )
     if bool(training.ema) != ("ema" in checkpoint):
         raise UsageError("--resume: the run and its checkpoint must agree on --model-ema")
+    ignored = ("resume", "output", "experiment", "config")
+    changed = [key for key, value in vars(args).items() if key not in ignored and saved.get(key) != value]
+    if changed:
+        _logger.warning(
+            "resuming with other flags: %s", ", ".join(f"{k} {saved.get(k)} -> {vars(args)[k]}" for k in changed)
+        )
     training.model.load_state_dict(checkpoint["model"])
     training.optimizer.load_state_dict(checkpoint["optimizer"])
     training.scaler.load_state_dict(checkpoint["scaler"])

@@ -108,6 +108,13 @@ def test_one_block_stays_at_a_rate_next_to_one(channels):
     assert mask.sum(1).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 64])
+def test_one_block_stays_even_at_a_rate_of_one(channels):
+    # Schedules stay below one; a caller of these functions need not.
+    assert num_candidates(1.0, channels) == channels - 1
+    assert uniform_mask(random_scores(3, channels), 1.0, 1.0, 1.0, generator()).sum(1).tolist() == [1, 1, 1]
+
+
 def test_equal_scores_prune_the_lower_channels_first():
     scores = torch.tensor([[5.0, 1, 1, 1, 0], [2, 2, 2, 2, 2]])
     assert lowest_blocks(scores, 3).tolist() == [[4, 1, 2], [0, 1, 2]]

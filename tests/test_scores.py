@@ -250,7 +250,7 @@ MEMORY_SCRIPT = """
 import json, resource, timm, torch
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 pruner = SUBPPruner(timm.create_model("resnet50"), PruneSchedule(0.5, 0, 0))
 torch.bmm(torch.ones(2, 64, 64), torch.ones(2, 64, 64))  # what the BLAS sets up once
 with open("/proc/self/statm") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Data:
     def _loader(self, dataset: Dataset, batch_size: int, args: argparse.Namespace, rank: Rank, **kwargs) -> DataLoader:
         # Workers are started anew each epoch, for then they are seeded anew from the epoch, which is what lets a
         # resumed run see the same crops as one that was not interrupted.
-        workers = 0 if args.data_dir == "builtin" else args.workers
+        workers = 0 if args.data_dir == "builtin" else min(args.workers, len(os.sched_getaffinity(0)))
         return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=rank.device.type == "cuda", **kwargs)
 
 
@@ -77,9 +78,7 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
         raise UsageError("no data given: set --data-dir to a folder with train/ and val/, or to 'builtin' for digits")
     if args.data_dir == "builtin":
         return _digits(args)
-    config = timm.data.resolve_data_config(
-        {key: value for key, value in vars(args).items() if value not in (None, "")}, pretrained_cfg=model_config
-    )
+    config = _resolve_config(args, model_config)
     train, val = _datasets(args)
     shared = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
     train.transform = timm.data.create_transform(
@@ -105,6 +104,20 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
     if names is not None and num_classes < len(names):
         raise UsageError(f"--num-classes {num_classes}: the data has {len(names)} classes")
     return Data(train, val, num_classes, config["input_size"], config["mean"], config["std"], names)
+
+
+def _resolve_config(args: argparse.Namespace, model_config: dict) -> dict:
+    """Image size, normalisation, crop: the flags over the model's own."""
+    given = {key: value for key, value in vars(args).items() if value not in (None, "")}
+    config = timm.data.resolve_data_config(given, pretrained_cfg=model_config)
+    channels = args.in_chans or 3
+    if channels not in (1, 3):
+        raise UsageError(f"--in-chans {channels}: pictures are read as grey (1) or colour (3)")
+    config["input_size"] = (channels, *config["input_size"][1:])
+    for key in ("mean", "std"):
+        if len(config[key]) != channels:
+            config[key] = (sum(config[key]) / len(config[key]),) * channels
+    return config
 
 
 def _digits(args: argparse.Namespace) -> Data:

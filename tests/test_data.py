@@ -1,0 +1,128 @@
+"""subp_dist.data: the built-in digits, folders of pictures, shares of ranks, and what is refused.
+
+Folders are made of the digits themselves as PNG files, 3 classes of 14 and 7 pictures.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from subp_dist.data import create_data
+from subp_dist.data.digits import Digits, load_digits
+from subp_dist.distributed import Rank
+from subp_dist.errors import UsageError
+from subp_dist.options import parse_args
+
+CONFIG = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 0.9}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    pixels, labels = load_digits()
+    for split, start, count in (("train", 0, 14), ("val", 100, 7)):
+        for digit in range(3):
+            folder = root / split / f"digit{digit}"
+            folder.mkdir(parents=True)
+            for index, image in enumerate(pixels[labels == digit][start : start + count]):
+                Image.fromarray(np.stack([image] * 3, -1)).save(folder / f"{index}.png")
+    return root
+
+
+def flags(*more: str):
+    return parse_args(["resnet18", *more])
+
+
+def rank(index: int, world_size: int) -> Rank:
+    return Rank(index, world_size, torch.device("cpu"))
+
+
+def test_digits_are_real_and_split_by_class():
+    train, test = Digits(train=True), Digits(train=False)
+    assert (len(train), len(test)) == (4000, 1000)
+    assert set(Counter(test.labels.tolist()).values()) == {100}
+    both = {image.numpy().tobytes() for image in train.pixels} & {image.numpy().tobytes() for image in test.pixels}
+    assert not both, "a picture is in both splits"
+
+
+def test_digits_have_the_size_asked_for():
+    image, label = Digits(train=False, size=40)[0]
+    assert image.shape == (1, 40, 40) and image.dtype == torch.float32 and label == 0
+
+
+def test_folders_of_pictures(pictures):
+    data = create_data(flags("--data-dir", str(pictures), "--img-size", "32"), CONFIG)
+    assert (data.num_classes, data.input_size) == (3, (3, 32, 32))
+    assert data.class_names == ["digit0", "digit1", "digit2"]
+    image, label = data.val[0]
+    assert image.shape == (3, 32, 32) and label in (0, 1, 2)
+    # A black corner, normalised with the model's mean and std.
+    assert torch.allclose(image[:, 0, 0], -torch.tensor(CONFIG["mean"]) / torch.tensor(CONFIG["std"]), atol=1e-5)
+
+
+def test_grey_pictures_get_grey_statistics(pictures):
+    data = create_data(flags("--data-dir", str(pictures), "--img-size", "32", "--in-chans", "1"), CONFIG)
+    assert data.input_size == (1, 32, 32) and data.mean == pytest.approx((0.4,))
+    assert data.train[0][0].shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 5])
+def test_every_validation_picture_is_delivered_once(pictures, world_size):
+    args = flags("--data-dir", str(pictures), "--img-size", "16", "--batch-size", "4", "--workers", "0")
+    data = create_data(args, CONFIG)
+    loaders = [data.val_loader(args, rank(index, world_size)) for index in range(world_size)]
+    delivered = [image.numpy().tobytes() for loader in loaders for images, _ in loader for image in images]
+    expected = [data.val[index][0].numpy().tobytes() for index in range(len(data.val))]
+    assert sorted(delivered) == sorted(expected)
+
+
+def test_training_shares_are_disjoint_and_new_each_epoch():
+    args = flags("--data-dir", "builtin", "--batch-size", "64")
+    data = create_data(args, CONFIG)
+    samplers = [data.train_loader(args, rank(index, 2)).sampler for index in range(2)]
+    orders = []
+    for epoch in (0, 1):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        shares = [list(sampler) for sampler in samplers]
+        assert not set(shares[0]) & set(shares[1])
+        orders.append(shares)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data-dir", "{root}/nowhere"], "no such folder"),
+        (["--data-dir", "{root}/train"], "it has no train/"),
+        (["--data-dir", "{root}", "--train-split", "fit"], "it has no fit/"),
+        (["--data-dir", "{root}", "--num-classes", "2"], "the data has 3 classes"),
+        (["--data-dir", "{root}", "--in-chans", "4"], "grey .1. or colour .3."),
+        (["--data-dir", "builtin", "--in-chans", "3"], "digits are grey"),
+        (["--data-dir", "builtin", "--num-classes", "9"], "digits have 10"),
+        (["--dataset", "torch/nothing", "--data-dir", "{root}"], "cannot read the split 'train'"),
+        (["--data-dir", "{root}", "--batch-size", "64"], "less than a batch of 64"),
+    ],
+)
+def test_what_is_refused(pictures, more, message):
+    args = flags(*(flag.format(root=pictures) for flag in more))
+    with pytest.raises(UsageError, match=message):
+        create_data(args, CONFIG).train_loader(args, rank(0, 1))
+
+
+def test_splits_with_other_classes_are_refused(pictures, tmp_path):
+    (tmp_path / "train").symlink_to(pictures / "train")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/digit0").symlink_to(pictures / "val/digit0")
+    with pytest.raises(UsageError, match=r"class folders of training \(3\) and validation \(1\) differ"):
+        create_data(flags("--data-dir", str(tmp_path)), CONFIG)
+
+
+def test_an_empty_split_is_refused(pictures, tmp_path):
+    (tmp_path / "train").symlink_to(pictures / "train")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UsageError, match="cannot read the split 'validation'"):
+        create_data(flags("--data-dir", str(tmp_path)), CONFIG)

@@ -1,0 +1,376 @@
+"""What ranks agree on: shares of work, scores, masks, sums.
+
+Processes: this file is also a program that forks two or four ranks with torchrun's environment (torch is imported
+once, before any thread exists); they meet at a store of the test's own, so no port is chosen in advance. On gloo, with
+one thread each, they go through every collective once, and the tests look at what each rank wrote. A launch that takes
+120 s is killed with all its ranks.
+Sizes: a network of five convolutions of at most 40 channels, 8 updates. Tolerances: none; conftest.py has the test
+itself on one thread too, as the order of float32 sums may depend on it.
+Out of scope: NCCL, DDP and the training loop, restarts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from subp_dist.distributed import (
+    compute_shared,
+    init_process_group,
+    share_out,
+    sum_over_ranks,
+    verify_identical_masks,
+    world,
+)
+from subp_dist.pruner import SUBPPruner
+from subp_dist.schedule import PruneSchedule
+
+LAUNCH_SECONDS = 120
+CPU = torch.device("cpu")
+SHAPES = [(3, 4), (1,), (2, 0), (5,), (2, 2, 2), (7,), ()]
+COSTS = [12, 1, 0, 5, 8, 7, 1]
+
+
+# What every rank does
+
+
+def computed(index: int) -> torch.Tensor:
+    """Values that a sum over ranks must not round: odd digits, infinity and NaN."""
+    values = torch.randn(SHAPES[index], generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+    if index == 3:
+        values[:3] = torch.tensor([float("inf"), float("nan"), 1e-300])
+    return values
+
+
+def small_pruner(seed: int = 0, draw_seed: int = 0) -> SUBPPruner:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 12, 3),
+        nn.Conv2d(12, 22, 1),
+        nn.Conv2d(22, 12, 3, groups=2),
+        nn.Conv2d(12, 40, 1),
+    )
+    return SUBPPruner(model, PruneSchedule(0.6, 1, 6), block_size=4, seed=draw_seed)
+
+
+def updates(pruner: SUBPPruner) -> list[dict]:
+    """Eight updates with weights that move alike on every rank: what `step` returned, and the masks."""
+    history = []
+    for epoch in range(8):
+        with torch.no_grad():
+            for index, layer in enumerate(pruner.layers.values()):
+                weight = layer.parametrizations.weight.original
+                generator = torch.Generator().manual_seed(100 * epoch + index)
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
+        update = vars(pruner.step(epoch))
+        history.append({"update": update, "masks": {name: mask.clone() for name, mask in pruner.masks.items()}})
+    return history
+
+
+def two_masks() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.rand(4, 9, generator=generator) < 0.5 for name in ("layer1.conv", "layer2.conv", "layer3.conv")}
+
+
+def message_of(call) -> str | None:
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def work_of_a_rank(folder: Path, rank: int, world_size: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    place = init_process_group("cpu", timeout_minutes=1)
+    torch.manual_seed(rank)  # global generators differ, as they do in training
+    result: dict = {"place": place, "world": world()}
+
+    calls: list[int] = []
+
+    def compute(index: int) -> torch.Tensor:
+        calls.append(index)
+        return computed(index)
+
+    result["shared"], result["calls"] = compute_shared(compute, SHAPES, COSTS, CPU), calls
+    result["updates"] = updates(small_pruner())
+    result["sums"] = sum_over_ranks([rank + 1, 2**50 + rank, 0.5, -3], CPU)
+    result["no message"] = message_of(lambda: verify_identical_masks(two_masks(), CPU))
+    masks = two_masks()
+    if rank == 1:
+        masks["layer2.conv"][2, 5] ^= True
+    result["one bit"] = message_of(lambda: verify_identical_masks(masks, CPU))
+    many = {f"layer{i}": torch.zeros(2, 3, dtype=torch.bool) for i in range(8)}
+    if rank == world_size - 1:
+        many = {name: ~mask for name, mask in many.items()}
+    result["many layers"] = message_of(lambda: verify_identical_masks(many, CPU))
+    pruner = small_pruner(draw_seed=int(rank == 1))
+    result["other seed"] = message_of(lambda: pruner.step(4))
+
+    torch.save(result, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+# Launching
+
+
+def program(folder: Path, world_size: int) -> int:
+    """Fork the ranks and wait for them; 0 if all went well."""
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=work_of_a_rank, args=(folder, rank, world_size)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return int(any(rank.exitcode for rank in ranks))
+
+
+def launch(folder: Path, world_size: int) -> list[dict]:
+    """Run `work_of_a_rank` on that many ranks; what each wrote."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join this store, as under torchrun
+        "OMP_NUM_THREADS": "1",
+    }
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(world_size)],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that the ranks can be ended with their program
+        )
+        try:
+            code = process.wait(timeout=LAUNCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+    assert code == 0, log.read_text()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["2-ranks", "4-ranks"])
+def ranks(request, tmp_path_factory) -> list[dict]:
+    """What every rank of a launch found, by rank."""
+    return launch(tmp_path_factory.mktemp("ranks"), request.param)
+
+
+@pytest.fixture
+def no_torchrun(monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def identical(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return len(first) == len(second) and all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.int64), b.view(torch.int64))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+# Sharing out
+
+COST_LISTS = st.lists(st.one_of(st.integers(0, 10**9), st.floats(0, 1e9)), max_size=60)
+
+
+@settings(max_examples=100, deadline=None)
+@given(COST_LISTS, st.integers(1, 16))
+def test_every_task_has_one_owner_that_exists(costs, world_size):
+    owners = share_out(costs, world_size)
+    assert len(owners) == len(costs)
+    assert all(0 <= owner < world_size for owner in owners)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=60), st.integers(2, 16))
+def test_no_rank_carries_more_than_the_others_but_for_its_last_task(costs, world_size):
+    owners = share_out(costs, world_size)
+    shares = [[cost for cost, owner in zip(costs, owners, strict=True) if owner == r] for r in range(world_size)]
+    lightest = min(map(sum, shares))
+    assert all(sum(share) - min(share, default=0) <= lightest for share in shares)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=6), st.integers(1, 3))
+def test_the_largest_load_is_within_a_third_of_the_best_possible(costs, world_size):
+    # Graham 1969: largest first stays below 4/3 - 1/(3 m) of the best; all m^n assignments are tried here.
+    def largest_load(owners) -> int:
+        return max(sum(cost for cost, o in zip(costs, owners, strict=True) if o == rank) for rank in range(world_size))
+
+    best = min(largest_load(owners) for owners in itertools.product(range(world_size), repeat=len(costs)))
+    assert largest_load(share_out(costs, world_size)) * 3 * world_size <= best * (4 * world_size - 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(COST_LISTS, st.integers(1, 16))
+def test_sharing_out_is_deterministic(costs, world_size):
+    assert share_out(list(costs), world_size) == share_out(tuple(costs), world_size)
+
+
+def test_equal_tasks_are_dealt_in_turn():
+    assert share_out([3] * 6, 4) == [0, 1, 2, 3, 0, 1]
+
+
+def test_one_large_task_does_not_get_company():
+    assert share_out([1, 1, 10, 1, 1], 2) == [1, 1, 0, 1, 1]
+
+
+# Alone
+
+
+def test_without_torchrun_a_process_stands_alone(no_torchrun):
+    rank = init_process_group("cpu")
+    assert (rank.rank, rank.world_size, rank.device, rank.is_primary) == (0, 1, CPU, True)
+    assert not dist.is_initialized()
+    assert world() == (0, 1)
+
+
+def test_auto_takes_the_cpu_without_a_gpu(no_torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert init_process_group("auto").device == CPU
+
+
+def test_alone_everything_is_computed_here():
+    assert identical(compute_shared(computed, SHAPES, COSTS, CPU), [computed(i) for i in range(len(SHAPES))])
+
+
+def test_alone_sums_are_the_values():
+    assert sum_over_ranks([1, 2.5], CPU) == [1, 2.5]
+
+
+def test_alone_masks_are_identical():
+    verify_identical_masks(two_masks(), CPU)
+
+
+def test_cuda_without_a_gpu_is_an_error_that_points_to_the_cpu(no_torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="no CUDA device|0 CUDA devices") as error:
+        init_process_group("cuda")
+    # Fewer ranks do not help where there is no GPU at all.
+    assert "--device cpu" in str(error.value)
+    assert "NPROC" not in str(error.value)
+
+
+def test_more_ranks_than_gpus_is_an_error_that_says_how_many_to_start(no_torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(ValueError, match="4 ranks on this machine but 2 CUDA devices: set NPROC=2"):
+        init_process_group("cuda")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:1", ""])
+def test_an_unknown_device_is_an_error_that_lists_the_known_ones(no_torchrun, device):
+    with pytest.raises(ValueError, match=f"device '{device}': expected auto, cpu or cuda"):
+        init_process_group(device)
+
+
+# Together
+
+
+def test_ranks_know_their_place(ranks):
+    for index, rank in enumerate(ranks):
+        place = rank["place"]
+        assert (place.rank, place.world_size, place.device) == (index, len(ranks), CPU)
+        assert place.is_primary == (index == 0)
+        assert rank["world"] == (index, len(ranks))
+
+
+def test_every_rank_gets_every_shared_tensor_exactly(ranks):
+    for rank in ranks:
+        assert identical(rank["shared"], [computed(index) for index in range(len(SHAPES))])
+
+
+def test_every_shared_tensor_is_computed_once_and_by_its_owner(ranks):
+    owners = share_out(COSTS, len(ranks))
+    for index, rank in enumerate(ranks):
+        assert rank["calls"] == [task for task, owner in enumerate(owners) if owner == index]
+
+
+def test_masks_are_the_same_on_every_rank_and_as_in_one_process(ranks):
+    alone = updates(small_pruner())
+    for rank in ranks:
+        for expected, found in zip(alone, rank["updates"], strict=True):
+            assert found["masks"].keys() == expected["masks"].keys()
+            assert all(torch.equal(mask, expected["masks"][name]) for name, mask in found["masks"].items())
+
+
+def test_the_numbers_of_an_update_are_the_same_on_every_rank_and_as_in_one_process(ranks):
+    alone = updates(small_pruner())
+    for rank in ranks:
+        for expected, found in zip(alone, rank["updates"], strict=True):
+            scores = expected["update"]["scores"]
+            assert all(torch.equal(score, scores[name]) for name, score in found["update"]["scores"].items())
+            assert found["update"] | {"scores": None} == expected["update"] | {"scores": None}
+
+
+def test_masks_changed_in_these_updates(ranks):
+    first, *_, last = ranks[0]["updates"]
+    assert all(mask.all() for mask in first["masks"].values())
+    assert not any(mask.all() for mask in last["masks"].values())
+
+
+def test_sums_over_ranks_are_exact(ranks):
+    size = len(ranks)
+    extra = size * (size - 1) // 2
+    for rank in ranks:
+        # float32 would lose the ranks beside 2**50.
+        assert rank["sums"] == [size + extra, size * 2**50 + extra, size * 0.5, size * -3]
+
+
+def test_identical_masks_pass(ranks):
+    assert [rank["no message"] for rank in ranks] == [None] * len(ranks)
+
+
+def test_one_flipped_bit_is_the_same_error_on_every_rank(ranks):
+    messages = {rank["one bit"] for rank in ranks}
+    assert len(messages) == 1
+    message = messages.pop()
+    assert "layer2.conv on rank " in message
+    assert "layer1.conv" not in message
+    assert "layer3.conv" not in message
+
+
+def test_the_error_names_the_rank_that_flipped_the_bit(ranks):
+    # Of two ranks that differ, nobody can tell which is wrong: the error may name both, but not the innocent alone.
+    assert "layer2.conv on rank 1" in ranks[0]["one bit"] or "layer2.conv on rank 0, 1" in ranks[0]["one bit"]
+
+
+def test_the_error_of_many_layers_is_cut_short(ranks):
+    messages = {rank["many layers"] for rank in ranks}
+    assert len(messages) == 1
+    assert "layer4 on rank" in (message := messages.pop())
+    assert "layer5" not in message
+    assert "and 3 more layers" in message
+
+
+def test_a_rank_with_another_seed_fails_the_update_on_every_rank(ranks):
+    messages = {rank["other seed"] for rank in ranks}
+    assert len(messages) == 1
+    assert "masks differ between ranks after an update: " in (message := messages.pop())
+    assert "resume from the last checkpoint" in message
+
+
+if __name__ == "__main__":
+    sys.exit(program(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,165 @@
+"""subp_dist.export: tracing, fusing and packing, against torch itself.
+
+Networks: small members of families with different operators, 64x64 images, batch 3 after tracing with another batch;
+weights random, batch-norm statistics live. Tolerance: 1e-4 of the largest logit in float32. Out of scope: the zoo.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import subp_ext
+from subp_dist.errors import UsageError
+from subp_dist.export import build_graph, check_exportable, export_subp
+from subp_dist.pruner import SUBPPruner
+from subp_dist.schedule import PruneSchedule
+
+FAMILIES = [
+    "test_resnet",
+    "test_byobnet",
+    "test_efficientnet",
+    "mobilenetv3_small_050",
+    "resnext26ts",
+    "regnety_002",
+    "tf_efficientnet_lite0",
+]
+
+
+def live(name: str, **kwargs) -> nn.Module:
+    """A model whose batch-norm statistics are those of data, not the initial zeros and ones."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **kwargs).train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(8, 3, 64, 64))
+    return model.eval()
+
+
+def pruned(model: nn.Module, rate: float = 0.5, block_size: int = 16) -> SUBPPruner:
+    pruner = SUBPPruner(model, PruneSchedule(rate, 0, 0), block_size=block_size)
+    pruner.step(0)
+    return pruner
+
+
+def largest_difference(model: nn.Module, session: subp_ext.Session) -> float:
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    return float(np.abs(session.run(images.numpy()) - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exported_network_computes_what_torch_does(name, tmp_path):
+    model = live(name)
+    pruner = pruned(model)
+    graph = export_subp(model, tmp_path / "model.subp", (3, 64, 64), {"model": name})
+    assert largest_difference(model, subp_ext.Session(tmp_path / "model.subp")) < 1e-4
+    packed = {key for key, value in graph.constants.items() if isinstance(value, subp_ext.UniformBlockSparse)}
+    assert packed == {f"{layer}.weight" for layer in pruner.layers}
+    assert not [node for node in graph.nodes if "batch_norm" in node.op]
+
+
+def test_kept_blocks_are_the_masks(tmp_path):
+    model = live("test_resnet")
+    pruner = pruned(model, rate=0.75, block_size=8)
+    graph = build_graph(model, (3, 64, 64))
+    for name, mask in pruner.masks.items():
+        packed = graph.constants[f"{name}.weight"]
+        rows, kept = packed.indices.shape
+        found = np.zeros(mask.shape, bool)
+        found[np.arange(rows)[:, None], packed.indices] = True
+        assert (found == mask.numpy()).all() and kept == mask.sum(1)[0]
+
+
+def test_a_block_that_trained_to_zero_is_still_packed_uniformly(tmp_path):
+    model = live("test_resnet")
+    nn.init.zeros_(model.layer1[0].bn2.weight) if hasattr(model, "layer1") else None
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data[::2] = 0
+    pruned(model)
+    export_subp(model, tmp_path / "model.subp", (3, 64, 64), {})
+    assert largest_difference(model, subp_ext.Session(tmp_path / "model.subp")) < 1e-4
+
+
+def test_batch_norm_activation_and_residual_are_fused():
+    graph = build_graph(live("resnet10t"), (3, 64, 64))
+    operators = Counter(node.op for node in graph.nodes)
+    assert not {"relu", "add", "_native_batch_norm_legit_no_training", "getitem"} & operators.keys()
+    residuals = [node for node in graph.nodes if node.args.get("residual") is not None]
+    assert len(residuals) == 4 and all(node.args["activation"] == "relu" for node in residuals)
+
+
+def test_padding_of_same_convolutions_is_folded():
+    graph = build_graph(live("tf_efficientnet_lite0"), (3, 64, 64))
+    assert not [node for node in graph.nodes if "pad" in node.op]
+    paddings = [node.args.get("padding", [0, 0]) for node in graph.nodes if node.op == "conv2d"]
+    assert any(isinstance(padding[0], list) for padding in paddings), "stride 2 on an even size pads one side only"
+
+
+class Awkward(nn.Module):
+    """What a fusion must leave alone: shared results, shared weights, broadcast sums, activations read twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.b, self.other_norm = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        first = self.a(x)
+        shared = self.norm(first) + first
+        twice = torch.relu(self.b(shared)) + self.other_norm(self.b(shared))
+        pooled = twice.mean((2, 3), keepdim=True)
+        gated = self.b(twice) + pooled
+        doubled = torch.relu(gated + gated)
+        return torch.nn.functional.leaky_relu(doubled - 0.1, 0.2).flatten(1)[:, :10]
+
+
+def test_awkward_graphs_stay_right(tmp_path):
+    torch.manual_seed(1)
+    model = Awkward().train()
+    with torch.no_grad():
+        model(torch.randn(8, 3, 64, 64))
+    graph = build_graph(model.eval(), (3, 64, 64))
+    assert largest_difference(model, subp_ext.Session(graph)) < 1e-5
+
+
+def test_export_leaves_the_model_as_it_is(tmp_path):
+    model = live("test_resnet")
+    pruned(model)
+    model.train()
+    keys, images = list(model.state_dict()), torch.randn(2, 3, 64, 64)
+    export_subp(model, tmp_path / "model.subp", (3, 64, 64), {})
+    assert model.training and list(model.state_dict()) == keys
+    model(images).sum().backward()
+
+
+def test_metadata_reaches_the_session(tmp_path):
+    metadata = {"model": "test_resnet", "mean": [0.5], "class_names": ["a", "b"], "empty": None}
+    export_subp(live("test_resnet"), tmp_path / "model.subp", (3, 64, 64), metadata)
+    found = subp_ext.Session(tmp_path / "model.subp").metadata
+    assert found["mean"] == [0.5] and found["class_names"] == ["a", "b"] and "empty" not in found
+
+
+class Sorts(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).sort(dim=1).values[:, :10]
+
+
+def test_an_unknown_operator_is_named():
+    with pytest.raises(UsageError, match=r"Sorts cannot be exported: subp_ext has no operator sort \(node sort\)"):
+        check_exportable(Sorts(), (3, 8, 8))
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10] if x.sum() > 0 else -x.flatten(1)[:, :10]
+
+
+def test_a_model_that_cannot_be_traced_says_so():
+    with pytest.raises(UsageError, match=r"Branches cannot be traced for export: .*--no-export"):
+        check_exportable(Branches(), (3, 8, 8))

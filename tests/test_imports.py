@@ -1,0 +1,68 @@
+"""Imports go one way: the method knows nothing of training, and the runtime nothing of torch or subp_dist.
+
+Read from the source, so that an import inside a function counts too.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each module of subp_dist may import from the package; a package stands for all that is in it.
+ALLOWED = {
+    "blocks": set(),
+    "errors": set(),
+    "schedule": set(),
+    "flops": set(),
+    "distributed": set(),
+    "scores": {"blocks"},
+    "masks": {"blocks"},
+    "parametrization": {"blocks"},
+    "pruner": {"blocks", "distributed", "flops", "masks", "parametrization", "schedule", "scores"},
+    "checkpoint": {"errors"},
+    "data": {"distributed", "errors"},
+    "export": {"blocks", "errors", "parametrization"},
+    "monitor": {"checkpoint", "pruner"},
+    "options": {"blocks", "errors", "schedule", "scores"},
+    "launch": {"errors"},
+}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names that a file imports, its own package written out."""
+    package = path.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{prefix}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_parts(path: Path) -> set[str]:
+    """Modules of subp_dist that a file imports."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("subp_dist.")}
+
+
+@pytest.mark.parametrize("path", modules("subp_dist"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_subp_dist_imports_go_one_way(path):
+    part = path.relative_to(ROOT / "subp_dist").parts[0].removesuffix(".py")
+    used = own_parts(path) - {part}
+    assert "train" not in used, "nothing imports the entry"
+    if part in ALLOWED:
+        assert used <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", modules("ext"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_runtime_needs_numpy_alone(path):
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & {"torch", "timm", "subp_dist", "torchvision", "safetensors"}

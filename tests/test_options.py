@@ -1,0 +1,94 @@
+"""subp_dist.options: the command line over a YAML file over the defaults, and what is refused."""
+
+import pytest
+
+from subp_dist.errors import UsageError
+from subp_dist.options import build_parser, parse_args, parse_macs
+
+
+def test_defaults_are_the_published_recipe():
+    args = parse_args(["resnet50"])
+    assert (args.lr_base, args.lr_base_size, args.momentum, args.weight_decay) == (0.1, 256, 0.9, 1e-4)
+    assert (args.opt, args.sched, args.smoothing, args.warmup_epochs, args.epochs) == (
+        "momentum",
+        "cosine",
+        0.1,
+        0,
+        250,
+    )
+    assert (args.criterion, args.tau, args.alpha, args.prune_schedule) == ("bpar", 1.0, 1.0, "cubic")
+    assert (args.block_size, args.sr_ste_decay, args.color_jitter) == (16, 2e-4, 0.0)
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model: resnet18\nlr: 0.3\nprune-rate: 0.25\nskip: ['*downsample*']\namp: true\n"
+    )
+    args = parse_args(["--config", str(tmp_path / "run.yaml"), "--lr", "0.2"])
+    assert (args.model, args.lr, args.prune_rate, args.skip, args.amp) == (
+        "resnet18",
+        0.2,
+        0.25,
+        ["*downsample*"],
+        True,
+    )
+    assert parse_args(["resnet34", "--config", str(tmp_path / "run.yaml")]).model == "resnet34"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prun_rate: 0.5", "no flag 'prun_rate'"),
+        ("lr: fast", "lr: 'fast': expected float"),
+        ("amp: 1", "expected true or false"),
+        ("skip: conv1", "expected a list"),
+        ("lr: [1]", "expected a single value"),
+        ("criterion: l3", "expected one of l1, l2, bpar"),
+        ("epochs: 2.5", "expected int"),
+        ("- a", "expected lines of"),
+        ("a: [", "run.yaml"),
+    ],
+)
+def test_a_bad_file_is_refused_by_line(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        parse_args(["resnet18", "--config", str(tmp_path / "run.yaml")])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--prune-rate", "-0.1"],
+        ["--prune-rate", "1"],
+        ["--prune-rate", "nan"],
+        ["--epochs", "0"],
+        ["--batch-size", "0"],
+        ["--tau", "0"],
+        ["--smoothing", "1"],
+        ["--mixup", "0.2", "--batch-size", "7"],
+        ["--warmup-epochs", "5", "--epochs", "5"],
+        ["--workers", "-1"],
+        ["--block-size", "12"],
+        ["--no-such-flag"],
+        ["--prune", "0.5"],
+        ["--config", "nowhere.yaml"],
+    ],
+)
+def test_bad_values_are_usage_errors(flags):
+    with pytest.raises(UsageError):
+        parse_args(["resnet18", *flags])
+
+
+def test_every_flag_is_explained():
+    assert all(action.help for action in build_parser()._actions)
+
+
+@pytest.mark.parametrize(("text", "macs"), [("2.0G", 2e9), ("300M", 3e8), ("5k", 5e3), ("1000", 1e3)])
+def test_macs_with_suffix(text, macs):
+    assert parse_macs(text) == macs
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "two", "0", "nan"])
+def test_bad_macs(text):
+    with pytest.raises(UsageError, match="--target-macs"):
+        parse_macs(text)

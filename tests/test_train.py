@@ -1,0 +1,311 @@
+"""subp_dist.train end to end on the built-in digits: what a run leaves, resume, features, bad input.
+
+Model: timm's `test_resnet` (0.4 M parameters), 1 to 4 epochs, on one rank in this process; several ranks are in
+test_launch.py, single steps in test_loop.py. Exactness: a resumed run must equal an undisturbed one bit for bit. Out of
+scope: accuracy beyond "it learns".
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import subp_ext
+from subp_dist import train
+from subp_dist.data import digits
+from subp_dist.errors import UsageError
+from subp_dist.options import parse_args
+from subp_dist.parametrization import block_mask_of
+
+FLAGS = ["test_resnet", "--data-dir", "builtin", "--batch-size", "64", "--lr", "0.1", "--log-interval", "5"]
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Every fifth digit: 800 to train on, 200 to test."""
+    pixels, labels = digits.load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (pixels[::5], labels[::5]))
+
+
+def run(output: Path, *flags: str) -> Path:
+    return train.main(parse_args([*FLAGS, "--output", str(output), *flags]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """One run on all digits that others look at: the target is reached in the last two of four epochs."""
+    return run(tmp_path_factory.mktemp("runs"), "--epochs", "4", "--prune-start", "0", "--prune-end", "2")
+
+
+def test_run_directory_is_complete(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        *("args.yaml", "summary.csv", "last.pt", "best.pt", "tensorboard", "model.safetensors", "model.subp"),
+        "report.json",
+    }
+    assert yaml.safe_load((finished / "args.yaml").read_text())["num_classes"] == 10
+    rows = list(csv.DictReader((finished / "summary.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    assert float(rows[-1]["val_top1"]) > 60
+
+
+def test_best_is_chosen_only_at_the_target_rate(finished):
+    rows = list(csv.DictReader((finished / "summary.csv").open()))
+    at_target = [row for row in rows if float(row["sparsity"]) > 0.499]
+    assert [int(row["epoch"]) for row in at_target] == [2, 3]
+    best = torch.load(finished / "best.pt", weights_only=True)
+    assert best["best"] == max(float(row["val_top1"]) for row in at_target)
+
+
+def test_no_best_before_the_target_rate(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "finish", lambda *_: None)
+    original = train.train_epoch
+
+    def stop_after_one(training, loader, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return original(training, loader, epoch)
+
+    monkeypatch.setattr(train, "train_epoch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--epochs", "3")
+    folder = next(tmp_path.iterdir())
+    assert (folder / "last.pt").exists()
+    assert not (folder / "best.pt").exists()
+
+
+def test_plain_weights_load_strictly_and_are_uniformly_sparse(finished):
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    model.load_state_dict(load_file(finished / "model.safetensors"), strict=True)
+    weight = model.get_submodule("layers.1.0.conv2" if hasattr(model, "layers") else "layer2.0.conv2").weight
+    rows = weight.detach().unflatten(0, (-1, 16)).abs().sum((1, 3, 4)) > 0
+    kept = rows.sum(1)
+    assert kept.min() == kept.max() == weight.shape[1] - weight.shape[1] // 2
+
+
+def test_exported_model_predicts_the_same_on_every_test_digit(finished):
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1).eval()
+    model.load_state_dict(load_file(finished / "model.safetensors"))
+    images = torch.stack([image for image, _ in digits.Digits(train=False)])
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    found = subp_ext.Session(finished / "model.subp").run(images.numpy())
+    assert (found.argmax(1) == expected.argmax(1)).all()
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_report_says_what_was_asked_and_achieved(finished):
+    report = json.loads((finished / "report.json").read_text())
+    pruned = [layer for layer in report["layers"] if layer["reason"] is None]
+    assert pruned
+    for layer in pruned:
+        assert layer["kept"] == layer["blocks_per_row"] - int(0.5 * layer["blocks_per_row"])
+        assert layer["kept_asked"] == 0.5 * layer["blocks_per_row"]
+    assert report["macs"]["kept"] == sum(layer["kept_macs"] for layer in report["layers"])
+    weights = load_file(finished / "model.safetensors")
+    parameters = [name for name, _ in timm.create_model("test_resnet", num_classes=10, in_chans=1).named_parameters()]
+    zeros = sum(int((weights[name] == 0).sum()) for name in parameters if weights[name].ndim == 4)
+    assert report["parameters"]["dense"] - report["parameters"]["kept"] == zeros
+    assert report["files"]["model.subp"] < 0.75 * report["files"]["model.safetensors"]
+
+
+def test_tensorboard_holds_what_the_documentation_lists(finished):
+    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    scalars = {"train/loss", "train/lr", "train/grad_norm", "train/img_per_s", "train/data_time"}
+    scalars |= {"val/loss", "val/top1", "val/top5", "sparsity/target", "sparsity/actual", "mask/flip_rate"}
+    scalars |= {"mask/regrown", "macs/kept", "macs/dense"}
+    assert scalars <= set(tags["scalars"])
+    assert any(tag.startswith("sparsity_per_layer/") for tag in tags["scalars"])
+    assert any(tag.startswith("mask/") for tag in tags["images"])
+    assert any(tag.startswith("score/") for tag in tags["histograms"])
+    assert [event.value for event in events.Scalars("sparsity/target")][-1] == 0.5
+
+
+def states_equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(states_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(states_equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        [],
+        ["--model-ema", "--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
+        ["--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", "3", "--prune-interval", "7", "--clip-grad", "1.0"],
+    ],
+    ids=["plain", "ema-adamw-mixup", "bf16-accumulation-interval"],
+)
+def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch, features):
+    flags = ["--epochs", "3", "--prune-start", "0", "--prune-end", "1", *features]
+    undisturbed = run(tmp_path / "a", *flags)
+    original = train.train_epoch
+
+    def die(training, loader, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return original(training, loader, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "b", *flags)
+    resumed = run(tmp_path / "b", *flags, "--resume", "auto")
+    a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (undisturbed, resumed))
+    for part in ("model", "optimizer", "scheduler", "scaler", "updates", "best", *(["ema"] if "ema" in a else [])):
+        assert states_equal(a[part], b[part]), part
+    rows = [list(csv.DictReader((folder / "summary.csv").open())) for folder in (undisturbed, resumed)]
+    assert [row["val_top1"] for row in rows[0]] == [row["val_top1"] for row in rows[1]]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        ["--channels-last"],
+        ["--torchcompile", "aot_eager"],
+        ["--amp", "--amp-dtype", "bfloat16", "--clip-grad", "0.02", "--clip-mode", "agc"],
+        ["--bce-loss", "--cutmix", "0.5", "--sched", "step", "--decay-epochs", "1"],
+        ["--criterion", "l1", "--tau", "0.01", "--score-latent", "--block-size", "8", "--prune-schedule", "zhu_gupta"],
+        [
+            "--criterion",
+            "l2",
+            "--target-macs",
+            "1.5M",
+            "--smoothing",
+            "0",
+            "--warmup-epochs",
+            "1",
+            "--drop-path",
+            "0.1",
+        ],
+    ],
+    ids=["channels-last", "compile", "bf16-agc", "bce-cutmix-step", "l1-sharp-1x8", "l2-target-macs"],
+)
+def test_training_features_run_to_a_uniform_export(few_digits, tmp_path, features):
+    folder = run(tmp_path, "--epochs", "2", *features)
+    report = json.loads((folder / "report.json").read_text())
+    assert all(np.isfinite(value) for value in report["accuracy"].values())
+    for layer in report["layers"]:
+        if layer["reason"] is None:
+            asked = report["prune_rate"]["asked"]
+            assert layer["kept"] == layer["blocks_per_row"] - int(asked * layer["blocks_per_row"])
+    if "--target-macs" in features:
+        assert report["macs"]["kept"] <= 1.5e6
+    assert subp_ext.Session(folder / "model.subp").run(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 10)
+
+
+def test_saved_flags_repeat_the_run(few_digits, tmp_path):
+    first = run(tmp_path / "a", "--epochs", "1", "--skip", "*downsample*", "--target-macs", "2M")
+    again = train.main(parse_args(["--config", str(first / "args.yaml"), "--output", str(tmp_path / "b")]))
+    a, b = load_file(first / "model.safetensors"), load_file(again / "model.safetensors")
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_moving_average_is_as_sparse_as_the_model(few_digits, tmp_path):
+    folder = run(tmp_path, "--epochs", "2", "--model-ema", "--model-ema-decay", "0.9")
+    state = torch.load(folder / "last.pt", weights_only=True)
+    masks = [key for key in state["model"] if key.endswith(".mask")]
+    assert masks and all(torch.equal(state["model"][key], state["ema"][key]) for key in masks)
+    assert all(state["ema"][key].dtype == torch.bool for key in masks)
+
+
+def test_a_dense_run_is_a_run_at_rate_zero(few_digits, tmp_path):
+    folder = run(tmp_path, "--epochs", "1", "--prune-rate", "0", "--no-export")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["macs"]["kept"] == report["macs"]["dense"]
+    assert not (folder / "model.subp").exists() and (folder / "best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["resnet51", "--data-dir", "builtin"], r"no model 'resnet51'; did you mean .*resnet50"),
+        (["test_resnet", "--data-dir", "nowhere"], r"nowhere: no such folder"),
+        (["test_resnet"], r"set --data-dir"),
+        (["test_resnet", "--data-dir", "builtin", "--prune-rate", "1"], r"--prune-rate 1.0: expected a share"),
+        (["test_resnet", "--data-dir", "builtin", "--epochs", "9", "--prune-end", "9"], r"last epoch is 8"),
+        (["vit_tiny_patch16_224", "--data-dir", "builtin", "--img-size", "224"], r"nothing to prune.*stem"),
+        (["test_resnet", "--data-dir", "builtin", "--skip", "layer9*"], r"layer9\*' matches no convolution"),
+        (["test_resnet", "--data-dir", "builtin", "--batch-size", "4001"], r"less than a\s+batch of 4001"),
+        (["test_resnet", "--data-dir", "builtin", "--opt", "nope"], r"--opt nope"),
+        (["test_resnet", "--data-dir", "builtin", "--sched", "nope"], r"nope"),
+        (["test_resnet", "--data-dir", "builtin", "--target-macs", "1K"], r"one block left per row"),
+        (["test_resnet", "--data-dir", "builtin", "--resume", "none.pt"], r"none.pt: no such checkpoint"),
+        (["test_resnet", "--data-dir", "builtin", "--prune-interval", "9999"], r"--prune-interval 9999"),
+        (["test_resnet", "--data-dir", "builtin", "--torchcompile", "nope"], r"no such backend"),
+        (["test_resnet", "--data-dir", "builtin", "--initial-checkpoint", "none"], r"--initial-checkpoint none"),
+        (["test_resnet", "--data-dir", "builtin", "--device", "tpu"], r"expected auto, cpu or cuda"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, flags, message):
+    with pytest.raises(UsageError, match=message):
+        train.main(parse_args([*flags, "--output", str(tmp_path / "runs")]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(subp_ext, "supported_ops", lambda: ("conv2d",))
+    with pytest.raises(UsageError, match=r"subp_ext has no operator .*linear \(node linear\).*--no-export"):
+        run(tmp_path / "runs", "--epochs", "1")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(finished.parent, "--epochs", "4", "--experiment", finished.name)
+
+
+def test_resume_refuses_another_network(finished, tmp_path):
+    with pytest.raises(UsageError, match=r"--block-size 16, this run has 8"):
+        run(tmp_path, "--epochs", "4", "--block-size", "8", "--resume", str(finished / "last.pt"))
+
+
+def test_resume_refuses_a_damaged_checkpoint(finished, tmp_path):
+    damaged = tmp_path / "damaged.pt"
+    shutil.copy(finished / "last.pt", damaged)
+    with damaged.open("r+b") as file:
+        file.truncate(damaged.stat().st_size // 2)
+    with pytest.raises(UsageError, match=r"damaged.pt: damaged, or not a checkpoint"):
+        run(tmp_path / "runs", "--epochs", "4", "--resume", str(damaged))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unwritable_output_is_reported(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write the run's folder"):
+        run(tmp_path / "file", "--epochs", "1")
+
+
+def test_diverged_training_stops_with_a_hint(few_digits, tmp_path):
+    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) at epoch .* lower --lr"):
+        run(tmp_path, "--epochs", "2", "--lr", "1e30")
+
+
+def test_trained_weights_can_be_the_start(finished, few_digits, tmp_path):
+    folder = run(
+        tmp_path, "--epochs", "1", "--initial-checkpoint", str(finished / "model.safetensors"), "--lr", "0.001"
+    )
+    report = json.loads((folder / "report.json").read_text())
+    assert report["accuracy"]["top1"] > 80
+
+
+def test_masked_layers_are_the_pruned_ones_of_the_report(finished):
+    args = parse_args([*FLAGS, "--epochs", "4"])
+    model, data = train.create_model_and_data(args)
+    training = train.prepare(args, train.init_process_group("cpu"), model, data)
+    masked = {name for name, module in training.model.named_modules() if block_mask_of(module) is not None}
+    report = json.loads((finished / "report.json").read_text())
+    assert masked == {layer["name"] for layer in report["layers"] if layer["reason"] is None}

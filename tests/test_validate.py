@@ -1,0 +1,55 @@
+"""subp_dist.validate and its table, on one short run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from subp_dist import train, validate
+from subp_dist.errors import UsageError
+from subp_dist.options import parse_args
+
+FLAGS = ["test_resnet", "--data-dir", "builtin", "--batch-size", "128", "--lr", "0.05", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs")
+    for name, rate in (("sparse", "0.5"), ("dense", "0")):
+        train.main(parse_args([*FLAGS, "--output", str(output), "--experiment", name, "--prune-rate", rate]))
+    return output
+
+
+def test_comparison_of_both_engines(runs):
+    sparse, dense = validate.Run.open(runs / "sparse"), validate.Run.open(runs / "dense")
+    comparison = validate.compare(sparse, dense, threads=1)
+    assert comparison["images"] == comparison["same_predictions"] == 1000
+    assert comparison["max_logit_difference"] < 1e-4
+    columns = comparison["columns"]
+    assert columns["sparse, torch"]["top1"] == columns["sparse, subp_ext"]["top1"] == sparse.report["accuracy"]["top1"]
+    assert columns["sparse, torch"]["macs"] < 0.6 * columns["dense, torch"]["macs"]
+    assert "same prediction on 1000 of 1000 images" in validate.as_table(comparison)
+
+
+def test_command_prints_the_table_and_keeps_it(runs):
+    command = [sys.executable, "-m", "subp_dist.validate", str(runs / "sparse"), "--threads", "1", "--limit", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert "same prediction on 100 of 100 images" in done.stdout
+    assert json.loads((runs / "sparse/report.json").read_text())["comparison"]["images"] == 100
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"is not a finished run: it has no args.yaml"):
+        validate.Run.open(tmp_path)
+
+
+def test_a_damaged_export_is_refused(runs, tmp_path):
+    run = validate.Run.open(runs / "sparse")
+    content = bytearray((runs / "sparse/model.subp").read_bytes())
+    content[len(content) // 2] ^= 1
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "model.subp").write_bytes(content)
+    with pytest.raises(UsageError, match="model.subp"):
+        validate.compare(validate.Run(folder, run.args, run.data, run.model, run.report), None, threads=1)
