@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -32,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its file writer.
         raise OSError(f"cannot write {path}: {error}") from error
     finally:
@@ -71,23 +70,3 @@ def load_checkpoint(path: Path) -> dict:
     if missing:
         raise UsageError(f"{path}: not a checkpoint of a pruning run: it has no {', '.join(sorted(missing))}")
     return state
-
-
-def load_checkpoint_on_all_ranks(path: Path) -> dict:
-    """``load_checkpoint`` on rank 0, sent to all: the other machines need not see the file.
-
-    Raises:
-        UsageError: as ``load_checkpoint``, on every rank.
-    """
-    if not dist.is_initialized():
-        return load_checkpoint(path)
-    box: list = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = load_checkpoint(path)
-        except UsageError as error:
-            box[1] = str(error)
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise UsageError(box[1])
-    return box[0]

@@ -8,10 +8,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,26 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     if dist.is_initialized():
         dist.all_reduce(total)
     return total.tolist()
+
+
+def on_primary(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 and give its result to every rank: what it reads need not be on all machines.
+
+    Raises:
+        ValueError: the function did, on rank 0; the same is raised on every rank.
+    """
+    if not dist.is_initialized():
+        return function()
+    box: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = function()
+        except ValueError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise ValueError(box[1])
+    return box[0]
 
 
 def share_out(costs: Sequence[float], world_size: int) -> list[int]:

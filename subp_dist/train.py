@@ -18,9 +18,9 @@ from timm.utils import distribute_bn, random_seed
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
-from .checkpoint import load_checkpoint, load_checkpoint_on_all_ranks, save_checkpoint, save_plain_weights
+from .checkpoint import load_checkpoint, save_checkpoint, save_plain_weights
 from .data import Data
-from .distributed import init_process_group
+from .distributed import init_process_group, on_primary
 from .errors import UsageError, report_usage_errors
 from .export import export_subp
 from .loop import train_epoch, validate
@@ -48,16 +48,15 @@ def main(args: argparse.Namespace) -> Path:
     """
     try:
         rank = init_process_group(args.device)
-        folder, resume_from = locate_run(args)
-        checkpoint = load_checkpoint_on_all_ranks(resume_from) if resume_from else None
+        folder, resume_from = on_primary(lambda: locate_run(args))
+        checkpoint = on_primary(lambda: load_checkpoint(resume_from)) if resume_from else None
         model, data = create_model_and_data(args)
         training = prepare(args, rank, model, data)
         loaders = data.train_loader(args, rank), data.val_loader(args, rank)
         first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
+        on_primary(lambda: start_folder(folder, args))
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-    if rank.is_primary:
-        start_folder(folder, args)
     steps = -(-len(loaders[0]) // args.grad_accum_steps)
     training.monitor = Monitor(folder if rank.is_primary else None, first_epoch, first_epoch * steps)
     try:
@@ -81,7 +80,7 @@ def locate_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
     Raises:
         UsageError: the folder holds another run.
     """
-    folder = Path(args.output) / (args.experiment or f"{args.model}-{args.prune_rate:g}".replace("/", "_"))
+    folder = Path(args.output) / (args.experiment or f"{args.model}-{args.target_macs or format(args.prune_rate, 'g')}".replace("/", "_"))
     own = folder / "last.pt"
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if args.resume == "auto" or (restarted and own.exists()):

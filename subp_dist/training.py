@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .data import Data, create_data
-from .distributed import Rank
+from .distributed import Rank, on_primary
 from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
@@ -131,8 +131,8 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         args.prune_rate, args.epochs, args.prune_start, args.prune_end, args.prune_schedule
     )
     args.prune_start, args.prune_end = schedule.start, schedule.end
-    if not args.no_export and rank.is_primary:
-        check_exportable(model, data.input_size)
+    if not args.no_export:
+        on_primary(lambda: check_exportable(model, data.input_size))
     model.to(rank.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
