@@ -80,7 +80,8 @@ def locate_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
     Raises:
         UsageError: the folder holds another run.
     """
-    folder = Path(args.output) / (args.experiment or f"{args.model}-{args.target_macs or format(args.prune_rate, 'g')}".replace("/", "_"))
+    name = args.experiment or f"{args.model}-{args.target_macs or format(args.prune_rate, 'g')}"
+    folder = Path(args.output) / name.replace("/", "_")
     own = folder / "last.pt"
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if args.resume == "auto" or (restarted and own.exists()):

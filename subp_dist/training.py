@@ -110,27 +110,18 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
 
 
 def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) -> Training:
-    """Everything of a run that does not depend on a checkpoint.
+    """Everything of a run that does not depend on a checkpoint; what follows from other flags is written into ``args``.
 
     Raises:
         ValueError: the flags do not fit the model or each other.
     """
-    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise UsageError(f"--torchcompile {args.torchcompile}: no such backend; usual ones are {known}")
-    if args.sync_bn and rank.device.type != "cuda":
-        raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
+    _check_machine(args, rank)
     try:
         macs = count_macs(model, data.input_size)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"{args.model} does not run on images of {data.input_size}: {error}") from error
-    if args.target_macs:
-        kept = kept_macs_at(plan_layers(model, args.skip), macs)
-        args.prune_rate = rate_for_macs(parse_macs(args.target_macs), kept)
-    schedule = PruneSchedule.for_run(
-        args.prune_rate, args.epochs, args.prune_start, args.prune_end, args.prune_schedule
-    )
-    args.prune_start, args.prune_end = schedule.start, schedule.end
+    updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
+    schedule = create_schedule(args, model, macs, updates_per_epoch)
     if not args.no_export:
         on_primary(lambda: check_exportable(model, data.input_size))
     model.to(rank.device)
@@ -138,29 +129,10 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         model.to(memory_format=torch.channels_last)
     if args.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    pruner = SUBPPruner(
-        model,
-        schedule,
-        block_size=args.block_size,
-        criterion=args.criterion,
-        alpha=args.alpha,
-        tau=args.tau,
-        score_latent=args.score_latent,
-        sr_ste_decay=args.sr_ste_decay,
-        skip=args.skip,
-        seed=args.seed,
-    )
-    if args.lr is None:
-        global_batch = args.batch_size * rank.world_size * args.grad_accum_steps
-        args.lr = args.lr_base * global_batch / args.lr_base_size
-    try:
-        optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"--opt {args.opt}: {error}; timm.optim.list_optimizers() has all names") from error
-    updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
-    _check_interval(args, updates_per_epoch)
+    keys = ("block_size", "criterion", "alpha", "tau", "score_latent", "sr_ste_decay", "skip", "seed")
+    pruner = SUBPPruner(model, schedule, **{key: getattr(args, key) for key in keys})
+    optimizer = create_optimizer(args, model, rank.world_size)
     scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
-    ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
     use_scaler = args.amp and args.amp_dtype == "float16"
     return Training(
         args=args,
@@ -174,20 +146,56 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         loss=create_loss(args),
         macs=macs,
         mixup=create_mixup(args),
-        ema=ema,
+        ema=ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None,
         monitor=Monitor(None),
     )
 
 
-def _check_interval(args: argparse.Namespace, updates_per_epoch: int) -> None:
-    """With updates every so many steps, one of them must come after the schedule's end."""
+def _check_machine(args: argparse.Namespace, rank: Rank) -> None:
+    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise UsageError(f"--torchcompile {args.torchcompile}: no such backend; usual ones are {known}")
+    if args.sync_bn and rank.device.type != "cuda":
+        raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
+
+
+def create_schedule(
+    args: argparse.Namespace, model: nn.Module, macs: dict[str, int], updates_per_epoch: int
+) -> PruneSchedule:
+    """The pruning schedule of the run, at the rate that reaches ``--target-macs`` if that is given.
+
+    Raises:
+        ValueError: the target cannot be reached, by any rate or within the run.
+    """
+    if args.target_macs:
+        kept = kept_macs_at(plan_layers(model, args.skip), macs)
+        args.prune_rate = rate_for_macs(parse_macs(args.target_macs), kept)
+    schedule = PruneSchedule.for_run(
+        args.prune_rate, args.epochs, args.prune_start, args.prune_end, args.prune_schedule
+    )
+    args.prune_start, args.prune_end = schedule.start, schedule.end
     if args.prune_interval and updates_per_epoch:
         last = (args.epochs * updates_per_epoch - 1) // args.prune_interval * args.prune_interval / updates_per_epoch
-        if last < args.prune_end:
+        if last < schedule.end:
             raise UsageError(
                 f"--prune-interval {args.prune_interval}: the last mask update falls on epoch {last:.2f}, before the "
-                f"schedule's end at {args.prune_end:g}; update more often, or end earlier"
+                f"schedule's end at {schedule.end:g}; update more often, or end earlier"
             )
+    return schedule
+
+
+def create_optimizer(args: argparse.Namespace, model: nn.Module, world_size: int) -> torch.optim.Optimizer:
+    """timm's optimizer; the learning rate is scaled with the global batch unless it is given.
+
+    Raises:
+        UsageError: no such optimizer, or it does not take the flags.
+    """
+    if args.lr is None:
+        args.lr = args.lr_base * args.batch_size * world_size * args.grad_accum_steps / args.lr_base_size
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(args))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--opt {args.opt}: {error}; timm.optim.list_optimizers() has all names") from error
 
 
 def wrap(model: nn.Module, args: argparse.Namespace, rank: Rank) -> nn.Module:
