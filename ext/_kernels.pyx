@@ -5,6 +5,7 @@ Work items are split statically among threads and each owns its part of the outp
 bit-identical for every number of threads.
 """
 
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t
 
@@ -34,6 +35,8 @@ cdef extern from "dispatch.h" nogil:
         const char *name
         const char *needs
         int usable
+        float (*peak)(Py_ssize_t rounds, float factor) noexcept nogil
+        int peak_flops
     const subp_kernel subp_kernel_table[]
     const int subp_kernel_count
     subp_kernel_set subp_kernel_set_at(int isa)
@@ -43,11 +46,12 @@ cdef extern from "dispatch.h" nogil:
 
 cdef extern from "conv.h" nogil:
     ctypedef struct subp_conv:
-        int op, isa
+        int op
         Py_ssize_t in_channels, height, width, out_channels, out_h, out_w
         Py_ssize_t groups, rows, kept, block
         int32_t taps
         int activation
+        const subp_kernel *const *kernels
         const float *values
         const int32_t *indices
         const float *bias
@@ -92,6 +96,14 @@ def kernel_sets():
         entry = subp_kernel_set_at(isa)
         sets.append({"name": entry.name.decode(), "needs": entry.needs.decode(), "usable": bool(entry.usable)})
     return sets
+
+
+def fma_loop(str kernel_set, Py_ssize_t rounds):
+    """Runs a loop of independent multiply-adds in the widest registers of a set; returns how many FLOPs it took."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    with nogil:
+        entry.peak(rounds, 0.5)
+    return entry.peak_flops * rounds
 
 
 def kernels():
@@ -169,6 +181,7 @@ cdef class Convolution:
     """
 
     cdef subp_conv _call
+    cdef const subp_kernel **_kernels
     cdef object _arrays  # keeps alive what _call points to
     cdef readonly Py_ssize_t scratch  # floats of planes
 
@@ -200,7 +213,7 @@ cdef class Convolution:
         cdef subp_conv *call = &self._call
         cdef const float[::1] bias_view
         cdef const Py_ssize_t[::1] copy_rows, copy_cols
-        call.op, call.isa, call.activation = _OPERATORS[op], _set_number(kernel_set), _activation_number(activation)
+        call.op, call.activation = _OPERATORS[op], _activation_number(activation)
         call.in_channels, call.height, call.width = in_shape
         call.out_channels, call.out_h, call.out_w = out_shape
         call.rows, call.kept, call.taps = indices.shape[0], indices.shape[1], tap_offsets.shape[0]
@@ -232,6 +245,7 @@ cdef class Convolution:
             rows = columns = None
             assert tuple(in_shape[1:]) == tuple(out_shape[1:]) and channel_stride == call.height * call.width
             assert call.taps == 1 and tap_offsets[0] == 0
+        self._find_kernels(_set_number(kernel_set))
         call.bias = NULL
         if bias is not None:
             bias_view = bias
@@ -239,6 +253,20 @@ cdef class Convolution:
             call.bias = &bias_view[0]
         call.values, call.indices, call.tap_offsets = &values[0, 0], &indices[0, 0], &tap_offsets[0]
         self._arrays = (values, indices, tap_offsets, bias, rows, columns)
+
+    cdef _find_kernels(self, int isa):
+        cdef Py_ssize_t n = 0, count = 0
+        self._kernels = <const subp_kernel **>PyMem_Malloc(self._call.block * sizeof(void *))
+        if self._kernels == NULL:
+            raise MemoryError()
+        while n < self._call.block:
+            self._kernels[count] = subp_find_kernel(self._call.op, isa, self._call.block - n)
+            n += self._kernels[count].channels
+            count += 1
+        self._call.kernels = self._kernels
+
+    def __dealloc__(self):
+        PyMem_Free(self._kernels)
 
     def run(
         self,

@@ -26,7 +26,48 @@ static inline cvec cadd(cvec a, cvec b) { return _mm_add_ps(a, b); }
 
 #include "vector.h"
 
-void f32_ubsconv_4x24__avx2(const subp_tile *t) { run(t, 4, 3); }
-void f32_ubsconv_2x48__avx2(const subp_tile *t) { run(t, 2, 6); }
-void f32_ubsconv_1x64__avx2(const subp_tile *t) { run(t, 1, 8); }
-void f32_dwconv_1x64__avx2(const subp_tile *t) { run(t, 1, 8); }
+DEFINE_BLOCK(4, 3)
+DEFINE_BLOCK(4, 2)
+DEFINE_BLOCK(4, 1)
+DEFINE_REST(4)
+DEFINE_BLOCK(2, 6)
+DEFINE_BLOCK(2, 3)
+DEFINE_BLOCK(2, 1)
+DEFINE_REST(2)
+DEFINE_BLOCK(1, 8)
+DEFINE_BLOCK(1, 4)
+DEFINE_BLOCK(1, 1)
+DEFINE_REST(1)
+
+void f32_ubsconv_4x24__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(4, 3)
+    RUN_BLOCKS(4, 2)
+    RUN_BLOCKS(4, 1)
+    if (t->count > at && t->count - at <= TAIL_PIXELS) run_tail(t, at, t->count - at), at = t->count;
+    RUN_REST(4)
+}
+void f32_ubsconv_2x48__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(2, 6)
+    RUN_BLOCKS(2, 3)
+    RUN_BLOCKS(2, 1)
+    RUN_REST(2)
+}
+void f32_ubsconv_1x64__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+void f32_dwconv_1x64__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+
+float subp_peak_avx2(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
+const int subp_peak_flops_avx2 = 2 * PEAK_CHAINS * LANES;

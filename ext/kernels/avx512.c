@@ -24,8 +24,59 @@ static inline cvec cadd(cvec a, cvec b) { return _mm256_add_ps(a, b); }
 
 #include "vector.h"
 
-void f32_ubsconv_8x48__avx512(const subp_tile *t) { run(t, 8, 3); }
-void f32_ubsconv_4x96__avx512(const subp_tile *t) { run(t, 4, 6); }
-void f32_ubsconv_2x128__avx512(const subp_tile *t) { run(t, 2, 8); }
-void f32_ubsconv_1x128__avx512(const subp_tile *t) { run(t, 1, 8); }
-void f32_dwconv_1x128__avx512(const subp_tile *t) { run(t, 1, 8); }
+DEFINE_BLOCK(8, 3)
+DEFINE_BLOCK(8, 2)
+DEFINE_BLOCK(8, 1)
+DEFINE_REST(8)
+DEFINE_BLOCK(4, 6)
+DEFINE_BLOCK(4, 3)
+DEFINE_BLOCK(4, 1)
+DEFINE_REST(4)
+DEFINE_BLOCK(2, 8)
+DEFINE_BLOCK(2, 4)
+DEFINE_BLOCK(2, 1)
+DEFINE_REST(2)
+DEFINE_BLOCK(1, 8)
+DEFINE_BLOCK(1, 4)
+DEFINE_BLOCK(1, 1)
+DEFINE_REST(1)
+
+void f32_ubsconv_8x48__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(8, 3)
+    RUN_BLOCKS(8, 2)
+    RUN_BLOCKS(8, 1)
+    if (t->count > at && t->count - at <= TAIL_PIXELS) run_tail(t, at, t->count - at), at = t->count;
+    RUN_REST(8)
+}
+void f32_ubsconv_4x96__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(4, 6)
+    RUN_BLOCKS(4, 3)
+    RUN_BLOCKS(4, 1)
+    RUN_REST(4)
+}
+void f32_ubsconv_2x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(2, 8)
+    RUN_BLOCKS(2, 4)
+    RUN_BLOCKS(2, 1)
+    RUN_REST(2)
+}
+void f32_ubsconv_1x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+void f32_dwconv_1x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+
+float subp_peak_avx512(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
+const int subp_peak_flops_avx512 = 2 * PEAK_CHAINS * LANES;

@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-#include "dispatch.h"
-
 static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
@@ -124,8 +122,9 @@ static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const
     else
         tile.x = arrays->x + (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel;
     const float *values = call->values + row * call->kept * call->taps * call->block;
+    const subp_kernel *const *kernels = call->kernels;
     for (ptrdiff_t n = 0; n < width;) {
-        const subp_kernel *kernel = subp_find_kernel(call->op, call->isa, call->block - n);
+        const subp_kernel *kernel = *kernels++;
         ptrdiff_t at = (s->image * call->out_channels + channel + n) * plane + pixel;
         tile.values = values + n * call->kept * call->taps;
         tile.channels = (int32_t)smaller(kernel->channels, width - n);

@@ -10,12 +10,12 @@
 
 typedef struct {
     enum subp_operator op;
-    enum subp_isa isa;
     ptrdiff_t in_channels, height, width; /* of the input */
     ptrdiff_t out_channels, out_h, out_w;
     ptrdiff_t groups, rows, kept, block;
     int32_t taps;
     int activation;
+    const subp_kernel *const *kernels; /* IN those a block row takes, one after the other */
     const float *values;    /* IN per block row and tile of it [kept][taps][channels of the tile] */
     const int32_t *indices; /* IN [rows][kept] */
     const float *bias;      /* IN [out_channels] or NULL */

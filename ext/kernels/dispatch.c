@@ -14,7 +14,7 @@ subp_kernel_set subp_kernel_set_at(int isa) {
     switch (isa) {
 #define SUBP_ISA(name, needs, usable) \
     case SUBP_ISA_##name:             \
-        return (subp_kernel_set){#name, needs, usable};
+        return (subp_kernel_set){#name, needs, usable, subp_peak_##name, subp_peak_flops_##name};
 #include "isas.inc"
 #undef SUBP_ISA
     default:

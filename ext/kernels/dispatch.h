@@ -7,6 +7,8 @@
 typedef struct {
     const char *name, *needs;
     int usable; /* on this CPU */
+    float (*peak)(ptrdiff_t rounds, float factor);
+    int peak_flops; /* of one round */
 } subp_kernel_set;
 
 extern const subp_kernel subp_kernel_table[];

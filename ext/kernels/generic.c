@@ -38,3 +38,15 @@ SUBP_DEFINE_UBSCONV(f32_ubsconv_4x8__generic, 4, 8)
 SUBP_DEFINE_UBSCONV(f32_ubsconv_2x16__generic, 2, 16)
 SUBP_DEFINE_UBSCONV(f32_ubsconv_1x32__generic, 1, 32)
 SUBP_DEFINE_UBSCONV(f32_dwconv_1x32__generic, 1, 32)
+
+enum { PEAK_CHAINS = 32 };
+
+float subp_peak_generic(ptrdiff_t rounds, float factor) {
+    float chains[PEAK_CHAINS];
+    for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = (float)i;
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = chains[i] * factor + factor;
+    for (int i = 1; i < PEAK_CHAINS; i++) chains[0] += chains[i];
+    return chains[0];
+}
+const int subp_peak_flops_generic = 2 * PEAK_CHAINS;

@@ -55,6 +55,14 @@ typedef struct {
     subp_tile_fn run;
 } subp_kernel;
 
+/* Per set a loop of nothing but products, subp_peak_flops_* of them in a round: the speed that kernels are measured
+ * against. The result has no meaning; |factor| < 1 keeps it finite. */
+#define SUBP_ISA(name, needs, usable)                       \
+    float subp_peak_##name(ptrdiff_t rounds, float factor); \
+    extern const int subp_peak_flops_##name;
+#include "isas.inc"
+#undef SUBP_ISA
+
 #define SUBP_KERNEL(name, op, isa, channels, pixels) void name(const subp_tile *);
 #include "kernels.inc"
 #undef SUBP_KERNEL

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 enum { MAX_CHANNELS = 8, MAX_VECTORS = 8, TAIL_PIXELS = 4 };
@@ -34,30 +35,44 @@ INLINE void add_products(vec acc[MAX_CHANNELS][MAX_VECTORS], const float *x, con
     }
 }
 
+/* Three passes over the registers, each a decision taken once: read per vector, the fields would have to be loaded again
+ * after every store, which might alias them. */
 INLINE void store_block(const subp_tile *t, vec acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int channels,
                         int vectors, int partial, lanes part, ptrdiff_t count) {
-    UNROLL for (int c = 0; c < channels; c++) {
-        if (c >= t->channels) break;
-        ptrdiff_t from = c * t->out_stride + at;
-        vec bias = splat(t->bias ? t->bias[c] : 0.0f);
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vec sum = add(acc[c][v], bias);
-            if (t->residual) sum = add(sum, load_part(t->residual + from + v * LANES, partial, part));
-            if (t->activation == SUBP_ACT_relu) sum = relu(sum);
-            store_part(t->out + from + v * LANES, sum, partial, part);
-        }
-        if (t->activation > SUBP_ACT_relu) subp_activate(t->out + from, count, t->activation);
+    const ptrdiff_t stride = t->out_stride;
+    const int32_t stored = t->channels, activation = t->activation;
+    float *out = t->out + at;
+    if (t->bias) {
+        const float *bias = t->bias;
+        UNROLL for (int c = 0; c < channels; c++)
+            if (c < stored) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = add(acc[c][v], splat(bias[c]));
     }
+    if (t->residual) {
+        const float *residual = t->residual + at;
+        UNROLL for (int c = 0; c < channels; c++)
+            if (c < stored)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    acc[c][v] = add(acc[c][v], load_part(residual + c * stride + v * LANES, partial, part));
+    }
+    if (activation == SUBP_ACT_relu)
+        UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = relu(acc[c][v]);
+    UNROLL for (int c = 0; c < channels; c++)
+        if (c < stored)
+            UNROLL for (int v = 0; v < vectors; v++) store_part(out + c * stride + v * LANES, acc[c][v], partial, part);
+    if (activation > SUBP_ACT_relu)
+        for (int32_t c = 0; c < stored; c++) subp_activate(out + c * stride, count, activation);
 }
 
-/* The block of `vectors` at pixel `at`; `channels`, `vectors` and `partial` are constants at every call, so the
- * accumulators are registers. A partial block is one vector of which the first `count` lanes are pixels. */
-INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, int partial, ptrdiff_t count) {
+/* The block of `vectors` at pixel `at`. A partial block is one vector of which the first `count` lanes are pixels.
+ * `channels`, `vectors`, `partial` and `one_tap` are constants at every call: the accumulators then are registers, as
+ * long as one loop alone leads to the store. */
+INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, int partial, int one_tap,
+                  ptrdiff_t count) {
     lanes part = first_lanes(partial ? (int)count : LANES);
     vec acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = splat(0.0f);
     const float *w = t->values, *x = t->x + at;
-    if (t->taps == 1) {
+    if (one_tap) {
         x += t->tap_offsets[0];
         for (int32_t k = 0; k < t->kept; k++, w += channels)
             add_products(acc, x + t->indices[k] * t->channel_stride, w, channels, vectors, partial, part);
@@ -103,20 +118,50 @@ INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
     }
 }
 
-INLINE void run(const subp_tile *t, int channels, int vectors) {
-    ptrdiff_t at = 0, rest = t->count % LANES, whole = t->count - rest;
-    for (; at + vectors * LANES <= whole; at += vectors * LANES) block(t, at, channels, vectors, 0, vectors * LANES);
-    if (vectors > 4 && at + 4 * LANES <= whole) block(t, at, channels, 4, 0, 4 * LANES), at += 4 * LANES;
-    if (vectors > 2 && at + 2 * LANES <= whole) block(t, at, channels, 2, 0, 2 * LANES), at += 2 * LANES;
-    if (vectors > 1 && at + LANES <= whole) block(t, at, channels, 1, 0, LANES), at += LANES;
-    if (channels == TAIL_CHANNELS && rest && rest <= TAIL_PIXELS) {
-        switch (rest) {
-        case 1: tail(t, at, 1); break;
-        case 2: tail(t, at, 2); break;
-        case 3: tail(t, at, 3); break;
-        default: tail(t, at, 4);
-        }
-    } else if (rest) {
-        block(t, at, channels, 1, 1, rest);
+/* One function per shape: together in one, their accumulators would compete for registers. */
+#define DEFINE_BLOCK(channels, vectors)                                                                            \
+    static NOINLINE void block_##channels##x##vectors(const subp_tile *t, ptrdiff_t at) {                          \
+        block(t, at, channels, vectors, 0, 0, vectors * LANES);                                                    \
+    }                                                                                                              \
+    static NOINLINE void block_##channels##x##vectors##_1tap(const subp_tile *t, ptrdiff_t at) {                   \
+        block(t, at, channels, vectors, 0, 1, vectors * LANES);                                                    \
     }
+
+#define DEFINE_REST(channels)                                                                                      \
+    static NOINLINE void rest_##channels(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {                      \
+        block(t, at, channels, 1, 1, 0, count);                                                                    \
+    }
+
+static NOINLINE void tail_1(const subp_tile *t, ptrdiff_t at) { tail(t, at, 1); }
+static NOINLINE void tail_2(const subp_tile *t, ptrdiff_t at) { tail(t, at, 2); }
+static NOINLINE void tail_3(const subp_tile *t, ptrdiff_t at) { tail(t, at, 3); }
+static NOINLINE void tail_4(const subp_tile *t, ptrdiff_t at) { tail(t, at, 4); }
+
+static void run_tail(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {
+    void (*const tails[TAIL_PIXELS])(const subp_tile *, ptrdiff_t) = {tail_1, tail_2, tail_3, tail_4};
+    tails[count - 1](t, at);
+}
+
+#define RUN_BLOCKS(channels, vectors)                                                                              \
+    for (; at + vectors * LANES <= t->count; at += vectors * LANES)                                                \
+        if (t->taps == 1)                                                                                          \
+            block_##channels##x##vectors##_1tap(t, at);                                                            \
+        else                                                                                                       \
+            block_##channels##x##vectors(t, at);
+
+#define RUN_REST(channels)                                                                                         \
+    if (at < t->count) rest_##channels(t, at, t->count - at);
+
+/* What the FMA units can do: chains of products enough to hide their latency, and nothing to load. */
+enum { PEAK_CHAINS = 12 };
+
+INLINE float peak(ptrdiff_t rounds, float factor) {
+    vec chains[PEAK_CHAINS], scale = splat(factor);
+    UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = splat((float)i);
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = madd(chains[i], scale, scale);
+    for (int i = 1; i < PEAK_CHAINS; i++) chains[0] = add(chains[0], chains[i]);
+    float lane[LANES];
+    store(lane, chains[0]);
+    return lane[0];
 }
