@@ -19,6 +19,12 @@ cdef extern from "kernels.h" nogil:
         int isa
         int32_t channels
         int32_t pixels
+    ctypedef struct subp_pool:
+        Py_ssize_t height, width, out_h, out_w
+        Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
+        int average
+        const float *row_counts
+        const float *column_counts
     int SUBP_ISA_COUNT
     int SUBP_ACT_COUNT
     int SUBP_OP_ubsconv
@@ -37,6 +43,11 @@ cdef extern from "dispatch.h" nogil:
         int usable
         float (*peak)(Py_ssize_t rounds, float factor) noexcept nogil
         int peak_flops
+        void (*pool)(const subp_pool *p, const float *input, float *out, float *row) noexcept nogil
+        float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
+        void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
+                       float *out) noexcept nogil
+        void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
     const subp_kernel subp_kernel_table[]
     const int subp_kernel_count
     subp_kernel_set subp_kernel_set_at(int isa)
@@ -304,3 +315,98 @@ cdef class Convolution:
                     subp_conv_fill(call, &arrays, n, i, planes)
             for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
                 subp_conv_item(call, &arrays, n, i, planes)
+
+
+# Elements of a work item of the element-wise operators.
+cdef enum:
+    CHUNK = 16384
+
+
+def pool(
+    str kernel_set,
+    const float[:, :, ::1] x,  # IN [planes, height, width]
+    kernel,  # (height, width), as stride, dilation and pad
+    stride,
+    dilation,
+    pad,  # (top, left)
+    counts,  # (rows, columns) float32, what an average divides by; None for the maximum
+    float[:, :, ::1] out,  # OUT [planes, out_h, out_w]
+    int threads,
+):
+    """Pools every plane; windows may hang over any edge."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef subp_pool p
+    cdef const float[::1] row_counts, column_counts
+    cdef Py_ssize_t plane, planes = x.shape[0], size = x.shape[1] * x.shape[2], out_size = out.shape[1] * out.shape[2]
+    assert planes == out.shape[0] and planes > 0 and size > 0 and out_size > 0 and threads > 0
+    assert min(*kernel, *stride, *dilation) >= 1 and min(pad) >= 0
+    p.height, p.width, p.out_h, p.out_w = x.shape[1], x.shape[2], out.shape[1], out.shape[2]
+    p.kernel_h, p.kernel_w = kernel
+    p.stride_h, p.stride_w = stride
+    p.dilation_h, p.dilation_w = dilation
+    p.pad_top, p.pad_left = pad
+    p.average = counts is not None
+    if counts is not None:
+        row_counts, column_counts = counts
+        assert row_counts.shape[0] == p.out_h and column_counts.shape[0] == p.out_w
+        p.row_counts, p.column_counts = &row_counts[0], &column_counts[0]
+    rows = np.empty((threads, p.width), np.float32)
+    cdef float[:, ::1] row = rows
+    cdef const float *source = &x[0, 0, 0]
+    cdef float *target = &out[0, 0, 0]
+    for plane in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        entry.pool(&p, source + plane * size, target + plane * out_size, &row[threadid(), 0])
+
+
+def mean(
+    str kernel_set,
+    const float[:, ::1] x,  # IN [planes, pixels]
+    float[::1] out,  # OUT [planes]
+    int threads,
+):
+    """Averages every plane."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef Py_ssize_t plane, planes = x.shape[0], size = x.shape[1]
+    assert planes == out.shape[0] and planes > 0 and size > 0 and threads > 0
+    for plane in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        out[plane] = entry.mean(&x[plane, 0], size)
+
+
+def binary(
+    str kernel_set,
+    bint multiply,  # else add
+    const float[:, ::1] a,  # IN [runs, n]
+    const float[:, ::1] b,  # IN as a, or [runs, 1]
+    activation,  # a name, or None
+    float[:, ::1] out,  # OUT as a
+    int threads,
+):
+    """Computes activation(a + b) or activation(a * b)."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef int number = _activation_number(activation)
+    cdef Py_ssize_t n = a.shape[1], chunks = (n + CHUNK - 1) // CHUNK, items = a.shape[0] * chunks, i, run, at
+    cdef bint one = b.shape[1] == 1
+    assert a.shape[0] == b.shape[0] == out.shape[0] and n == out.shape[1] and (one or b.shape[1] == n)
+    assert items > 0 and threads > 0
+    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        run = i // chunks
+        at = i % chunks * CHUNK
+        entry.binary(
+            multiply, &a[run, at], &b[run, 0 if one else at], one, min(CHUNK, n - at), number, &out[run, at]
+        )
+
+
+def activate(
+    str kernel_set,
+    const float[::1] x,  # IN [n]
+    activation,  # a name
+    float[::1] out,  # OUT [n]
+    int threads,
+):
+    """Computes activation(x)."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef int number = _activation_number(activation)
+    cdef Py_ssize_t n = x.shape[0], items = (n + CHUNK - 1) // CHUNK, i
+    assert n == out.shape[0] and n > 0 and threads > 0
+    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        entry.activate(&x[i * CHUNK], min(CHUNK, n - i * CHUNK), number, &out[i * CHUNK])

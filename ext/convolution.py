@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from subp_ext import runtime
+from subp_ext.memory import LINE, aligned_empty, scratch
 from subp_ext.sparse import UniformBlockSparse
 
 # Block size of dense weights that come without one: a multiple of every kernel's tile.
@@ -18,9 +18,6 @@ DENSE_BLOCK = 16
 
 # Planes of one band, in bytes: they share the second cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
-
-# Floats of a cache line.
-LINE = 16
 
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
@@ -234,6 +231,7 @@ class Convolution:
         residual: np.ndarray | None = None,
         out: np.ndarray | None = None,
         threads: int | None = None,
+        empty: Callable[[Sequence[int]], np.ndarray] = aligned_empty,
     ) -> np.ndarray:
         """Returns activation(conv(x) + bias + residual), `[B, O, Ho, Wo]` float32.
 
@@ -242,6 +240,7 @@ class Convolution:
             residual: `[B, O, Ho, Wo]` or broadcastable to it.
             out: where to write: C-contiguous float32 of the output's shape. It must not overlap `x`.
             threads: see `runtime.thread_count`. Any number gives the same bits.
+            empty: makes the output where `out` is None.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -254,7 +253,7 @@ class Convolution:
         compiled, out_size = self._prepare(*x.shape[2:])
         shape = (x.shape[0], self.shape[0], *out_size)
         if out is None:
-            out = np.empty(shape, np.float32)
+            out = empty(shape)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}; expected C-contiguous float32 {shape}")
         elif np.may_share_memory(out, x):
@@ -264,25 +263,8 @@ class Convolution:
                 residual = np.ascontiguousarray(np.broadcast_to(residual, shape), np.float32)
             except ValueError as error:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
-        compiled.run(x, residual, out, _scratch(compiled.scratch * threads), threads)
+        compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
         return out
-
-
-class _Scratch(threading.local):
-    """Planes of whatever convolution runs: one buffer per Python thread, as large as any has needed."""
-
-    buffer = np.empty(0, np.float32)
-
-
-_buffers = _Scratch()
-
-
-def _scratch(size: int) -> np.ndarray:
-    """At least `size` floats that begin with a cache line."""
-    if _buffers.buffer.size < size:
-        buffer = np.empty(size + LINE, np.float32)
-        _buffers.buffer = buffer[-(buffer.ctypes.data // 4) % LINE :]
-    return _buffers.buffer
 
 
 def _odd_lines(size: int) -> int:

@@ -24,6 +24,7 @@ static inline cvec csplat(float x) { return _mm_set1_ps(x); }
 static inline cvec cmadd(cvec a, cvec b, cvec c) { return _mm_fmadd_ps(a, b, c); }
 static inline cvec cadd(cvec a, cvec b) { return _mm_add_ps(a, b); }
 
+#include "planes.h"
 #include "vector.h"
 
 DEFINE_BLOCK(4, 3)
@@ -71,3 +72,5 @@ void f32_dwconv_1x64__avx2(const subp_tile *t) {
 
 float subp_peak_avx2(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_avx2 = 2 * PEAK_CHAINS * LANES;
+
+SUBP_DEFINE_PLANES(avx2)

@@ -22,6 +22,7 @@ static inline cvec csplat(float x) { return _mm256_set1_ps(x); }
 static inline cvec cmadd(cvec a, cvec b, cvec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline cvec cadd(cvec a, cvec b) { return _mm256_add_ps(a, b); }
 
+#include "planes.h"
 #include "vector.h"
 
 DEFINE_BLOCK(8, 3)
@@ -80,3 +81,5 @@ void f32_dwconv_1x128__avx512(const subp_tile *t) {
 
 float subp_peak_avx512(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_avx512 = 2 * PEAK_CHAINS * LANES;
+
+SUBP_DEFINE_PLANES(avx512)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "planes.h"
 #include "store.h"
 
 #define SUBP_DEFINE_UBSCONV(name, CHANNELS, PIXELS)                                               \
@@ -50,3 +51,5 @@ float subp_peak_generic(ptrdiff_t rounds, float factor) {
     return chains[0];
 }
 const int subp_peak_flops_generic = 2 * PEAK_CHAINS;
+
+SUBP_DEFINE_PLANES(generic)

@@ -55,6 +55,26 @@ typedef struct {
     subp_tile_fn run;
 } subp_kernel;
 
+/* A pooling window's geometry. Parts of a window outside of the input count for nothing; an average divides by
+ * row_counts[y] * column_counts[x]. */
+typedef struct {
+    ptrdiff_t height, width, out_h, out_w;
+    ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    int average; /* else the maximum */
+    const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
+} subp_pool;
+
+/* The operators beside convolution that each set has. `row` is room for one input row; binary is a + b or a * b with
+ * b one number or as many as a. */
+#define SUBP_ISA(name, needs, usable)                                                                           \
+    void subp_pool_##name(const subp_pool *p, const float *in, float *out, float *row);                         \
+    float subp_mean_##name(const float *in, ptrdiff_t count);                                                   \
+    void subp_binary_##name(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,           \
+                            int activation, float *out);                                                        \
+    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);
+#include "isas.inc"
+#undef SUBP_ISA
+
 /* Per set a loop of nothing but products, subp_peak_flops_* of them in a round: the speed that kernels are measured
  * against. The result has no meaning; |factor| < 1 keeps it finite. */
 #define SUBP_ISA(name, needs, usable)                       \
