@@ -19,6 +19,9 @@ DENSE_BLOCK = 16
 # Planes of one band, in bytes: they share the second cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
 
+# Bytes of input beyond which every block row would fetch it anew from outside the second cache.
+CACHED_INPUT = 1024 * 1024
+
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """Returns (height, width) from one number or two.
@@ -171,7 +174,7 @@ class Convolution:
         )
 
     def split(self, height: int, width: int, geometry: Geometry) -> Split:
-        """Chooses bands that stay in the cache and the loop order that reads the bigger operand once."""
+        """Chooses bands that stay in the cache, and whether to finish block rows or pixels first."""
         out_h, out_w = geometry.out_size
         outputs, group_in = self.shape[:2]
         channels = 1 if self._op == "dwconv" else group_in * self.groups
@@ -189,8 +192,12 @@ class Convolution:
             plane_rows = band + halo
             stride = _odd_lines(len(geometry.copies) * plane_rows * out_w)
         rows, pixels = self._indices.shape[0], band * out_w
+        if pixels % (tile + 1) == 0 and pixels % LINE:
+            # One pixel more than a tile costs next to nothing, while what remains of the plane would be a poor tile.
+            # Not where it would take runs off the cache lines' boundaries.
+            tile += 1
         tiles = -(-pixels // tile)
-        pixels_outside = channels * stride > self._values.size
+        pixels_outside = 4 * channels * stride > CACHED_INPUT
         if pixels_outside and tiles >= 32:
             row_step, tile_step = rows, 1
         elif rows >= 8:

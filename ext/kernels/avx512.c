@@ -42,8 +42,16 @@ DEFINE_BLOCK(1, 4)
 DEFINE_BLOCK(1, 1)
 DEFINE_REST(1)
 
+/* Planes of 7x7 and its doubles, 14x14 to 112x112, divide into runs of 49: the odd pixel rides along. */
+static NOINLINE void block_49(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 0, 1, 3 * LANES); }
+static NOINLINE void block_49_1tap(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 1, 1, 3 * LANES); }
+
 void f32_ubsconv_8x48__avx512(const subp_tile *t) {
     ptrdiff_t at = 0;
+    if (t->count == 3 * LANES + 1) {
+        (t->taps == 1 ? block_49_1tap : block_49)(t, 0);
+        return;
+    }
     RUN_BLOCKS(8, 3)
     RUN_BLOCKS(8, 2)
     RUN_BLOCKS(8, 1)

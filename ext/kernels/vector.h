@@ -63,26 +63,50 @@ INLINE void store_block(const subp_tile *t, vec acc[MAX_CHANNELS][MAX_VECTORS], 
         for (int32_t c = 0; c < stored; c++) subp_activate(out + c * stride, count, activation);
 }
 
+/* One pixel of TAIL_CHANNELS channels. */
+INLINE void store_pixel(const subp_tile *t, cvec acc, ptrdiff_t at) {
+    float sums[TAIL_CHANNELS];
+    cstore(sums, acc);
+    for (int32_t c = 0; c < t->channels; c++) {
+        ptrdiff_t to = c * t->out_stride + at;
+        float sum = sums[c] + (t->bias ? t->bias[c] : 0.0f) + (t->residual ? t->residual[to] : 0.0f);
+        if (t->activation == SUBP_ACT_relu)
+            sum = subp_act_relu(sum);
+        else
+            subp_activate(&sum, 1, t->activation);
+        t->out[to] = sum;
+    }
+}
+
 /* The block of `vectors` at pixel `at`. A partial block is one vector of which the first `count` lanes are pixels.
- * `channels`, `vectors`, `partial` and `one_tap` are constants at every call: the accumulators then are registers, as
+ * An `extra` pixel after a whole block costs one product, with a vector over the TAIL_CHANNELS channels.
+ * `channels`, `vectors`, `partial`, `one_tap` and `extra` are constants at every call: the accumulators then are registers, as
  * long as one loop alone leads to the store. */
-INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, int partial, int one_tap,
+INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, int partial, int one_tap, int extra,
                   ptrdiff_t count) {
     lanes part = first_lanes(partial ? (int)count : LANES);
     vec acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = splat(0.0f);
     const float *w = t->values, *x = t->x + at;
+    cvec last = csplat(0.0f);
     if (one_tap) {
         x += t->tap_offsets[0];
-        for (int32_t k = 0; k < t->kept; k++, w += channels)
-            add_products(acc, x + t->indices[k] * t->channel_stride, w, channels, vectors, partial, part);
+        for (int32_t k = 0; k < t->kept; k++, w += channels) {
+            const float *from = x + t->indices[k] * t->channel_stride;
+            add_products(acc, from, w, channels, vectors, partial, part);
+            if (extra) last = cmadd(cload(w), csplat(from[vectors * LANES]), last);
+        }
     } else {
         for (int32_t k = 0; k < t->kept; k++) {
             const float *plane = x + t->indices[k] * t->channel_stride;
-            for (int32_t tap = 0; tap < t->taps; tap++, w += channels)
-                add_products(acc, plane + t->tap_offsets[tap], w, channels, vectors, partial, part);
+            for (int32_t tap = 0; tap < t->taps; tap++, w += channels) {
+                const float *from = plane + t->tap_offsets[tap];
+                add_products(acc, from, w, channels, vectors, partial, part);
+                if (extra) last = cmadd(cload(w), csplat(from[vectors * LANES]), last);
+            }
         }
     }
+    if (extra) store_pixel(t, last, at + vectors * LANES);
     store_block(t, acc, at, channels, vectors, partial, part, count);
 }
 
@@ -106,30 +130,22 @@ INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
             const float *from = x + t->indices[k] * t->channel_stride + t->tap_offsets[tap];
             UNROLL for (int p = 0; p < pixels; p++) acc[0][p] = cmadd(cload(w), csplat(from[p]), acc[0][p]);
         }
-    UNROLL for (int p = 0; p < pixels; p++) {
-        float sums[TAIL_CHANNELS];
-        cstore(sums, cadd(cadd(acc[0][p], acc[1][p]), cadd(acc[2][p], acc[3][p])));
-        for (int32_t c = 0; c < t->channels; c++) {
-            ptrdiff_t to = c * t->out_stride + at + p;
-            float sum = sums[c] + (t->bias ? t->bias[c] : 0.0f) + (t->residual ? t->residual[to] : 0.0f);
-            subp_activate(&sum, 1, t->activation);
-            t->out[to] = sum;
-        }
-    }
+    UNROLL for (int p = 0; p < pixels; p++)
+        store_pixel(t, cadd(cadd(acc[0][p], acc[1][p]), cadd(acc[2][p], acc[3][p])), at + p);
 }
 
 /* One function per shape: together in one, their accumulators would compete for registers. */
 #define DEFINE_BLOCK(channels, vectors)                                                                            \
     static NOINLINE void block_##channels##x##vectors(const subp_tile *t, ptrdiff_t at) {                          \
-        block(t, at, channels, vectors, 0, 0, vectors * LANES);                                                    \
+        block(t, at, channels, vectors, 0, 0, 0, vectors * LANES);                                                    \
     }                                                                                                              \
     static NOINLINE void block_##channels##x##vectors##_1tap(const subp_tile *t, ptrdiff_t at) {                   \
-        block(t, at, channels, vectors, 0, 1, vectors * LANES);                                                    \
+        block(t, at, channels, vectors, 0, 1, 0, vectors * LANES);                                                    \
     }
 
 #define DEFINE_REST(channels)                                                                                      \
     static NOINLINE void rest_##channels(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {                      \
-        block(t, at, channels, 1, 1, 0, count);                                                                    \
+        block(t, at, channels, 1, 1, 0, 0, count);                                                                    \
     }
 
 static NOINLINE void tail_1(const subp_tile *t, ptrdiff_t at) { tail(t, at, 1); }
