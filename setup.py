@@ -6,12 +6,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "ext/kernels"
-HEADERS = [f"{KERNELS}/{name}" for name in ("activation.h", "conv.h", "cpu.h", "dispatch.h", "kernels.h", "store.h")]
+HEADERS = [f"{KERNELS}/{name}" for name in ("activation.h", "conv.h", "cpu.h", "dispatch.h", "kernels.h", "planes.h", "store.h", "vector.h")]
 LISTS = [f"{KERNELS}/{name}.inc" for name in ("activations", "isas", "kernels")]
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
 # kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
 # SUBP_HAVE_<NAME> is defined for everything, and guards its lines in the lists.
-ISA_SETS: list[tuple[set[str], str, list[str]]] = []
+X86 = {"x86_64", "amd64"}
+ISA_SETS: list[tuple[set[str], str, list[str]]] = [
+    (X86, "avx2", ["-mavx2", "-mfma"]),
+    (X86, "avx512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]),
+]
 CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden"]
 
 here = [(name, flags) for machines, name, flags in ISA_SETS if platform.machine().lower() in machines]

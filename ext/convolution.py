@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from subp_ext import runtime
+from subp_ext.memory import LINE, aligned_empty, scratch
 from subp_ext.sparse import UniformBlockSparse
 
 # Block size of dense weights that come without one: a multiple of every kernel's tile.
 DENSE_BLOCK = 16
+
+# Planes of one band, in bytes: they share the second cache with the weights that pass through.
+CACHED_PLANES = 768 * 1024
+
+# Bytes of input beyond which every block row would fetch it anew from outside the second cache.
+CACHED_INPUT = 1024 * 1024
 
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
@@ -58,17 +66,25 @@ def resolve_padding(
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the pixels of a convolution are, for one input size."""
+    """Where the pixels of a convolution are, for one input size. The terms are those of kernels/conv.h."""
 
-    planes: tuple[int, int, int]  # phases, and the height and width of each
-    phases: np.ndarray  # [phases, 2] the row and column of each
-    tap_offsets: np.ndarray  # [taps] within the planes of a channel
     out_size: tuple[int, int]
+    copies: np.ndarray  # [copies, 2] the row and column of each copy of a channel; none where the input will do
+    tap_copies: np.ndarray  # [taps] the copy each tap reads
+    tap_rows: np.ndarray  # [taps] and from which of its rows on
 
-    @property
-    def pitch(self) -> int:
-        """Flat pixels from one output row to the next."""
-        return self.planes[2]
+
+@dataclass(frozen=True)
+class Split:
+    """How a convolution is cut into work; fields as in kernels/conv.h."""
+
+    band: int
+    plane_rows: int
+    channel_stride: int
+    row_step: int
+    pixel_step: int
+    tile_pixels: int
+    pixels_outside: bool
 
 
 class Convolution:
@@ -114,12 +130,12 @@ class Convolution:
             raise ValueError(f"bias has shape {self._bias.shape}; expected ({outputs},), one per output channel")
         depthwise = group_in == 1 and outputs == weight.groups
         self._op = "dwconv" if depthwise else "ubsconv"
-        # [R, K, taps, N], as the kernels read them.
-        self._values = weight.values.reshape(*weight.values.shape[:2], -1, weight.block_size)
-        if depthwise and weight.block_size > 1:  # one channel per row: the rest of a block would be padding
-            self._values = np.ascontiguousarray(self._values[..., :1])
+        self._block = 1 if depthwise else weight.block_size
+        self._tiles = runtime.kernels().tiles(self._op, self._set, self._block)
+        self._values = _pack(weight.values[..., : self._block], [channels for channels, _ in self._tiles])
         self._indices = weight.indices
-        self.kernel = runtime.kernels().kernel_name(self._op, self._set, self._values.shape[3])
+        self.kernel = runtime.kernels().kernel_name(self._op, self._set, self._block)
+        self._prepared: dict[tuple[int, int], Any] = {}
 
     def macs(self, out_shape: Sequence[int]) -> int:
         """Multiply-accumulates on kept weights for an output `[B, O, Ho, Wo]`."""
@@ -141,23 +157,80 @@ class Convolution:
                 f"{reach[0] + 1}x{reach[1] + 1}"
             )
         out_size = tuple((p - r - 1) // s + 1 for p, r, s in zip(padded, reach, self.stride, strict=True))
-        # Tap (i, j) of output (y, x) reads row y * stride + i * dilation: phase and offset follow from the remainder.
         taps = np.stack(
             np.meshgrid(
                 *(np.arange(k) * d for k, d in zip(self.kernel_size, self.dilation, strict=True)), indexing="ij"
             ),
             -1,
         ).reshape(-1, 2)
-        shift, remainder = np.divmod(taps, self.stride)
-        phases, phase = np.unique(remainder, axis=0, return_inverse=True)
-        plane = out_size + shift.max(axis=0)
-        offsets = phase.reshape(-1) * plane.prod() + shift[:, 0] * plane[1] + shift[:, 1]
+        if (taps == 0).all() and self.stride == (1, 1) and padded == (height, width):
+            return Geometry((height, width), np.empty((0, 2), np.intp), np.zeros(1, np.intp), np.zeros(1, np.intp))
+        # Tap (i, j) of output (y, x) reads row y * stride + i * dilation: taps whose rows differ by a multiple of the
+        # stride share a copy, further down. Every column has one of its own, so that rows join without a gap.
+        shift, remainder = np.divmod(taps[:, 0], self.stride[0])
+        copies, copy = np.unique(np.stack([remainder, taps[:, 1]], -1), axis=0, return_inverse=True)
         return Geometry(
-            (len(phases), int(plane[0]), int(plane[1])),
-            np.ascontiguousarray(phases, np.intp),
-            np.ascontiguousarray(offsets, np.intp),
-            (int(out_size[0]), int(out_size[1])),
+            (int(out_size[0]), int(out_size[1])), np.ascontiguousarray(copies, np.intp), copy.reshape(-1), shift
         )
+
+    def split(self, height: int, width: int, geometry: Geometry) -> Split:
+        """Chooses bands that stay in the cache, and whether to finish block rows or pixels first."""
+        out_h, out_w = geometry.out_size
+        outputs, group_in = self.shape[:2]
+        channels = 1 if self._op == "dwconv" else group_in * self.groups
+        tile = max(pixels for _, pixels in self._tiles)
+        if not len(geometry.copies):
+            band = plane_rows = out_h
+            stride = height * width
+        else:
+            halo = int(geometry.tap_rows.max())
+            row_bytes = 4 * channels * len(geometry.copies) * out_w
+            least = -(-out_h * row_bytes // CACHED_PLANES)
+            # Bands in multiples of four share out evenly among few threads.
+            bands = 1 if least == 1 else min(out_h, -(-least // 4) * 4)
+            band = -(-out_h // bands)
+            plane_rows = band + halo
+            stride = _odd_lines(len(geometry.copies) * plane_rows * out_w)
+        rows, pixels = self._indices.shape[0], band * out_w
+        if pixels % (tile + 1) == 0 and pixels % LINE:
+            # One pixel more than a tile costs next to nothing, while what remains of the plane would be a poor tile.
+            # Not where it would take runs off the cache lines' boundaries.
+            tile += 1
+        tiles = -(-pixels // tile)
+        pixels_outside = 4 * channels * stride > CACHED_INPUT
+        if pixels_outside and tiles >= 32:
+            row_step, tile_step = rows, 1
+        elif rows >= 8:
+            row_step, tile_step = -(-rows // 16), tiles
+        else:
+            row_step, tile_step = 1, -(-tiles * rows // 16)
+        return Split(band, plane_rows, stride, row_step, tile_step * tile, tile, pixels_outside)
+
+    def _prepare(self, height: int, width: int) -> Any:
+        """The compiled convolution for one input size, and its output's height and width."""
+        if (height, width) not in self._prepared:
+            geometry = self.geometry(height, width)
+            split = self.split(height, width, geometry)
+            offsets = (geometry.tap_copies * split.plane_rows + geometry.tap_rows) * geometry.out_size[1]
+            compiled = runtime.kernels().Convolution(
+                self._op,
+                self._set,
+                self._values,
+                self._indices,
+                self._block,
+                self.groups,
+                self._bias,
+                self.activation,
+                (self.shape[1] * self.groups, height, width),
+                (self.shape[0], *geometry.out_size),
+                geometry.copies,
+                (self.padding[0][0], self.padding[1][0]),
+                self.stride,
+                np.ascontiguousarray(offsets, np.intp),
+                **dataclasses.asdict(split),
+            )
+            self._prepared[height, width] = compiled, geometry.out_size
+        return self._prepared[height, width]
 
     def __call__(
         self,
@@ -165,6 +238,7 @@ class Convolution:
         residual: np.ndarray | None = None,
         out: np.ndarray | None = None,
         threads: int | None = None,
+        empty: Callable[[Sequence[int]], np.ndarray] = aligned_empty,
     ) -> np.ndarray:
         """Returns activation(conv(x) + bias + residual), `[B, O, Ho, Wo]` float32.
 
@@ -173,6 +247,7 @@ class Convolution:
             residual: `[B, O, Ho, Wo]` or broadcastable to it.
             out: where to write: C-contiguous float32 of the output's shape. It must not overlap `x`.
             threads: see `runtime.thread_count`. Any number gives the same bits.
+            empty: makes the output where `out` is None.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -182,10 +257,10 @@ class Convolution:
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"input has shape {x.shape}; expected [B, {channels}, H, W] with no empty dimension")
         threads = runtime.thread_count(threads)
-        geometry = self.geometry(*x.shape[2:])
-        shape = (x.shape[0], self.shape[0], *geometry.out_size)
+        compiled, out_size = self._prepare(*x.shape[2:])
+        shape = (x.shape[0], self.shape[0], *out_size)
         if out is None:
-            out = np.empty(shape, np.float32)
+            out = empty(shape)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}; expected C-contiguous float32 {shape}")
         elif np.may_share_memory(out, x):
@@ -195,39 +270,20 @@ class Convolution:
                 residual = np.ascontiguousarray(np.broadcast_to(residual, shape), np.float32)
             except ValueError as error:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
-        runtime.kernels().convolve(
-            self._op,
-            self._set,
-            self._planes(x, geometry, threads),
-            geometry.tap_offsets,
-            geometry.pitch,
-            self._values,
-            self._indices,
-            self.groups,
-            self._bias,
-            residual,
-            self.activation,
-            out,
-            threads,
-        )
+        compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
         return out
 
-    def _planes(self, x: np.ndarray, geometry: Geometry, threads: int) -> np.ndarray:
-        """`[B, I, phases * plane_h * plane_w]`; the input itself where it already is that."""
-        batch, channels, height, width = x.shape
-        padded = any(map(any, self.padding))
-        if not padded and self.stride == (1, 1) and geometry.planes == (1, height, width):
-            return x.reshape(batch, channels, -1)
-        planes = np.empty((batch * channels, *geometry.planes), np.float32)
-        runtime.kernels().fill_planes(
-            x.reshape(-1, height, width),
-            geometry.phases,
-            (self.padding[0][0], self.padding[1][0]),
-            self.stride,
-            planes,
-            threads,
-        )
-        return planes.reshape(batch, channels, -1)
+
+def _odd_lines(size: int) -> int:
+    """The next odd number of cache lines, in floats: a power of two would send all channels to the same cache sets."""
+    return (-(-size // LINE) | 1) * LINE
+
+
+def _pack(values: np.ndarray, tiles: Sequence[int]) -> np.ndarray:
+    """`[R, K, kh, kw, N]` to `[R, ...]`, each row one tile of channels after the other, as the kernels read them."""
+    rows, ends = values.shape[0], np.cumsum(tiles)
+    parts = [values[..., end - size : end].reshape(rows, -1) for size, end in zip(tiles, ends, strict=True)]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
 def _as_blocks(weight: UniformBlockSparse | np.ndarray, groups: int | None) -> UniformBlockSparse:

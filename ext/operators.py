@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from subp_ext import planes, runtime
 from subp_ext.convolution import Convolution
-from subp_ext.graph import Node, Ref
+from subp_ext.graph import ACTIVATIONS, Node, Ref
+from subp_ext.memory import Arena
 from subp_ext.reference import REFERENCE
 from subp_ext.sparse import UniformBlockSparse
 
@@ -22,8 +25,8 @@ class Implementation(Protocol):
     kept_share: float | None
     reads: tuple[str, ...]
 
-    def run(self, values: dict[str, Any], threads: int) -> Any:
-        """Computes the node's output from the values it reads."""
+    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> Any:
+        """Computes the node's output from the values it reads; large results take their memory from the arena."""
 
     def macs(self, result: Any) -> int | None:
         """Multiply-accumulates that led to this result; None where they are not counted."""
@@ -41,7 +44,7 @@ class ReferenceNode:
         self.reads = _unresolved(node, constants)
         self._weight = self._args.get("weight") if node.op == "linear" else None
 
-    def run(self, values: dict[str, Any], threads: int) -> Any:
+    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> Any:
         return self._run(**{name: resolve(value, values) for name, value in self._args.items()})
 
     def macs(self, result: Any) -> int | None:
@@ -60,12 +63,52 @@ class ConvolutionNode:
         self.kernel, self.kept_share = self._convolution.kernel, self._convolution.kept_share
         self.reads = _unresolved(node, constants)
 
-    def run(self, values: dict[str, Any], threads: int) -> np.ndarray:
-        residual = resolve(self._residual, values)
-        return self._convolution(resolve(self._input, values), residual, threads=threads)
+    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> np.ndarray:
+        x, residual = resolve(self._input, values), resolve(self._residual, values)
+        return self._convolution(x, residual, threads=threads, empty=arena.empty)
 
     def macs(self, result: np.ndarray) -> int:
         return self._convolution.macs(result.shape)
+
+
+class LinearNode:
+    """Runs a linear node with constant weights as a 1x1 convolution, the batch as its pixels."""
+
+    kept_share = None
+
+    def __init__(self, node: Node, constants: Constants) -> None:
+        args = {name: resolve(value, constants, partial=True) for name, value in node.args.items()}
+        self._input, weight = args["input"], args["weight"]
+        self._convolution = Convolution(weight[:, :, None, None], args.get("bias"), activation=args.get("activation"))
+        self.kernel, self._inputs = self._convolution.kernel, weight.shape[1]
+        self.reads = _unresolved(node, constants)
+
+    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> np.ndarray:
+        x = np.asarray(resolve(self._input, values))
+        pixels = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)
+        out = self._convolution(pixels[None, :, None, :], threads=threads)
+        return np.ascontiguousarray(out[0, :, 0, :].T).reshape(*x.shape[:-1], -1)
+
+    def macs(self, result: np.ndarray) -> int:
+        return result.size * self._inputs
+
+
+class PlanesNode(ReferenceNode):
+    """Runs a node on one of the functions of `planes`, or on the reference where that has no kernel.
+
+    `kernel` says which of them ran last.
+    """
+
+    def __init__(self, function: Callable[..., np.ndarray | None], node: Node, constants: Constants) -> None:
+        super().__init__(node, constants)
+        self._function, self._kernel = function, f"f32_{node.op}__{runtime.kernel_set()}"
+        self.kernel = self._kernel
+
+    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> Any:
+        args = {name: resolve(value, values) for name, value in self._args.items()}
+        result = self._function(arena, threads, **args)
+        self.kernel = "reference" if result is None else self._kernel
+        return self._run(**args) if result is None else result
 
 
 def _conv2d(node: Node, constants: Constants) -> Implementation | None:
@@ -74,8 +117,37 @@ def _conv2d(node: Node, constants: Constants) -> Implementation | None:
     return ConvolutionNode(node, constants) if fixed else None
 
 
+def _linear(node: Node, constants: Constants) -> Implementation | None:
+    weight = constants.get(node.args["weight"].name) if isinstance(node.args.get("weight"), Ref) else None
+    bias = node.args.get("bias")
+    fixed = bias is None or (isinstance(bias, Ref) and bias.name in constants)
+    is_matrix = isinstance(weight, np.ndarray) and weight.dtype == np.float32 and weight.ndim == 2
+    return LinearNode(node, constants) if is_matrix and fixed else None
+
+
+def _planes(function: Callable[..., np.ndarray | None], *names: str) -> Callable[..., Implementation | None]:
+    """An entry for nodes with none but the named arguments."""
+
+    def make(node: Node, constants: Constants) -> Implementation | None:
+        return PlanesNode(function, node, constants) if set(node.args) <= set(names) else None
+
+    return make
+
+
+_WINDOW = ("self", "kernel_size", "stride", "padding", "ceil_mode")
+
 # Each entry returns an implementation, or None where the node's arguments are beyond it.
-KERNELS: dict[str, Callable[[Node, Constants], Implementation | None]] = {"conv2d": _conv2d}
+KERNELS: dict[str, Callable[[Node, Constants], Implementation | None]] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "max_pool2d": _planes(planes.max_pool2d, *_WINDOW, "dilation"),
+    "avg_pool2d": _planes(planes.avg_pool2d, *_WINDOW, "count_include_pad", "divisor_override"),
+    "adaptive_avg_pool2d": _planes(planes.adaptive_avg_pool2d, "self", "output_size"),
+    "mean": _planes(planes.mean, "self", "dim", "keepdim"),
+    "add": _planes(planes.add, "self", "other", "alpha"),
+    "mul": _planes(planes.mul, "self", "other"),
+    **{name: _planes(partial(planes.activate, name), "self") for name in ACTIVATIONS if name in REFERENCE},
+}
 
 
 def supported_ops() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from subp_ext import runtime
 from subp_ext.format import load
 from subp_ext.graph import Graph, TensorSpec
+from subp_ext.memory import Arena
 from subp_ext.operators import Implementation, implement, supported_ops
 
 # Called after each node with its position, its output and the seconds it took.
@@ -70,8 +72,15 @@ class Session:
         if unknown:
             raise ValueError(f"the graph uses operators this subp_ext does not have: {', '.join(unknown)}")
         self.inputs, self.outputs, self.metadata = list(graph.inputs), list(graph.outputs), dict(graph.metadata)
-        self._closed = False
+        self._closed, self._local = False, threading.local()
         self._build(graph)
+
+    @property
+    def _arena(self) -> Arena:
+        """The calling thread's own."""
+        if not hasattr(self._local, "arena"):
+            self._local.arena = Arena()
+        return self._local.arena
 
     def _build(self, graph: Graph) -> None:
         """Computes what depends on constants alone, packs the rest and plans when values die."""
@@ -83,7 +92,7 @@ class Session:
                 if implementation.reads:
                     pending.append((node.output, node.op, implementation))
                 else:
-                    constants[node.output] = implementation.run({}, self.threads)
+                    constants[node.output] = implementation.run({}, self.threads, self._arena)
             except Exception as error:
                 raise ValueError(f"node {node.output!r} ({node.op}): {error}") from error
         outputs = {spec.name for spec in self.outputs}
@@ -145,11 +154,11 @@ class Session:
     def _run(self, values: dict[str, Any], observe: _Observer | None) -> Any:
         if self._closed:
             raise RuntimeError("the session was closed at the end of its `with` block; make another one")
-        given = list(values.values())
+        given, arena = list(values.values()), self._arena
         for position, step in enumerate(self._steps):
             start = time.perf_counter()
             try:
-                result = values[step.output] = step.implementation.run(values, self.threads)
+                result = values[step.output] = step.implementation.run(values, self.threads, arena)
             except Exception as error:
                 raise RuntimeError(f"node {step.output!r} ({step.op}): {error}") from error
             if observe:
@@ -184,7 +193,7 @@ class Session:
 
     def __exit__(self, *exception: object) -> None:
         """Drops the weights; the session cannot run any more."""
-        self._steps, self._fixed, self._closed = [], {}, True
+        self._steps, self._fixed, self._closed, self._local = [], {}, True, threading.local()
 
 
 def _check_input(array: np.ndarray, spec: TensorSpec) -> np.ndarray:

@@ -2,78 +2,170 @@
 
 #include <string.h>
 
-#include "dispatch.h"
-
-/* Flat pixels of a work item: a multiple of every tile, small enough that the rows of one chunk stay in L2. */
-enum { CHUNK = 768 };
-
 static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
-/* One row of a phase: zeros, then every stride-th pixel, then zeros. */
-static void fill_row(const subp_planes *p, const float *in, ptrdiff_t phase_col, float *out) {
-    ptrdiff_t shift = phase_col - p->pad_left; /* input column of out[0] */
-    ptrdiff_t begin = shift < 0 ? smaller(ceil_div(-shift, p->stride_w), p->plane_w) : 0;
-    ptrdiff_t end = shift < p->width ? smaller(ceil_div(p->width - shift, p->stride_w), p->plane_w) : begin;
-    if (end < begin) end = begin;
-    memset(out, 0, (size_t)begin * sizeof(float));
-    if (p->stride_w == 1)
-        memcpy(out + begin, in + begin + shift, (size_t)(end - begin) * sizeof(float));
-    else
-        for (ptrdiff_t x = begin; x < end; x++) out[x] = in[x * p->stride_w + shift];
-    memset(out + end, 0, (size_t)(p->plane_w - end) * sizeof(float));
+static ptrdiff_t clip(ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) { return x < low ? low : x > high ? high : x; }
+
+/* Which part of the output a pass is. */
+typedef struct {
+    ptrdiff_t image, channel; /* channel: of a depthwise pass */
+    ptrdiff_t first_row, rows;
+} span;
+
+static span span_of(const subp_conv *call, ptrdiff_t pass) {
+    ptrdiff_t bands = ceil_div(call->out_h, call->band), band = pass % bands;
+    span s = {.image = pass / bands, .first_row = band * call->band};
+    s.rows = smaller(call->band, call->out_h - s.first_row);
+    if (call->op == SUBP_OP_dwconv) {
+        s.channel = s.image % call->in_channels;
+        s.image /= call->in_channels;
+    }
+    return s;
 }
 
-void subp_fill_planes(const subp_planes *p, const float *in, float *out) {
-    for (ptrdiff_t phase = 0; phase < p->phases; phase++)
-        for (ptrdiff_t y = 0; y < p->plane_h; y++, out += p->plane_w) {
-            ptrdiff_t source = y * p->stride_h + p->phase_rows[phase] - p->pad_top;
-            if (source < 0 || source >= p->height)
-                memset(out, 0, (size_t)p->plane_w * sizeof(float));
-            else
-                fill_row(p, in + source * p->width, p->phase_cols[phase], out);
-        }
+ptrdiff_t subp_conv_passes(const subp_conv *call) {
+    return ceil_div(call->out_h, call->band) * (call->op == SUBP_OP_dwconv ? call->in_channels : 1);
 }
 
-static ptrdiff_t run_length(const subp_conv *call) { return (call->out_h - 1) * call->pitch + call->out_w; }
+ptrdiff_t subp_conv_fills(const subp_conv *call) {
+    if (!call->copies) return 0;
+    return call->op == SUBP_OP_dwconv ? 1 : call->in_channels;
+}
+
+/* Columns [begin, end) of a copy with this shift hold input, the others padding. */
+static void columns_inside(const subp_conv *call, ptrdiff_t shift, ptrdiff_t *begin, ptrdiff_t *end) {
+    *begin = shift < 0 ? smaller(ceil_div(-shift, call->stride_w), call->out_w) : 0;
+    *end = shift < call->width ? smaller(ceil_div(call->width - shift, call->stride_w), call->out_w) : *begin;
+    if (*end < *begin) *end = *begin;
+}
+
+/* Rows of a copy whose width and stride are those of the input: one shifted run, then zeros over what came from the
+ * neighbouring rows. `source` is the input row of the first, all rows are inside the input. */
+static void copy_shifted(const subp_conv *call, const float *in, ptrdiff_t source, ptrdiff_t rows, ptrdiff_t shift,
+                         float *out) {
+    ptrdiff_t width = call->width, count = rows * width, begin, end;
+    ptrdiff_t first = clip(-shift, 0, count), last = clip(count - shift, first, count);
+    columns_inside(call, shift, &begin, &end);
+    /* Only the run's own rows are read: what a shift takes from beyond them is padding. */
+    memcpy(out + first, in + source * width + first + shift, (size_t)(last - first) * sizeof(float));
+    for (ptrdiff_t x = 0; x < begin; x++)
+        for (ptrdiff_t y = 0; y < rows; y++) out[y * width + x] = 0.0f;
+    for (ptrdiff_t x = end; x < width; x++)
+        for (ptrdiff_t y = 0; y < rows; y++) out[y * width + x] = 0.0f;
+}
+
+static void copy_strided(const subp_conv *call, const float *in, ptrdiff_t source, ptrdiff_t rows, ptrdiff_t shift,
+                         float *out) {
+    ptrdiff_t width = call->out_w, stride = call->stride_w, begin, end;
+    columns_inside(call, shift, &begin, &end);
+    for (ptrdiff_t y = 0; y < rows; y++, out += width) {
+        const float *from = in + (source + y * call->stride_h) * call->width + shift;
+        for (ptrdiff_t x = 0; x < begin; x++) out[x] = 0.0f;
+        if (stride == 2)
+            for (ptrdiff_t x = begin; x < end; x++) out[x] = from[2 * x];
+        else
+            for (ptrdiff_t x = begin; x < end; x++) out[x] = from[x * stride];
+        for (ptrdiff_t x = end; x < width; x++) out[x] = 0.0f;
+    }
+}
+
+void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
+                    float *planes) {
+    span s = span_of(call, pass);
+    const float *in = arrays->x + (s.image * call->in_channels + s.channel + channel) * call->height * call->width;
+    /* The last band may need fewer rows than a copy has room for. */
+    ptrdiff_t wanted = s.rows + call->plane_rows - call->band, width = call->out_w;
+    int whole = call->stride_w == 1 && call->stride_h == 1 && width == call->width;
+    for (ptrdiff_t p = 0; p < call->copies; p++) {
+        float *out = planes + channel * call->channel_stride + p * call->plane_rows * width;
+        ptrdiff_t shift = call->copy_cols[p] - call->pad_left;
+        ptrdiff_t source = s.first_row * call->stride_h + call->copy_rows[p] - call->pad_top;
+        ptrdiff_t above = source < 0 ? smaller(ceil_div(-source, call->stride_h), wanted) : 0;
+        ptrdiff_t below = source < call->height ? ceil_div(call->height - source, call->stride_h) : 0;
+        below = clip(below, above, wanted);
+        memset(out, 0, (size_t)(above * width) * sizeof(float));
+        if (below > above)
+            (whole ? copy_shifted : copy_strided)(call, in, source + above * call->stride_h, below - above, shift,
+                                                  out + above * width);
+        memset(out + below * width, 0, (size_t)((wanted - below) * width) * sizeof(float));
+    }
+}
 
 ptrdiff_t subp_conv_items(const subp_conv *call) {
-    return call->batch * call->rows * ceil_div(run_length(call), CHUNK);
+    if (call->op == SUBP_OP_dwconv) return 1;
+    return ceil_div(call->rows, call->row_step) * ceil_div(call->band * call->out_w, call->pixel_step);
 }
 
-void subp_conv_item(const subp_conv *call, ptrdiff_t item) {
-    ptrdiff_t chunks = ceil_div(run_length(call), CHUNK), plane = call->out_h * call->out_w;
-    ptrdiff_t row = item / chunks % call->rows, image = item / chunks / call->rows;
+/* `count` pixels from `first` on of one block row, tile by tile. */
+static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const float *planes, const span *s,
+                    ptrdiff_t row, ptrdiff_t first, ptrdiff_t count) {
     ptrdiff_t rows_per_group = call->rows / call->groups, group = row / rows_per_group;
     ptrdiff_t group_out = call->out_channels / call->groups, group_in = call->in_channels / call->groups;
-    ptrdiff_t in_group = row % rows_per_group * call->block;          /* first output channel, within the group */
-    ptrdiff_t width = smaller(call->block, group_out - in_group);      /* a group's last row may be narrower */
-    ptrdiff_t channel = group * group_out + in_group;
+    ptrdiff_t in_group = row % rows_per_group * call->block;     /* first output channel, within the group */
+    ptrdiff_t width = smaller(call->block, group_out - in_group); /* a group's last row may be narrower */
+    ptrdiff_t channel = group * group_out + in_group, plane = call->out_h * call->out_w;
+    ptrdiff_t pixel = s->first_row * call->out_w + first;
     subp_tile tile = {
-        .planes = call->planes + (image * call->in_channels + group * group_in) * call->plane_stride,
-        .plane_stride = call->plane_stride,
+        .channel_stride = call->channel_stride,
         .tap_offsets = call->tap_offsets,
         .taps = call->taps,
-        .value_step = call->block,
-        .indices = call->indices ? call->indices + row * call->kept : NULL,
+        .indices = call->indices + row * call->kept,
         .kept = (int32_t)call->kept,
-        .first = item % chunks * CHUNK,
-        .store = {.channel_stride = plane,
-                  .pitch = call->pitch,
-                  .width = call->out_w,
-                  .activation = call->activation},
+        .out_stride = plane,
+        .count = count,
+        .activation = call->activation,
     };
-    tile.count = smaller(CHUNK, run_length(call) - tile.first);
+    if (call->copies)
+        tile.x = planes + (call->op == SUBP_OP_dwconv ? 0 : group * group_in * call->channel_stride) + first;
+    else
+        tile.x = arrays->x + (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel;
+    const float *values = call->values + row * call->kept * call->taps * call->block;
+    const subp_kernel *const *kernels = call->kernels;
     for (ptrdiff_t n = 0; n < width;) {
-        const subp_kernel *kernel = subp_find_kernel(call->op, call->isa, call->block - n);
-        ptrdiff_t at = (image * call->out_channels + channel + n) * plane;
-        tile.values = call->values + row * call->kept * call->taps * call->block + n;
+        const subp_kernel *kernel = *kernels++;
+        ptrdiff_t at = (s->image * call->out_channels + channel + n) * plane + pixel;
+        tile.values = values + n * call->kept * call->taps;
         tile.channels = (int32_t)smaller(kernel->channels, width - n);
-        tile.store.out = call->out + at;
-        tile.store.residual = call->residual ? call->residual + at : NULL;
-        tile.store.bias = call->bias ? call->bias + channel + n : NULL;
+        tile.out = arrays->out + at;
+        tile.residual = arrays->residual ? arrays->residual + at : NULL;
+        tile.bias = call->bias ? call->bias + channel + n : NULL;
         kernel->run(&tile);
         n += kernel->channels;
     }
+}
+
+/* Block rows [row, row_end) on pixels [first, end) of a pass, `first` a multiple of the tile: whoever runs it, a pixel
+ * is at the same place of a tile. */
+static void run_rows(const subp_conv *call, const subp_conv_arrays *arrays, const float *planes, const span *s,
+                     ptrdiff_t row, ptrdiff_t row_end, ptrdiff_t first, ptrdiff_t end) {
+    ptrdiff_t step = call->pixels_outside ? call->tile_pixels : end - first;
+    for (ptrdiff_t at = first; at < end; at += step)
+        for (ptrdiff_t r = row; r < row_end; r++)
+            for (ptrdiff_t p = at; p < smaller(at + step, end); p += call->tile_pixels)
+                run_row(call, arrays, planes, s, r, p, smaller(call->tile_pixels, smaller(at + step, end) - p));
+}
+
+void subp_conv_item(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t item,
+                    const float *planes) {
+    span s = span_of(call, pass);
+    if (call->op == SUBP_OP_dwconv) {
+        run_row(call, arrays, planes, &s, s.channel, 0, s.rows * call->out_w);
+        return;
+    }
+    ptrdiff_t chunks = ceil_div(call->band * call->out_w, call->pixel_step);
+    ptrdiff_t row = item / chunks * call->row_step, first = item % chunks * call->pixel_step;
+    ptrdiff_t end = smaller(first + call->pixel_step, s.rows * call->out_w);
+    run_rows(call, arrays, planes, &s, row, smaller(row + call->row_step, call->rows), first, end);
+}
+
+void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes) {
+    span s = span_of(call, pass);
+    for (ptrdiff_t channel = 0; channel < subp_conv_fills(call); channel++)
+        subp_conv_fill(call, arrays, pass, channel, planes);
+    if (call->op == SUBP_OP_dwconv)
+        subp_conv_item(call, arrays, pass, 0, planes);
+    else
+        run_rows(call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w);
 }

@@ -1,43 +1,58 @@
-/* A whole convolution as independent work items, for any kernel set. */
+/* A whole convolution as independent pieces of work, for any kernel set.
+ *
+ * Work is cut in passes: a band of output rows of one image (and, depthwise, one channel). A pass fills planes, then
+ * computes tiles from them; a band is small enough that its planes stay in the cache. Who does which piece changes no
+ * bit of the result: every output is summed by the same kernel in the same place of its run. */
 #ifndef SUBP_CONV_H
 #define SUBP_CONV_H
 
 #include "kernels.h"
 
-/* Where input pixels go: phase p of a plane holds rows y * stride_h + phase_rows[p] and columns likewise. */
-typedef struct {
-    ptrdiff_t height, width;     /* of the input */
-    ptrdiff_t pad_top, pad_left; /* zeros before the input's first row and column */
-    ptrdiff_t stride_h, stride_w;
-    ptrdiff_t phases;
-    const ptrdiff_t *phase_rows, *phase_cols; /* IN [phases] */
-    ptrdiff_t plane_h, plane_w;               /* of one phase */
-} subp_planes;
-
-/* Writes the [phases][plane_h][plane_w] planes of one channel. */
-void subp_fill_planes(const subp_planes *p, const float *in, float *out);
-
 typedef struct {
     enum subp_operator op;
-    enum subp_isa isa;
-    const float *planes; /* IN [batch][in_channels][plane_stride] */
-    ptrdiff_t batch, in_channels, plane_stride;
-    const ptrdiff_t *tap_offsets; /* IN [taps] */
+    ptrdiff_t in_channels, height, width; /* of the input */
+    ptrdiff_t out_channels, out_h, out_w;
+    ptrdiff_t groups, rows, kept, block;
     int32_t taps;
-    const float *values;    /* IN [rows][kept][taps][block] */
-    const int32_t *indices; /* IN [rows][kept]; NULL for dwconv */
-    ptrdiff_t rows, kept, block;
-    ptrdiff_t groups, out_channels;
-    const float *bias;     /* IN [out_channels] or NULL */
-    const float *residual; /* IN as out, or NULL */
-    float *out;            /* OUT [batch][out_channels][out_h * out_w] */
-    ptrdiff_t pitch, out_h, out_w;
     int activation;
+    const subp_kernel *const *kernels; /* IN those a block row takes, one after the other */
+    const float *values;    /* IN per block row and tile of it [kept][taps][channels of the tile] */
+    const int32_t *indices; /* IN [rows][kept] */
+    const float *bias;      /* IN [out_channels] or NULL */
+
+    /* Planes: copies of a channel in which every tap is a shifted run of pixels. Copy p holds, for y < band_planes
+     * and x < out_w, the input at row y * stride_h + copy_rows[p] - pad_top and column x * stride_w + copy_cols[p] -
+     * pad_left, or 0 outside of it. Without copies the taps read the input itself. */
+    ptrdiff_t copies;
+    const ptrdiff_t *copy_rows, *copy_cols; /* IN [copies] */
+    ptrdiff_t pad_top, pad_left, stride_h, stride_w;
+    ptrdiff_t band, plane_rows;   /* output rows of a pass, and rows of a copy for them */
+    ptrdiff_t channel_stride;     /* of the planes, or of the input */
+    const ptrdiff_t *tap_offsets; /* IN [taps] within a channel's planes */
+
+    /* The tiles of a pass: work items of row_step block rows x pixel_step pixels; in an item, runs of tile_pixels
+     * are the outer loop or the inner one. */
+    ptrdiff_t row_step, pixel_step, tile_pixels;
+    int pixels_outside;
 } subp_conv;
 
-/* Work items of a call: batch x block rows x chunks of pixels. Each owns its part of the output, and the split does
- * not depend on the number of threads. */
+typedef struct {
+    const float *x;        /* IN [batch][in_channels][height][width] */
+    const float *residual; /* IN as out, or NULL */
+    float *out;            /* OUT [batch][out_channels][out_h][out_w] */
+} subp_conv_arrays;
+
+/* Passes of one image, channels to fill and work items in a pass. */
+ptrdiff_t subp_conv_passes(const subp_conv *call);
+ptrdiff_t subp_conv_fills(const subp_conv *call);
 ptrdiff_t subp_conv_items(const subp_conv *call);
-void subp_conv_item(const subp_conv *call, ptrdiff_t item);
+
+/* One channel of a pass's planes; nothing to do for a convolution without copies. */
+void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
+                    float *planes);
+void subp_conv_item(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t item,
+                    const float *planes);
+/* A whole pass. */
+void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes);
 
 #endif

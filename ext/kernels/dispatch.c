@@ -12,9 +12,11 @@ const int subp_kernel_count = sizeof(subp_kernel_table) / sizeof(subp_kernel_tab
 
 subp_kernel_set subp_kernel_set_at(int isa) {
     switch (isa) {
-#define SUBP_ISA(name, needs, usable) \
-    case SUBP_ISA_##name:             \
-        return (subp_kernel_set){#name, needs, usable};
+#define SUBP_ISA(name, needs, usable)                                                                      \
+    case SUBP_ISA_##name:                                                                                  \
+        return (subp_kernel_set){#name,           needs,          usable,           subp_peak_##name,      \
+                                 subp_peak_flops_##name, subp_pool_##name, subp_mean_##name, subp_binary_##name, \
+                                 subp_activate_##name};
 #include "isas.inc"
 #undef SUBP_ISA
     default:

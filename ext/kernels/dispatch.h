@@ -7,6 +7,13 @@
 typedef struct {
     const char *name, *needs;
     int usable; /* on this CPU */
+    float (*peak)(ptrdiff_t rounds, float factor);
+    int peak_flops; /* of one round */
+    void (*pool)(const subp_pool *p, const float *in, float *out, float *row);
+    float (*mean)(const float *in, ptrdiff_t count);
+    void (*binary)(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count, int activation,
+                   float *out);
+    void (*activate)(const float *in, ptrdiff_t count, int activation, float *out);
 } subp_kernel_set;
 
 extern const subp_kernel subp_kernel_table[];

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "planes.h"
 #include "store.h"
 
 #define SUBP_DEFINE_UBSCONV(name, CHANNELS, PIXELS)                                               \
@@ -12,8 +13,8 @@
         float sum[CHANNELS][PIXELS] = {{0}}, copy[PIXELS] = {0};                                  \
         const float *w = t->values;                                                               \
         for (int32_t k = 0; k < t->kept; k++) {                                                   \
-            const float *plane = t->planes + t->indices[k] * t->plane_stride + at;                \
-            for (int32_t tap = 0; tap < t->taps; tap++, w += t->value_step) {                     \
+            const float *plane = t->x + t->indices[k] * t->channel_stride + at;                   \
+            for (int32_t tap = 0; tap < t->taps; tap++, w += CHANNELS) {                          \
                 const float *x = plane + t->tap_offsets[tap];                                     \
                 if (count < PIXELS) x = memcpy(copy, x, (size_t)count * sizeof(float));           \
                 for (int c = 0; c < CHANNELS; c++)                                                \
@@ -24,32 +25,31 @@
     }                                                                                             \
     void name(const subp_tile *t) {                                                               \
         float acc[CHANNELS][PIXELS];                                                              \
-        for (ptrdiff_t done = 0; done < t->count; done += PIXELS) {                               \
-            ptrdiff_t count = t->count - done < PIXELS ? t->count - done : PIXELS;                \
+        for (ptrdiff_t at = 0; at < t->count; at += PIXELS) {                                     \
+            ptrdiff_t count = t->count - at < PIXELS ? t->count - at : PIXELS;                    \
             if (count == PIXELS)                                                                  \
-                name##_taps(t, t->first + done, PIXELS, acc);                                     \
+                name##_taps(t, at, PIXELS, acc);                                                  \
             else                                                                                  \
-                name##_taps(t, t->first + done, count, acc);                                      \
-            subp_store_tile(&t->store, acc[0], PIXELS, t->channels, t->first + done, count);      \
+                name##_taps(t, at, count, acc);                                                   \
+            subp_store_block(t, acc[0], PIXELS, at, count);                                       \
         }                                                                                         \
     }
 
 SUBP_DEFINE_UBSCONV(f32_ubsconv_4x8__generic, 4, 8)
 SUBP_DEFINE_UBSCONV(f32_ubsconv_2x16__generic, 2, 16)
 SUBP_DEFINE_UBSCONV(f32_ubsconv_1x32__generic, 1, 32)
+SUBP_DEFINE_UBSCONV(f32_dwconv_1x32__generic, 1, 32)
 
-void f32_dwconv_1x32__generic(const subp_tile *t) {
-    enum { PIXELS = 32 };
-    for (ptrdiff_t done = 0; done < t->count; done += PIXELS) {
-        ptrdiff_t count = t->count - done < PIXELS ? t->count - done : PIXELS;
-        float acc[PIXELS] = {0};
-        for (int32_t tap = 0; tap < t->taps; tap++) {
-            const float *x = t->planes + t->first + done + t->tap_offsets[tap], w = t->values[tap * t->value_step];
-            if (count == PIXELS)
-                for (int i = 0; i < PIXELS; i++) acc[i] += w * x[i];
-            else
-                for (int i = 0; i < count; i++) acc[i] += w * x[i];
-        }
-        subp_store_tile(&t->store, acc, PIXELS, 1, t->first + done, count);
-    }
+enum { PEAK_CHAINS = 32 };
+
+float subp_peak_generic(ptrdiff_t rounds, float factor) {
+    float chains[PEAK_CHAINS];
+    for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = (float)i;
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = chains[i] * factor + factor;
+    for (int i = 1; i < PEAK_CHAINS; i++) chains[0] += chains[i];
+    return chains[0];
 }
+const int subp_peak_flops_generic = 2 * PEAK_CHAINS;
+
+SUBP_DEFINE_PLANES(generic)

@@ -1,9 +1,8 @@
 /* What every file of the kernels shares: the tile a kernel computes, and the list of kernels.
  *
- * The input of a convolution is laid out as planes: per channel one flat array in which output pixel
- * p = y * pitch + x and tap t meet at planes[tap_offsets[t] + p]. Padding is in the plane, and a stride splits the
- * plane into phases, so every tap is a shifted contiguous run whatever the geometry. Pixels with
- * x >= width are by-products of the flat run: computed, never stored. */
+ * A convolution is flat for a kernel: output pixel p and tap t meet at x[tap_offsets[t] + p] of each input channel,
+ * and pixels are one run without gaps. A 1x1 convolution reads its input that way; any other reads planes in which
+ * padding, stride and the row ends have been resolved (conv.h). */
 #ifndef SUBP_KERNELS_H
 #define SUBP_KERNELS_H
 
@@ -27,31 +26,23 @@ enum subp_isa {
 
 enum subp_operator { SUBP_OP_ubsconv, SUBP_OP_dwconv, SUBP_OP_COUNT };
 
-/* Where a tile goes. out = activation(acc + bias + residual). */
+/* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
+ * A kernel reads nothing outside x[c * channel_stride + tap_offsets[t] .. + count) and writes nothing but the run. */
 typedef struct {
-    float *out;             /* OUT first channel of the tile; channel c at out + c * channel_stride, rows of width */
-    const float *residual;  /* IN laid out as out, or NULL */
-    const float *bias;      /* IN one per channel, or NULL */
+    const float *x; /* IN first channel of the group, at the run's first pixel */
     ptrdiff_t channel_stride;
-    ptrdiff_t pitch; /* flat pixels per row of the run */
-    ptrdiff_t width; /* pixels per row that are stored */
-    int activation;  /* enum subp_activation */
-} subp_store;
-
-/* One call of a kernel: `channels` output channels of one block row on a flat run of pixels.
- * A kernel reads nothing outside planes[c * plane_stride + tap_offsets[t] + first .. + count). */
-typedef struct {
-    const float *planes; /* IN first channel of the group */
-    ptrdiff_t plane_stride;
     const ptrdiff_t *tap_offsets; /* IN [taps] */
     int32_t taps;
-    const float *values;    /* IN [kept][taps][value_step], at the tile's first channel */
-    ptrdiff_t value_step;   /* the block size */
-    const int32_t *indices; /* IN [kept], channels within the group; not read by dwconv */
+    const int32_t *indices; /* IN [kept], channels within the group */
     int32_t kept;
-    int32_t channels; /* to store; at most what the kernel's tile holds */
-    ptrdiff_t first, count;
-    subp_store store;
+    const float *values; /* IN [kept][taps][channels of the kernel's tile] */
+    const float *bias;   /* IN one per channel, or NULL */
+    const float *residual; /* IN laid out as out, or NULL */
+    float *out;            /* OUT first channel, at the run's first pixel */
+    ptrdiff_t out_stride;  /* from one channel to the next */
+    ptrdiff_t count;       /* pixels */
+    int32_t channels;      /* to store: at most those of the kernel's tile */
+    int activation;        /* enum subp_activation */
 } subp_tile;
 
 typedef void (*subp_tile_fn)(const subp_tile *);
@@ -63,6 +54,34 @@ typedef struct {
     int32_t channels, pixels;
     subp_tile_fn run;
 } subp_kernel;
+
+/* A pooling window's geometry. Parts of a window outside of the input count for nothing; an average divides by
+ * row_counts[y] * column_counts[x]. */
+typedef struct {
+    ptrdiff_t height, width, out_h, out_w;
+    ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    int average; /* else the maximum */
+    const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
+} subp_pool;
+
+/* The operators beside convolution that each set has. `row` is room for one input row; binary is a + b or a * b with
+ * b one number or as many as a. */
+#define SUBP_ISA(name, needs, usable)                                                                           \
+    void subp_pool_##name(const subp_pool *p, const float *in, float *out, float *row);                         \
+    float subp_mean_##name(const float *in, ptrdiff_t count);                                                   \
+    void subp_binary_##name(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,           \
+                            int activation, float *out);                                                        \
+    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);
+#include "isas.inc"
+#undef SUBP_ISA
+
+/* Per set a loop of nothing but products, subp_peak_flops_* of them in a round: the speed that kernels are measured
+ * against. The result has no meaning; |factor| < 1 keeps it finite. */
+#define SUBP_ISA(name, needs, usable)                       \
+    float subp_peak_##name(ptrdiff_t rounds, float factor); \
+    extern const int subp_peak_flops_##name;
+#include "isas.inc"
+#undef SUBP_ISA
 
 #define SUBP_KERNEL(name, op, isa, channels, pixels) void name(const subp_tile *);
 #include "kernels.inc"

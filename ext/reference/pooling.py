@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,38 @@ def _windows(
     padded = np.pad(x, pads, constant_values=fill)
     view = np.lib.stride_tricks.sliding_window_view(padded, extents, axis=(-2, -1))
     return view[..., :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+@dataclass(frozen=True)
+class PoolGeometry:
+    """Windows over one size of plane, (height, width) each; `padding` is (top, left)."""
+
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+    counts: tuple[np.ndarray, np.ndarray]  # elements of each row's and column's windows that an average divides by
+
+
+def pool_geometry(
+    size: tuple[int, int],
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> PoolGeometry:
+    """What the arguments of a pooling operator mean for planes of `size`."""
+    kernel, padding, dilation = _pair(kernel_size), _pair(padding), _pair(dilation)
+    stride, out, counts = _pair(stride, kernel), [], []
+    for n, k, s, zeros, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        out.append(_out_size(n, d * (k - 1) + 1, s, zeros, ceil_mode))
+        starts = np.arange(out[-1]) * s - zeros
+        low, high = (-zeros, n + zeros) if count_include_pad else (0, n)
+        counts.append((np.minimum(starts + k, high) - np.maximum(starts, low)).astype(np.float32))
+    return PoolGeometry((out[0], out[1]), kernel, stride, dilation, padding, (counts[0], counts[1]))
 
 
 def _lowest(x: np.ndarray) -> float:

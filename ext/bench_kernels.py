@@ -1,0 +1,256 @@
+"""Measures the convolution kernels on the layers of a network, against what the FMA units of this CPU can do.
+
+What limits a layer: at most one multiply-add per lane and cycle of each FMA unit, on the kept weights only. The share
+of that peak is the efficiency of a kernel; the dense-equivalent rate, which counts the pruned weights too, is what the
+sparsity is worth. Each layer runs alone with its operands in whatever cache they fit, batch 1; a whole network also
+pays for moving activations between layers. Every number is the best of many runs, and the layers take turns in
+several rounds: what else a machine is doing comes and goes over seconds, and must not hit one layer alone.
+
+    python -m subp_ext.bench_kernels --shapes resnet50 --prune-rate 0.516 --block-size 16 --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subp_ext import runtime
+from subp_ext.convolution import Convolution
+from subp_ext.sparse import UniformBlockSparse, block_rows
+
+SHAPES = Path(__file__).parent / "shapes"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of a network at 224x224; `pruned` is False for those that pruning leaves dense."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    padding: int
+    groups: int
+    size: int
+    pruned: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """One layer's measurement. GFLOP/s count two per multiply-add; `share_of_peak` is that of kept work."""
+
+    name: str
+    shape: str
+    count: int
+    kernel: str
+    kept: float
+    ms: float
+    kept_gflops: float
+    share_of_peak: float
+    dense_gflops: float
+    torch_ms: float | None
+
+
+def read_shapes(network: str) -> list[Layer]:
+    """Returns the convolutions of a network, from its file in `shapes/`."""
+    with (SHAPES / f"{network}.csv").open(newline="") as file:
+        return [Layer(name, *map(int, rest), bool(int(pruned))) for name, *rest, pruned in list(csv.reader(file))[1:]]
+
+
+def random_weight(layer: Layer, rate: float, block: int, rng: np.random.Generator) -> UniformBlockSparse:
+    """A weight with the share `rate` of each block row pruned at random, rounded down as pruning does."""
+    per_group = layer.inputs // layer.groups
+    rows = block_rows(layer.outputs, block, layer.groups)
+    kept = per_group - (min(int(rate * per_group), per_group - 1) if layer.pruned else 0)
+    order = rng.random((rows, per_group)).argsort(axis=1)
+    values = rng.standard_normal((rows, kept, layer.kernel, layer.kernel, block), np.float32)
+    values[rows // layer.groups - 1 :: rows // layer.groups, ..., (layer.outputs // layer.groups - 1) % block + 1 :] = 0
+    indices = np.sort(order[:, :kept], axis=1).astype(np.int32)
+    return UniformBlockSparse(
+        values, indices, (layer.outputs, per_group, layer.kernel, layer.kernel), block, layer.groups
+    )
+
+
+def best_seconds(run: Callable[[], Any], seconds: float) -> float:
+    """The shortest of as many runs as fit into `seconds`, at least five, after one to warm up."""
+    run()
+    best, runs, end = float("inf"), 0, time.perf_counter() + seconds
+    while runs < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        best, runs = min(best, time.perf_counter() - start), runs + 1
+    return best
+
+
+def best_in_rounds(contenders: Sequence[Callable[[], Any] | None], rounds: int, seconds: float) -> list[float]:
+    """The best seconds of each, `seconds` spent on each in all; infinite for None."""
+    best = [float("inf")] * len(contenders)
+    for _ in range(rounds):
+        for position, run in enumerate(contenders):
+            if run:
+                best[position] = min(best[position], best_seconds(run, seconds / rounds))
+    return best
+
+
+def peak_loop(kernel_set: str, threads: int) -> tuple[Callable[[], Any], int]:
+    """A run of nothing but multiply-adds in the registers of a set, all threads together, and its FLOPs."""
+    loop, rounds = runtime.kernels().fma_loop, 200_000
+    pool = ThreadPoolExecutor(threads)
+    flops = threads * loop(kernel_set, rounds)
+    return lambda: list(pool.map(lambda _: loop(kernel_set, rounds), range(threads))), flops
+
+
+def torch_run(layer: Layer, threads: int, channels_last: bool) -> Callable[[], Any]:
+    """PyTorch's dense convolution of this shape."""
+    import torch
+
+    torch.set_num_threads(threads)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    module = torch.nn.Conv2d(
+        layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding, groups=layer.groups
+    )
+    module = module.eval().to(memory_format=memory)
+    x = torch.randn(1, layer.inputs, layer.size, layer.size).to(memory_format=memory)
+
+    def run() -> None:
+        with torch.inference_mode():
+            module(x)
+
+    return run
+
+
+def own_run(layer: Layer, args: argparse.Namespace) -> tuple[Convolution, Callable[[], np.ndarray]]:
+    """This package's convolution with random weights pruned as asked, bias and ReLU fused."""
+    rng = np.random.default_rng(0)
+    weight = random_weight(layer, args.prune_rate, args.block_size, rng)
+    bias = rng.standard_normal(layer.outputs, np.float32)
+    convolution = Convolution(weight, bias, layer.stride, layer.padding, activation="relu")
+    x = rng.standard_normal((1, layer.inputs, layer.size, layer.size), np.float32)
+    out = convolution(x, threads=args.threads)
+    return convolution, lambda: convolution(x, out=out, threads=args.threads)
+
+
+def measure(layers: dict[Layer, int], args: argparse.Namespace) -> tuple[float, list[Result]]:
+    """Times each layer; `layers` says how often it occurs.
+
+    Returns:
+        The FMA peak in GFLOP/s and the results.
+    """
+    peak, flops = peak_loop(runtime.kernel_set(), args.threads)
+    own = [own_run(layer, args) for layer in layers]
+    others = [
+        torch_run(layer, args.threads, last) if args.against else None for layer in layers for last in (True, False)
+    ]
+    runs = [peak, *(run for _, run in own), *others]
+    peak_seconds, *best = best_in_rounds(runs, args.rounds, args.seconds)
+    peak_gflops, results = flops / peak_seconds / 1e9, []
+    for position, ((layer, count), (convolution, run)) in enumerate(zip(layers.items(), own, strict=True)):
+        seconds = best[position]
+        rivals = best[len(own) + 2 * position : len(own) + 2 * position + 2]
+        rate = 2 * convolution.macs(run().shape) / seconds / 1e9
+        results.append(
+            Result(
+                layer.name,
+                f"{layer.inputs}-{layer.outputs} {layer.kernel}x{layer.kernel}/{layer.stride} {layer.size}",
+                count,
+                convolution.kernel,
+                convolution.kept_share,
+                seconds * 1e3,
+                rate,
+                rate / peak_gflops,
+                rate / convolution.kept_share,
+                min(rivals) * 1e3 if args.against else None,
+            )
+        )
+    return peak_gflops, results
+
+
+def summary(results: Sequence[Result]) -> dict[str, float | None]:
+    """Totals over all layers: the share of peak is weighted by time, which is kept work over time."""
+    ms = sum(r.count * r.ms for r in results)
+    torch_ms = sum(r.count * r.torch_ms for r in results) if results[0].torch_ms else None
+    return {
+        "ms": ms,
+        "share_of_peak": sum(r.count * r.ms * r.share_of_peak for r in results) / ms,
+        "torch_ms": torch_ms,
+        "faster_than_torch": torch_ms and torch_ms / ms,
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m subp_ext.bench_kernels", description=__doc__.split("\n", 1)[0])
+    networks = sorted(path.stem for path in SHAPES.glob("*.csv"))
+    parser.add_argument("--shapes", default="resnet50", choices=networks, help="network whose layers to run")
+    parser.add_argument("--prune-rate", type=float, default=0.516, help="share of blocks pruned, 0 for dense")
+    parser.add_argument("--block-size", type=int, default=16, help="N of the 1xN blocks")
+    parser.add_argument("--threads", type=int, help="default: SUBP_NUM_THREADS, else the CPUs this process may use")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each layer and contender")
+    parser.add_argument("--rounds", type=int, default=5, help="turns in which that time is spent")
+    parser.add_argument("--against", choices=["torch"], help="also run PyTorch's dense convolutions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    args = parser.parse_args(argv)
+    if not 0 <= args.prune_rate < 1 or min(args.block_size, args.rounds) < 1:
+        parser.error("--prune-rate must be in [0, 1), --block-size and --rounds at least 1")
+    args.threads = runtime.thread_count(args.threads)
+    return args
+
+
+def distinct(layers: Sequence[Layer]) -> dict[Layer, int]:
+    """Layers that are equal but for the name become the first of them; returns how often each occurs."""
+    first: dict[Layer, Layer] = {}
+    counts: dict[Layer, int] = {}
+    for layer in layers:
+        layer = first.setdefault(dataclasses.replace(layer, name=""), layer)
+        counts[layer] = counts.get(layer, 0) + 1
+    return counts
+
+
+def show(results: Sequence[Result], total: dict[str, float | None]) -> None:
+    """Prints the table."""
+    against = total["torch_ms"] is not None
+    versus = " torch ms" if against else ""
+    print(f"{'layer':28} {'shape':24} {'count':>5} {'ms':>8} {'kept':>6} {'peak':>6} {'dense-eq':>8}{versus}  kernel")
+    for r in results:
+        versus = f" {r.torch_ms:8.3f}" if against else ""
+        print(
+            f"{r.name:28} {r.shape:24} {r.count:5} {r.ms:8.3f} {r.kept_gflops:6.0f} {r.share_of_peak:6.1%} "
+            f"{r.dense_gflops:8.0f}{versus}  {r.kernel}"
+        )
+    versus = f", PyTorch {total['torch_ms']:.2f} ms: {total['faster_than_torch']:.2f}x" if against else ""
+    print(f"\nall layers {total['ms']:.2f} ms{versus}; time-weighted share of peak {total['share_of_peak']:.1%}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, kernel_set = parse(argv), runtime.kernel_set()
+    peak, results = measure(distinct(read_shapes(args.shapes)), args)
+    total = summary(results)
+    print(f"{args.shapes}, {args.prune_rate:.1%} pruned, 1x{args.block_size}, {args.threads} threads, {kernel_set}")
+    print(f"FMA peak {peak:.0f} GFLOP/s; GFLOP/s below count kept work, and dense-equivalent work\n")
+    show(results, total)
+    if args.json:
+        document = {
+            "shapes": args.shapes,
+            "prune_rate": args.prune_rate,
+            "block_size": args.block_size,
+            "threads": args.threads,
+            "kernel_set": kernel_set,
+            "peak_gflops": peak,
+            "layers": [dataclasses.asdict(r) for r in results],
+            **total,
+        }
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+/* The kernels for AVX2 with FMA: 4 channels x 3 vectors of pixels fill 12 of the 16 registers; the pixels and one
+ * broadcast value take the other four. */
+#include <immintrin.h>
+
+enum { LANES = 8, TAIL_CHANNELS = 4 };
+typedef __m256 vec;
+typedef __m256i lanes;
+typedef __m128 cvec;
+
+static inline lanes first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline vec load(const float *p) { return _mm256_loadu_ps(p); }
+static inline vec load_lanes(const float *p, lanes m) { return _mm256_maskload_ps(p, m); }
+static inline void store(float *p, vec x) { _mm256_storeu_ps(p, x); }
+static inline void store_lanes(float *p, vec x, lanes m) { _mm256_maskstore_ps(p, m, x); }
+static inline vec splat(float x) { return _mm256_set1_ps(x); }
+static inline vec madd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+static inline vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+static inline cvec cload(const float *p) { return _mm_loadu_ps(p); }
+static inline void cstore(float *p, cvec x) { _mm_storeu_ps(p, x); }
+static inline cvec csplat(float x) { return _mm_set1_ps(x); }
+static inline cvec cmadd(cvec a, cvec b, cvec c) { return _mm_fmadd_ps(a, b, c); }
+static inline cvec cadd(cvec a, cvec b) { return _mm_add_ps(a, b); }
+
+#include "planes.h"
+#include "vector.h"
+
+DEFINE_BLOCK(4, 3)
+DEFINE_BLOCK(4, 2)
+DEFINE_BLOCK(4, 1)
+DEFINE_REST(4)
+DEFINE_BLOCK(2, 6)
+DEFINE_BLOCK(2, 3)
+DEFINE_BLOCK(2, 1)
+DEFINE_REST(2)
+DEFINE_BLOCK(1, 8)
+DEFINE_BLOCK(1, 4)
+DEFINE_BLOCK(1, 1)
+DEFINE_REST(1)
+
+void f32_ubsconv_4x24__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(4, 3)
+    RUN_BLOCKS(4, 2)
+    RUN_BLOCKS(4, 1)
+    if (t->count > at && t->count - at <= TAIL_PIXELS) run_tail(t, at, t->count - at), at = t->count;
+    RUN_REST(4)
+}
+void f32_ubsconv_2x48__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(2, 6)
+    RUN_BLOCKS(2, 3)
+    RUN_BLOCKS(2, 1)
+    RUN_REST(2)
+}
+void f32_ubsconv_1x64__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+void f32_dwconv_1x64__avx2(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+
+float subp_peak_avx2(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
+const int subp_peak_flops_avx2 = 2 * PEAK_CHAINS * LANES;
+
+SUBP_DEFINE_PLANES(avx2)

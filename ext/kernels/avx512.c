@@ -1,0 +1,93 @@
+/* The kernels for AVX-512: 8 channels x 3 vectors of pixels fill 24 of the 32 registers, and 24 products need 3 loads
+ * of pixels and 8 broadcasts, which is half of what the load ports give. */
+#include <immintrin.h>
+
+enum { LANES = 16, TAIL_CHANNELS = 8 };
+typedef __m512 vec;
+typedef __mmask16 lanes;
+typedef __m256 cvec;
+
+static inline lanes first_lanes(int n) { return (lanes)((1u << n) - 1); }
+static inline vec load(const float *p) { return _mm512_loadu_ps(p); }
+static inline vec load_lanes(const float *p, lanes m) { return _mm512_maskz_loadu_ps(m, p); }
+static inline void store(float *p, vec x) { _mm512_storeu_ps(p, x); }
+static inline void store_lanes(float *p, vec x, lanes m) { _mm512_mask_storeu_ps(p, m, x); }
+static inline vec splat(float x) { return _mm512_set1_ps(x); }
+static inline vec madd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+static inline cvec cload(const float *p) { return _mm256_loadu_ps(p); }
+static inline void cstore(float *p, cvec x) { _mm256_storeu_ps(p, x); }
+static inline cvec csplat(float x) { return _mm256_set1_ps(x); }
+static inline cvec cmadd(cvec a, cvec b, cvec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline cvec cadd(cvec a, cvec b) { return _mm256_add_ps(a, b); }
+
+#include "planes.h"
+#include "vector.h"
+
+DEFINE_BLOCK(8, 3)
+DEFINE_BLOCK(8, 2)
+DEFINE_BLOCK(8, 1)
+DEFINE_REST(8)
+DEFINE_BLOCK(4, 6)
+DEFINE_BLOCK(4, 3)
+DEFINE_BLOCK(4, 1)
+DEFINE_REST(4)
+DEFINE_BLOCK(2, 8)
+DEFINE_BLOCK(2, 4)
+DEFINE_BLOCK(2, 1)
+DEFINE_REST(2)
+DEFINE_BLOCK(1, 8)
+DEFINE_BLOCK(1, 4)
+DEFINE_BLOCK(1, 1)
+DEFINE_REST(1)
+
+/* Planes of 7x7 and its doubles, 14x14 to 112x112, divide into runs of 49: the odd pixel rides along. */
+static NOINLINE void block_49(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 0, 1, 3 * LANES); }
+static NOINLINE void block_49_1tap(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 1, 1, 3 * LANES); }
+
+void f32_ubsconv_8x48__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    if (t->count == 3 * LANES + 1) {
+        (t->taps == 1 ? block_49_1tap : block_49)(t, 0);
+        return;
+    }
+    RUN_BLOCKS(8, 3)
+    RUN_BLOCKS(8, 2)
+    RUN_BLOCKS(8, 1)
+    if (t->count > at && t->count - at <= TAIL_PIXELS) run_tail(t, at, t->count - at), at = t->count;
+    RUN_REST(8)
+}
+void f32_ubsconv_4x96__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(4, 6)
+    RUN_BLOCKS(4, 3)
+    RUN_BLOCKS(4, 1)
+    RUN_REST(4)
+}
+void f32_ubsconv_2x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(2, 8)
+    RUN_BLOCKS(2, 4)
+    RUN_BLOCKS(2, 1)
+    RUN_REST(2)
+}
+void f32_ubsconv_1x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+void f32_dwconv_1x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    RUN_BLOCKS(1, 8)
+    RUN_BLOCKS(1, 4)
+    RUN_BLOCKS(1, 1)
+    RUN_REST(1)
+}
+
+float subp_peak_avx512(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
+const int subp_peak_flops_avx512 = 2 * PEAK_CHAINS * LANES;
+
+SUBP_DEFINE_PLANES(avx512)

@@ -1,0 +1,100 @@
+/* Pooling and element-wise operators, in plain C so that each kernel file compiles them with its own flags. */
+#ifndef SUBP_PLANES_H
+#define SUBP_PLANES_H
+
+#include <string.h>
+
+#include "activation.h"
+#include "kernels.h"
+
+/* As NumPy and PyTorch: a NaN in either wins. */
+static inline float subp_max(float a, float b) { return b > a || b != b ? b : a; }
+
+static inline void subp_merge(float *restrict row, const float *restrict with, ptrdiff_t count, int average) {
+    if (average)
+        for (ptrdiff_t i = 0; i < count; i++) row[i] += with[i];
+    else
+        for (ptrdiff_t i = 0; i < count; i++) row[i] = subp_max(row[i], with[i]);
+}
+
+/* As subp_merge, from every stride-th element; the usual strides are constants, which compilers turn into vectors. */
+static inline void subp_merge_strided(float *restrict to, const float *restrict from, ptrdiff_t count,
+                                      ptrdiff_t stride, int average) {
+    if (stride == 1) {
+        subp_merge(to, from, count, average);
+    } else if (average) {
+        if (stride == 2)
+            for (ptrdiff_t i = 0; i < count; i++) to[i] += from[2 * i];
+        else
+            for (ptrdiff_t i = 0; i < count; i++) to[i] += from[stride * i];
+    } else {
+        if (stride == 2)
+            for (ptrdiff_t i = 0; i < count; i++) to[i] = subp_max(to[i], from[2 * i]);
+        else
+            for (ptrdiff_t i = 0; i < count; i++) to[i] = subp_max(to[i], from[stride * i]);
+    }
+}
+
+static inline void subp_pool_plane(const subp_pool *p, const float *in, float *out, float *row) {
+    const float start = p->average ? 0.0f : -INFINITY;
+    for (ptrdiff_t y = 0; y < p->out_h; y++, out += p->out_w) {
+        for (ptrdiff_t x = 0; x < p->width; x++) row[x] = start;
+        for (ptrdiff_t i = 0; i < p->kernel_h; i++) {
+            ptrdiff_t source = y * p->stride_h - p->pad_top + i * p->dilation_h;
+            if (source >= 0 && source < p->height)
+                subp_merge(row, in + source * p->width, p->width, p->average);
+        }
+        for (ptrdiff_t x = 0; x < p->out_w; x++) out[x] = start;
+        for (ptrdiff_t j = 0; j < p->kernel_w; j++) {
+            /* Output columns [begin, end) find this column of their windows inside the input. */
+            ptrdiff_t shift = j * p->dilation_w - p->pad_left, s = p->stride_w;
+            ptrdiff_t begin = shift < 0 ? (-shift + s - 1) / s : 0;
+            ptrdiff_t end = shift < p->width ? (p->width - shift + s - 1) / s : 0;
+            if (end > p->out_w) end = p->out_w;
+            if (begin < end) subp_merge_strided(out + begin, row + begin * s + shift, end - begin, s, p->average);
+        }
+        if (p->average)
+            for (ptrdiff_t x = 0; x < p->out_w; x++) out[x] /= p->row_counts[y] * p->column_counts[x];
+    }
+}
+
+static inline float subp_mean_run(const float *in, ptrdiff_t count) {
+    float sums[16] = {0}; /* what a vector holds: float additions in sequence would not become vectors */
+    ptrdiff_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        for (int s = 0; s < 16; s++) sums[s] += in[i + s];
+    for (int s = 0; i < count; i++, s++) sums[s] += in[i];
+    for (int half = 8; half; half /= 2)
+        for (int s = 0; s < half; s++) sums[s] += sums[s + half];
+    return sums[0] / (float)count;
+}
+
+static inline void subp_binary_run(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,
+                                   int activation, float *out) {
+    const float constant = *b;
+    if (one_b && multiply)
+        for (ptrdiff_t i = 0; i < count; i++) out[i] = a[i] * constant;
+    else if (one_b)
+        for (ptrdiff_t i = 0; i < count; i++) out[i] = a[i] + constant;
+    else if (multiply)
+        for (ptrdiff_t i = 0; i < count; i++) out[i] = a[i] * b[i];
+    else
+        for (ptrdiff_t i = 0; i < count; i++) out[i] = a[i] + b[i];
+    subp_activate(out, count, activation);
+}
+
+#define SUBP_DEFINE_PLANES(isa)                                                                           \
+    void subp_pool_##isa(const subp_pool *p, const float *in, float *out, float *row) {                   \
+        subp_pool_plane(p, in, out, row);                                                                 \
+    }                                                                                                     \
+    float subp_mean_##isa(const float *in, ptrdiff_t count) { return subp_mean_run(in, count); }           \
+    void subp_binary_##isa(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,      \
+                           int activation, float *out) {                                                  \
+        subp_binary_run(multiply, a, b, one_b, count, activation, out);                                   \
+    }                                                                                                     \
+    void subp_activate_##isa(const float *in, ptrdiff_t count, int activation, float *out) {              \
+        memcpy(out, in, (size_t)count * sizeof(float));                                                   \
+        subp_activate(out, count, activation);                                                            \
+    }
+
+#endif

@@ -1,0 +1,183 @@
+/* The convolution kernels of every vector ISA. The including file defines, for its ISA:
+ *   LANES; vec, of so many floats; lanes, a mask of them; first_lanes(n); load, load_lanes (the rest is zero and not
+ *   read), store, store_lanes (the rest is not written); splat(float), madd(a, b, c) = a * b + c, add,
+ *   relu (NaN stays NaN);
+ *   TAIL_CHANNELS; cvec, of so many floats; cload, cstore, csplat, cmadd, cadd. */
+#include "activation.h"
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+enum { MAX_CHANNELS = 8, MAX_VECTORS = 8, TAIL_PIXELS = 4 };
+
+/* The vectors of a block that are stored: all lanes, or for the last block of a run the first ones. */
+INLINE vec load_part(const float *from, int partial, lanes part) {
+    return partial ? load_lanes(from, part) : load(from);
+}
+
+INLINE void store_part(float *to, vec value, int partial, lanes part) {
+    if (partial)
+        store_lanes(to, value, part);
+    else
+        store(to, value);
+}
+
+/* One input channel, one tap: every value meets every pixel. */
+INLINE void add_products(vec acc[MAX_CHANNELS][MAX_VECTORS], const float *x, const float *w, int channels,
+                         int vectors, int partial, lanes part) {
+    vec pixels[MAX_VECTORS];
+    UNROLL for (int v = 0; v < vectors; v++) pixels[v] = load_part(x + v * LANES, partial, part);
+    UNROLL for (int c = 0; c < channels; c++) {
+        vec value = splat(w[c]);
+        UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = madd(value, pixels[v], acc[c][v]);
+    }
+}
+
+/* Three passes over the registers, each a decision taken once: read per vector, the fields would have to be loaded again
+ * after every store, which might alias them. */
+INLINE void store_block(const subp_tile *t, vec acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int channels,
+                        int vectors, int partial, lanes part, ptrdiff_t count) {
+    const ptrdiff_t stride = t->out_stride;
+    const int32_t stored = t->channels, activation = t->activation;
+    float *out = t->out + at;
+    if (t->bias) {
+        const float *bias = t->bias;
+        UNROLL for (int c = 0; c < channels; c++)
+            if (c < stored) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = add(acc[c][v], splat(bias[c]));
+    }
+    if (t->residual) {
+        const float *residual = t->residual + at;
+        UNROLL for (int c = 0; c < channels; c++)
+            if (c < stored)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    acc[c][v] = add(acc[c][v], load_part(residual + c * stride + v * LANES, partial, part));
+    }
+    if (activation == SUBP_ACT_relu)
+        UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = relu(acc[c][v]);
+    UNROLL for (int c = 0; c < channels; c++)
+        if (c < stored)
+            UNROLL for (int v = 0; v < vectors; v++) store_part(out + c * stride + v * LANES, acc[c][v], partial, part);
+    if (activation > SUBP_ACT_relu)
+        for (int32_t c = 0; c < stored; c++) subp_activate(out + c * stride, count, activation);
+}
+
+/* One pixel of TAIL_CHANNELS channels. */
+INLINE void store_pixel(const subp_tile *t, cvec acc, ptrdiff_t at) {
+    float sums[TAIL_CHANNELS];
+    cstore(sums, acc);
+    for (int32_t c = 0; c < t->channels; c++) {
+        ptrdiff_t to = c * t->out_stride + at;
+        float sum = sums[c] + (t->bias ? t->bias[c] : 0.0f) + (t->residual ? t->residual[to] : 0.0f);
+        if (t->activation == SUBP_ACT_relu)
+            sum = subp_act_relu(sum);
+        else
+            subp_activate(&sum, 1, t->activation);
+        t->out[to] = sum;
+    }
+}
+
+/* The block of `vectors` at pixel `at`. A partial block is one vector of which the first `count` lanes are pixels.
+ * An `extra` pixel after a whole block costs one product, with a vector over the TAIL_CHANNELS channels.
+ * `channels`, `vectors`, `partial`, `one_tap` and `extra` are constants at every call: the accumulators then are registers, as
+ * long as one loop alone leads to the store. */
+INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, int partial, int one_tap, int extra,
+                  ptrdiff_t count) {
+    lanes part = first_lanes(partial ? (int)count : LANES);
+    vec acc[MAX_CHANNELS][MAX_VECTORS];
+    UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = splat(0.0f);
+    const float *w = t->values, *x = t->x + at;
+    cvec last = csplat(0.0f);
+    if (one_tap) {
+        x += t->tap_offsets[0];
+        for (int32_t k = 0; k < t->kept; k++, w += channels) {
+            const float *from = x + t->indices[k] * t->channel_stride;
+            add_products(acc, from, w, channels, vectors, partial, part);
+            if (extra) last = cmadd(cload(w), csplat(from[vectors * LANES]), last);
+        }
+    } else {
+        for (int32_t k = 0; k < t->kept; k++) {
+            const float *plane = x + t->indices[k] * t->channel_stride;
+            for (int32_t tap = 0; tap < t->taps; tap++, w += channels) {
+                const float *from = plane + t->tap_offsets[tap];
+                add_products(acc, from, w, channels, vectors, partial, part);
+                if (extra) last = cmadd(cload(w), csplat(from[vectors * LANES]), last);
+            }
+        }
+    }
+    if (extra) store_pixel(t, last, at + vectors * LANES);
+    store_block(t, acc, at, channels, vectors, partial, part, count);
+}
+
+/* The last few pixels, with a vector over the channels: a vector over pixels would be mostly empty. There are too few
+ * chains of additions here to hide their latency, so each sum is split four ways over the kept channels. */
+INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
+    cvec acc[4][TAIL_PIXELS];
+    UNROLL for (int s = 0; s < 4; s++) UNROLL for (int p = 0; p < pixels; p++) acc[s][p] = csplat(0.0f);
+    const ptrdiff_t step = (ptrdiff_t)t->taps * TAIL_CHANNELS;
+    const float *w = t->values, *x = t->x + at;
+    int32_t k = 0;
+    for (; k + 4 <= t->kept; k += 4, w += 4 * step)
+        for (int32_t tap = 0; tap < t->taps; tap++)
+            UNROLL for (int s = 0; s < 4; s++) {
+                const float *from = x + t->indices[k + s] * t->channel_stride + t->tap_offsets[tap];
+                cvec values = cload(w + s * step + tap * TAIL_CHANNELS);
+                UNROLL for (int p = 0; p < pixels; p++) acc[s][p] = cmadd(values, csplat(from[p]), acc[s][p]);
+            }
+    for (; k < t->kept; k++)
+        for (int32_t tap = 0; tap < t->taps; tap++, w += TAIL_CHANNELS) {
+            const float *from = x + t->indices[k] * t->channel_stride + t->tap_offsets[tap];
+            UNROLL for (int p = 0; p < pixels; p++) acc[0][p] = cmadd(cload(w), csplat(from[p]), acc[0][p]);
+        }
+    UNROLL for (int p = 0; p < pixels; p++)
+        store_pixel(t, cadd(cadd(acc[0][p], acc[1][p]), cadd(acc[2][p], acc[3][p])), at + p);
+}
+
+/* One function per shape: together in one, their accumulators would compete for registers. */
+#define DEFINE_BLOCK(channels, vectors)                                                                            \
+    static NOINLINE void block_##channels##x##vectors(const subp_tile *t, ptrdiff_t at) {                          \
+        block(t, at, channels, vectors, 0, 0, 0, vectors * LANES);                                                    \
+    }                                                                                                              \
+    static NOINLINE void block_##channels##x##vectors##_1tap(const subp_tile *t, ptrdiff_t at) {                   \
+        block(t, at, channels, vectors, 0, 1, 0, vectors * LANES);                                                    \
+    }
+
+#define DEFINE_REST(channels)                                                                                      \
+    static NOINLINE void rest_##channels(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {                      \
+        block(t, at, channels, 1, 1, 0, 0, count);                                                                    \
+    }
+
+static NOINLINE void tail_1(const subp_tile *t, ptrdiff_t at) { tail(t, at, 1); }
+static NOINLINE void tail_2(const subp_tile *t, ptrdiff_t at) { tail(t, at, 2); }
+static NOINLINE void tail_3(const subp_tile *t, ptrdiff_t at) { tail(t, at, 3); }
+static NOINLINE void tail_4(const subp_tile *t, ptrdiff_t at) { tail(t, at, 4); }
+
+static void run_tail(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {
+    void (*const tails[TAIL_PIXELS])(const subp_tile *, ptrdiff_t) = {tail_1, tail_2, tail_3, tail_4};
+    tails[count - 1](t, at);
+}
+
+#define RUN_BLOCKS(channels, vectors)                                                                              \
+    for (; at + vectors * LANES <= t->count; at += vectors * LANES)                                                \
+        if (t->taps == 1)                                                                                          \
+            block_##channels##x##vectors##_1tap(t, at);                                                            \
+        else                                                                                                       \
+            block_##channels##x##vectors(t, at);
+
+#define RUN_REST(channels)                                                                                         \
+    if (at < t->count) rest_##channels(t, at, t->count - at);
+
+/* What the FMA units can do: chains of products enough to hide their latency, and nothing to load. */
+enum { PEAK_CHAINS = 12 };
+
+INLINE float peak(ptrdiff_t rounds, float factor) {
+    vec chains[PEAK_CHAINS], scale = splat(factor);
+    UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = splat((float)i);
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = madd(chains[i], scale, scale);
+    for (int i = 1; i < PEAK_CHAINS; i++) chains[0] = add(chains[0], chains[i]);
+    float lane[LANES];
+    store(lane, chains[0]);
+    return lane[0];
+}
