@@ -6,7 +6,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "ext/kernels"
-HEADERS = [f"{KERNELS}/{name}" for name in ("activation.h", "conv.h", "cpu.h", "dispatch.h", "kernels.h", "planes.h", "store.h", "vector.h")]
+HEADERS = [
+    f"{KERNELS}/{name}.h" for name in ("activation", "conv", "cpu", "dispatch", "kernels", "planes", "store", "vector")
+]
 LISTS = [f"{KERNELS}/{name}.inc" for name in ("activations", "isas", "kernels")]
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
 # kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;

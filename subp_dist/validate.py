@@ -136,7 +136,7 @@ def predict(run: Run, session: subp_ext.Session, limit: int | None) -> tuple[np.
     loader = DataLoader(images, run.args.validation_batch_size or run.args.batch_size, num_workers=workers)
     labels, in_torch, exported = [], [], []
     with torch.inference_mode():
-        for batch, targets in tqdm(loader, desc="compare", leave=False):
+        for batch, targets in tqdm(loader, desc="compare", leave=False, delay=3):
             labels.append(targets.numpy())
             in_torch.append(run.model(batch).numpy())
             exported.append(session.run(batch.numpy()))
