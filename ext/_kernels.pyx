@@ -25,6 +25,8 @@ cdef extern from "kernels.h" nogil:
         int average
         const float *row_counts
         const float *column_counts
+    ctypedef void (*subp_halve_fn)(const float *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, float *out,
+                                   Py_ssize_t out_step) noexcept nogil
     int SUBP_ISA_COUNT
     int SUBP_ACT_COUNT
     int SUBP_OP_ubsconv
@@ -47,6 +49,7 @@ cdef extern from "dispatch.h" nogil:
         float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
         void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
                        float *out) noexcept nogil
+        subp_halve_fn halve
         void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
     const subp_kernel subp_kernel_table[]
     const int subp_kernel_count
@@ -62,6 +65,7 @@ cdef extern from "conv.h" nogil:
         Py_ssize_t groups, rows, kept, block
         int32_t taps
         int activation
+        subp_halve_fn halve
         const subp_kernel *const *kernels
         const float *values
         const int32_t *indices
@@ -275,6 +279,7 @@ cdef class Convolution:
             n += self._kernels[count].channels
             count += 1
         self._call.kernels = self._kernels
+        self._call.halve = subp_kernel_set_at(isa).halve
 
     def __dealloc__(self):
         PyMem_Free(self._kernels)

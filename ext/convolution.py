@@ -185,10 +185,7 @@ class Convolution:
         else:
             halo = int(geometry.tap_rows.max())
             row_bytes = 4 * channels * len(geometry.copies) * out_w
-            least = -(-out_h * row_bytes // CACHED_PLANES)
-            # Bands in multiples of four share out evenly among few threads.
-            bands = 1 if least == 1 else min(out_h, -(-least // 4) * 4)
-            band = -(-out_h // bands)
+            band = _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
             plane_rows = band + halo
             stride = _odd_lines(len(geometry.copies) * plane_rows * out_w)
         rows, pixels = self._indices.shape[0], band * out_w
@@ -272,6 +269,25 @@ class Convolution:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
         compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
         return out
+
+
+def _band(out_h: int, out_w: int, least: int, halo: int, tile: int) -> int:
+    """Rows of a band, of at least `least` bands: those that leave the fewest lanes of a vector empty.
+
+    Filling `halo` rows more for each band is weighed as a twentieth of computing them.
+    """
+
+    def lanes(rows: int) -> int:
+        pixels = rows * out_w
+        return pixels if pixels % (tile + 1) == 0 else -(-pixels // LINE) * LINE
+
+    def cost(band: int) -> float:
+        whole, rest = divmod(out_h, band)
+        return whole * lanes(band) + lanes(rest) + 0.05 * halo * out_w * (whole + (rest > 0))
+
+    if least <= 1:
+        return out_h
+    return min({-(-out_h // bands) for bands in range(least, min(out_h, 4 * least) + 1)} or {1}, key=cost)
 
 
 def _odd_lines(size: int) -> int:

@@ -15,6 +15,7 @@ typedef struct {
     ptrdiff_t groups, rows, kept, block;
     int32_t taps;
     int activation;
+    subp_halve_fn halve;               /* of the kernel set */
     const subp_kernel *const *kernels; /* IN those a block row takes, one after the other */
     const float *values;    /* IN per block row and tile of it [kept][taps][channels of the tile] */
     const int32_t *indices; /* IN [rows][kept] */

@@ -53,3 +53,9 @@ float subp_peak_generic(ptrdiff_t rounds, float factor) {
 const int subp_peak_flops_generic = 2 * PEAK_CHAINS;
 
 SUBP_DEFINE_PLANES(generic)
+
+void subp_halve_generic(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+                        ptrdiff_t out_step) {
+    for (ptrdiff_t y = 0; y < rows; y++)
+        for (ptrdiff_t x = 0; x < count; x++) out[y * out_step + x] = in[y * in_step + 2 * x];
+}

@@ -41,6 +41,7 @@ typedef struct {
     float *out;            /* OUT first channel, at the run's first pixel */
     ptrdiff_t out_stride;  /* from one channel to the next */
     ptrdiff_t count;       /* pixels */
+    ptrdiff_t ahead;       /* pixels from here to those wanted next, to be fetched in advance; 0 for none */
     int32_t channels;      /* to store: at most those of the kernel's tile */
     int activation;        /* enum subp_activation */
 } subp_tile;
@@ -64,14 +65,20 @@ typedef struct {
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
 
+typedef void (*subp_halve_fn)(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+                              ptrdiff_t out_step);
+
 /* The operators beside convolution that each set has. `row` is room for one input row; binary is a + b or a * b with
- * b one number or as many as a. */
+ * b one number or as many as a; halve
+ * takes every second number of each row and reads nothing beyond the last it takes. */
 #define SUBP_ISA(name, needs, usable)                                                                           \
     void subp_pool_##name(const subp_pool *p, const float *in, float *out, float *row);                         \
     float subp_mean_##name(const float *in, ptrdiff_t count);                                                   \
     void subp_binary_##name(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,           \
                             int activation, float *out);                                                        \
-    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);
+    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);                    \
+    void subp_halve_##name(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,      \
+                           ptrdiff_t out_step);
 #include "isas.inc"
 #undef SUBP_ISA
 
