@@ -68,7 +68,7 @@ cdef extern from "conv.h" nogil:
         subp_halve_fn halve
         const subp_kernel *const *kernels
         const float *values
-        const int32_t *indices
+        const int32_t *channel_offsets
         const float *bias
         Py_ssize_t copies
         const Py_ssize_t *copy_rows
@@ -228,6 +228,7 @@ cdef class Convolution:
         cdef subp_conv *call = &self._call
         cdef const float[::1] bias_view
         cdef const Py_ssize_t[::1] copy_rows, copy_cols
+        cdef const int32_t[:, ::1] offsets
         call.op, call.activation = _OPERATORS[op], _activation_number(activation)
         call.in_channels, call.height, call.width = in_shape
         call.out_channels, call.out_h, call.out_w = out_shape
@@ -261,13 +262,16 @@ cdef class Convolution:
             assert tuple(in_shape[1:]) == tuple(out_shape[1:]) and channel_stride == call.height * call.width
             assert call.taps == 1 and tap_offsets[0] == 0
         self._find_kernels(_set_number(kernel_set))
+        # The product would compete with the kernels' own for a port of the CPU.
+        assert call.in_channels * channel_stride < 2**31
+        offsets = np.asarray(indices) * np.int32(channel_stride)
         call.bias = NULL
         if bias is not None:
             bias_view = bias
             assert bias_view.shape[0] == call.out_channels
             call.bias = &bias_view[0]
-        call.values, call.indices, call.tap_offsets = &values[0, 0], &indices[0, 0], &tap_offsets[0]
-        self._arrays = (values, indices, tap_offsets, bias, rows, columns)
+        call.values, call.channel_offsets, call.tap_offsets = &values[0, 0], &offsets[0, 0], &tap_offsets[0]
+        self._arrays = (values, offsets, tap_offsets, bias, rows, columns)
 
     cdef _find_kernels(self, int isa):
         cdef Py_ssize_t n = 0, count = 0

@@ -109,10 +109,9 @@ static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const
     ptrdiff_t channel = group * group_out + in_group, plane = call->out_h * call->out_w;
     ptrdiff_t pixel = s->first_row * call->out_w + first;
     subp_tile tile = {
-        .channel_stride = call->channel_stride,
         .tap_offsets = call->tap_offsets,
         .taps = call->taps,
-        .indices = call->indices + row * call->kept,
+        .channel_offsets = call->channel_offsets + row * call->kept,
         .kept = (int32_t)call->kept,
         .out_stride = plane,
         .count = count,

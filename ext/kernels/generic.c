@@ -13,7 +13,7 @@
         float sum[CHANNELS][PIXELS] = {{0}}, copy[PIXELS] = {0};                                  \
         const float *w = t->values;                                                               \
         for (int32_t k = 0; k < t->kept; k++) {                                                   \
-            const float *plane = t->x + t->indices[k] * t->channel_stride + at;                   \
+            const float *plane = t->x + t->channel_offsets[k] + at;                   \
             for (int32_t tap = 0; tap < t->taps; tap++, w += CHANNELS) {                          \
                 const float *x = plane + t->tap_offsets[tap];                                     \
                 if (count < PIXELS) x = memcpy(copy, x, (size_t)count * sizeof(float));           \

@@ -1,6 +1,6 @@
 /* What every file of the kernels shares: the tile a kernel computes, and the list of kernels.
  *
- * A convolution is flat for a kernel: output pixel p and tap t meet at x[tap_offsets[t] + p] of each input channel,
+ * A convolution is flat for a kernel: output pixel p and tap t meet at x[tap_offsets[t] + p] of each kept channel,
  * and pixels are one run without gaps. A 1x1 convolution reads its input that way; any other reads planes in which
  * padding, stride and the row ends have been resolved (conv.h). */
 #ifndef SUBP_KERNELS_H
@@ -27,13 +27,12 @@ enum subp_isa {
 enum subp_operator { SUBP_OP_ubsconv, SUBP_OP_dwconv, SUBP_OP_COUNT };
 
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
- * A kernel reads nothing outside x[c * channel_stride + tap_offsets[t] .. + count) and writes nothing but the run. */
+ * A kernel reads nothing outside x[channel_offsets[k] + tap_offsets[t] .. + count) and writes nothing but the run. */
 typedef struct {
     const float *x; /* IN first channel of the group, at the run's first pixel */
-    ptrdiff_t channel_stride;
     const ptrdiff_t *tap_offsets; /* IN [taps] */
     int32_t taps;
-    const int32_t *indices; /* IN [kept], channels within the group */
+    const int32_t *channel_offsets; /* IN [kept], of the kept channels from x */
     int32_t kept;
     const float *values; /* IN [kept][taps][channels of the kernel's tile] */
     const float *bias;   /* IN one per channel, or NULL */

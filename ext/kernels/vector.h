@@ -93,14 +93,14 @@ INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, i
     if (one_tap) {
         x += t->tap_offsets[0];
         for (int32_t k = 0; k < t->kept; k++, w += channels) {
-            const float *from = x + t->indices[k] * t->channel_stride;
+            const float *from = x + t->channel_offsets[k];
             if (ahead) UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(from + t->ahead + v * LANES);
             add_products(acc, from, w, channels, vectors, partial, part);
             if (extra) last = cmadd(cload(w), csplat(from[vectors * LANES]), last);
         }
     } else {
         for (int32_t k = 0; k < t->kept; k++) {
-            const float *plane = x + t->indices[k] * t->channel_stride;
+            const float *plane = x + t->channel_offsets[k];
             for (int32_t tap = 0; tap < t->taps; tap++, w += channels) {
                 const float *from = plane + t->tap_offsets[tap];
                 add_products(acc, from, w, channels, vectors, partial, part);
@@ -123,13 +123,13 @@ INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
     for (; k + 4 <= t->kept; k += 4, w += 4 * step)
         for (int32_t tap = 0; tap < t->taps; tap++)
             UNROLL for (int s = 0; s < 4; s++) {
-                const float *from = x + t->indices[k + s] * t->channel_stride + t->tap_offsets[tap];
+                const float *from = x + t->channel_offsets[k + s] + t->tap_offsets[tap];
                 cvec values = cload(w + s * step + tap * TAIL_CHANNELS);
                 UNROLL for (int p = 0; p < pixels; p++) acc[s][p] = cmadd(values, csplat(from[p]), acc[s][p]);
             }
     for (; k < t->kept; k++)
         for (int32_t tap = 0; tap < t->taps; tap++, w += TAIL_CHANNELS) {
-            const float *from = x + t->indices[k] * t->channel_stride + t->tap_offsets[tap];
+            const float *from = x + t->channel_offsets[k] + t->tap_offsets[tap];
             UNROLL for (int p = 0; p < pixels; p++) acc[0][p] = cmadd(cload(w), csplat(from[p]), acc[0][p]);
         }
     UNROLL for (int p = 0; p < pixels; p++)
