@@ -19,6 +19,9 @@ DENSE_BLOCK = 16
 # Planes of one band, in bytes: they share the second cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
 
+# Least pixels of a run: what one call of a kernel is worth.
+RUN_PIXELS = 48
+
 # Bytes of input beyond which every block row would fetch it anew from outside the second cache.
 CACHED_INPUT = 1024 * 1024
 
@@ -178,7 +181,9 @@ class Convolution:
         out_h, out_w = geometry.out_size
         outputs, group_in = self.shape[:2]
         channels = 1 if self._op == "dwconv" else group_in * self.groups
-        tile = max(pixels for _, pixels in self._tiles)
+        block = max(pixels for _, pixels in self._tiles)
+        blocks = -(-RUN_PIXELS // block)
+        tile = blocks * block
         if not len(geometry.copies):
             band = plane_rows = out_h
             stride = height * width
@@ -189,9 +194,9 @@ class Convolution:
             plane_rows = band + halo
             stride = _odd_lines(len(geometry.copies) * plane_rows * out_w)
         rows, pixels = self._indices.shape[0], band * out_w
-        if pixels % (tile + 1) == 0 and pixels % LINE:
-            # One pixel more than a tile costs next to nothing, while what remains of the plane would be a poor tile.
-            # Not where it would take runs off the cache lines' boundaries.
+        if pixels == tile + 1 or (blocks == 1 and pixels % (tile + 1) == 0 and pixels % LINE):
+            # An odd pixel costs next to nothing beside a single block, while what remains of a plane would be a poor
+            # tile. Not where it would take the runs off the cache lines' boundaries.
             tile += 1
         tiles = -(-pixels // tile)
         pixels_outside = 4 * channels * stride > CACHED_INPUT
