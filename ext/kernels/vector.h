@@ -12,6 +12,10 @@
 
 enum { MAX_CHANNELS = 8, MAX_VECTORS = 8, TAIL_PIXELS = 4 };
 
+/* Values to fetch in advance, in floats: weights come from outside the second cache and are read once, and the
+ * hardware starts anew on every page. */
+enum { VALUES_AHEAD = 512 };
+
 /* The vectors of a block that are stored: all lanes, or for the last block of a run the first ones. */
 INLINE vec load_part(const float *from, int partial, lanes part) {
     return partial ? load_lanes(from, part) : load(from);
@@ -28,6 +32,7 @@ INLINE void store_part(float *to, vec value, int partial, lanes part) {
 INLINE void add_products(vec acc[MAX_CHANNELS][MAX_VECTORS], const float *x, const float *w, int channels,
                          int vectors, int partial, lanes part) {
     vec pixels[MAX_VECTORS];
+    __builtin_prefetch(w + VALUES_AHEAD);
     UNROLL for (int v = 0; v < vectors; v++) pixels[v] = load_part(x + v * LANES, partial, part);
     UNROLL for (int c = 0; c < channels; c++) {
         vec value = splat(w[c]);
