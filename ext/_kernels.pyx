@@ -25,6 +25,8 @@ cdef extern from "kernels.h" nogil:
         int average
         const float *row_counts
         const float *column_counts
+    ctypedef void (*subp_halve_fn)(const float *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, float *out,
+                                   Py_ssize_t out_step) noexcept nogil
     int SUBP_ISA_COUNT
     int SUBP_ACT_COUNT
     int SUBP_OP_ubsconv
@@ -47,6 +49,7 @@ cdef extern from "dispatch.h" nogil:
         float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
         void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
                        float *out) noexcept nogil
+        subp_halve_fn halve
         void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
     const subp_kernel subp_kernel_table[]
     const int subp_kernel_count
@@ -62,9 +65,10 @@ cdef extern from "conv.h" nogil:
         Py_ssize_t groups, rows, kept, block
         int32_t taps
         int activation
+        subp_halve_fn halve
         const subp_kernel *const *kernels
         const float *values
-        const int32_t *indices
+        const int32_t *channel_offsets
         const float *bias
         Py_ssize_t copies
         const Py_ssize_t *copy_rows
@@ -224,6 +228,7 @@ cdef class Convolution:
         cdef subp_conv *call = &self._call
         cdef const float[::1] bias_view
         cdef const Py_ssize_t[::1] copy_rows, copy_cols
+        cdef const int32_t[:, ::1] offsets
         call.op, call.activation = _OPERATORS[op], _activation_number(activation)
         call.in_channels, call.height, call.width = in_shape
         call.out_channels, call.out_h, call.out_w = out_shape
@@ -257,13 +262,16 @@ cdef class Convolution:
             assert tuple(in_shape[1:]) == tuple(out_shape[1:]) and channel_stride == call.height * call.width
             assert call.taps == 1 and tap_offsets[0] == 0
         self._find_kernels(_set_number(kernel_set))
+        # The product would compete with the kernels' own for a port of the CPU.
+        assert call.in_channels * channel_stride < 2**31
+        offsets = np.asarray(indices) * np.int32(channel_stride)
         call.bias = NULL
         if bias is not None:
             bias_view = bias
             assert bias_view.shape[0] == call.out_channels
             call.bias = &bias_view[0]
-        call.values, call.indices, call.tap_offsets = &values[0, 0], &indices[0, 0], &tap_offsets[0]
-        self._arrays = (values, indices, tap_offsets, bias, rows, columns)
+        call.values, call.channel_offsets, call.tap_offsets = &values[0, 0], &offsets[0, 0], &tap_offsets[0]
+        self._arrays = (values, offsets, tap_offsets, bias, rows, columns)
 
     cdef _find_kernels(self, int isa):
         cdef Py_ssize_t n = 0, count = 0
@@ -275,6 +283,7 @@ cdef class Convolution:
             n += self._kernels[count].channels
             count += 1
         self._call.kernels = self._kernels
+        self._call.halve = subp_kernel_set_at(isa).halve
 
     def __dealloc__(self):
         PyMem_Free(self._kernels)

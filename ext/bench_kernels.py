@@ -26,6 +26,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.convolution import Convolution
+from subp_ext.memory import aligned_empty
 from subp_ext.sparse import UniformBlockSparse, block_rows
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -136,7 +137,8 @@ def own_run(layer: Layer, args: argparse.Namespace) -> tuple[Convolution, Callab
     weight = random_weight(layer, args.prune_rate, args.block_size, rng)
     bias = rng.standard_normal(layer.outputs, np.float32)
     convolution = Convolution(weight, bias, layer.stride, layer.padding, activation="relu")
-    x = rng.standard_normal((1, layer.inputs, layer.size, layer.size), np.float32)
+    x = aligned_empty((1, layer.inputs, layer.size, layer.size))
+    rng.standard_normal(out=x, dtype=np.float32)
     out = convolution(x, threads=args.threads)
     return convolution, lambda: convolution(x, out=out, threads=args.threads)
 

@@ -19,6 +19,9 @@ DENSE_BLOCK = 16
 # Planes of one band, in bytes: they share the second cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
 
+# Least pixels of a run: what one call of a kernel is worth.
+RUN_PIXELS = 48
+
 # Bytes of input beyond which every block row would fetch it anew from outside the second cache.
 CACHED_INPUT = 1024 * 1024
 
@@ -178,23 +181,22 @@ class Convolution:
         out_h, out_w = geometry.out_size
         outputs, group_in = self.shape[:2]
         channels = 1 if self._op == "dwconv" else group_in * self.groups
-        tile = max(pixels for _, pixels in self._tiles)
+        block = max(pixels for _, pixels in self._tiles)
+        blocks = -(-RUN_PIXELS // block)
+        tile = blocks * block
         if not len(geometry.copies):
             band = plane_rows = out_h
             stride = height * width
         else:
             halo = int(geometry.tap_rows.max())
             row_bytes = 4 * channels * len(geometry.copies) * out_w
-            least = -(-out_h * row_bytes // CACHED_PLANES)
-            # Bands in multiples of four share out evenly among few threads.
-            bands = 1 if least == 1 else min(out_h, -(-least // 4) * 4)
-            band = -(-out_h // bands)
+            band = _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
             plane_rows = band + halo
             stride = _odd_lines(len(geometry.copies) * plane_rows * out_w)
         rows, pixels = self._indices.shape[0], band * out_w
-        if pixels % (tile + 1) == 0 and pixels % LINE:
-            # One pixel more than a tile costs next to nothing, while what remains of the plane would be a poor tile.
-            # Not where it would take runs off the cache lines' boundaries.
+        if pixels == tile + 1 or (blocks == 1 and pixels % (tile + 1) == 0 and pixels % LINE):
+            # An odd pixel costs next to nothing beside a single block, while what remains of a plane would be a poor
+            # tile. Not where it would take the runs off the cache lines' boundaries.
             tile += 1
         tiles = -(-pixels // tile)
         pixels_outside = 4 * channels * stride > CACHED_INPUT
@@ -272,6 +274,25 @@ class Convolution:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
         compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
         return out
+
+
+def _band(out_h: int, out_w: int, least: int, halo: int, tile: int) -> int:
+    """Rows of a band, of at least `least` bands: those that leave the fewest lanes of a vector empty.
+
+    Filling `halo` rows more for each band is weighed as a twentieth of computing them.
+    """
+
+    def lanes(rows: int) -> int:
+        pixels = rows * out_w
+        return pixels if pixels % (tile + 1) == 0 else -(-pixels // LINE) * LINE
+
+    def cost(band: int) -> float:
+        whole, rest = divmod(out_h, band)
+        return whole * lanes(band) + lanes(rest) + 0.05 * halo * out_w * (whole + (rest > 0))
+
+    if least <= 1:
+        return out_h
+    return min({-(-out_h // bands) for bands in range(least, min(out_h, 4 * least) + 1)} or {1}, key=cost)
 
 
 def _odd_lines(size: int) -> int:

@@ -18,6 +18,10 @@ static inline vec splat(float x) { return _mm256_set1_ps(x); }
 static inline vec madd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 static inline vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+static inline vec evens(vec a, vec b) {
+    __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)); /* a, b, a, b */
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
 static inline cvec cload(const float *p) { return _mm_loadu_ps(p); }
 static inline void cstore(float *p, cvec x) { _mm_storeu_ps(p, x); }
 static inline cvec csplat(float x) { return _mm_set1_ps(x); }
@@ -74,3 +78,8 @@ float subp_peak_avx2(ptrdiff_t rounds, float factor) { return peak(rounds, facto
 const int subp_peak_flops_avx2 = 2 * PEAK_CHAINS * LANES;
 
 SUBP_DEFINE_PLANES(avx2)
+
+void subp_halve_avx2(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+                       ptrdiff_t out_step) {
+    for (ptrdiff_t y = 0; y < rows; y++) halve_row(in + y * in_step, count, out + y * out_step);
+}

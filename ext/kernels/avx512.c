@@ -16,6 +16,10 @@ static inline vec splat(float x) { return _mm512_set1_ps(x); }
 static inline vec madd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 static inline vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+static inline vec evens(vec a, vec b) {
+    const __m512i lane = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, lane, b);
+}
 static inline cvec cload(const float *p) { return _mm256_loadu_ps(p); }
 static inline void cstore(float *p, cvec x) { _mm256_storeu_ps(p, x); }
 static inline cvec csplat(float x) { return _mm256_set1_ps(x); }
@@ -43,8 +47,8 @@ DEFINE_BLOCK(1, 1)
 DEFINE_REST(1)
 
 /* Planes of 7x7 and its doubles, 14x14 to 112x112, divide into runs of 49: the odd pixel rides along. */
-static NOINLINE void block_49(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 0, 1, 3 * LANES); }
-static NOINLINE void block_49_1tap(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 1, 1, 3 * LANES); }
+static NOINLINE void block_49(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 0, 1, 0, 3 * LANES); }
+static NOINLINE void block_49_1tap(const subp_tile *t, ptrdiff_t at) { block(t, at, 8, 3, 0, 1, 1, 0, 3 * LANES); }
 
 void f32_ubsconv_8x48__avx512(const subp_tile *t) {
     ptrdiff_t at = 0;
@@ -91,3 +95,8 @@ float subp_peak_avx512(ptrdiff_t rounds, float factor) { return peak(rounds, fac
 const int subp_peak_flops_avx512 = 2 * PEAK_CHAINS * LANES;
 
 SUBP_DEFINE_PLANES(avx512)
+
+void subp_halve_avx512(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+                       ptrdiff_t out_step) {
+    for (ptrdiff_t y = 0; y < rows; y++) halve_row(in + y * in_step, count, out + y * out_step);
+}

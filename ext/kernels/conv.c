@@ -60,13 +60,14 @@ static void copy_strided(const subp_conv *call, const float *in, ptrdiff_t sourc
                          float *out) {
     ptrdiff_t width = call->out_w, stride = call->stride_w, begin, end;
     columns_inside(call, shift, &begin, &end);
+    int halve = stride == 2 && begin < end;
+    if (halve)
+        call->halve(in + source * call->width + 2 * begin + shift, call->stride_h * call->width, rows, end - begin,
+                    out + begin, width);
     for (ptrdiff_t y = 0; y < rows; y++, out += width) {
         const float *from = in + (source + y * call->stride_h) * call->width + shift;
         for (ptrdiff_t x = 0; x < begin; x++) out[x] = 0.0f;
-        if (stride == 2)
-            for (ptrdiff_t x = begin; x < end; x++) out[x] = from[2 * x];
-        else
-            for (ptrdiff_t x = begin; x < end; x++) out[x] = from[x * stride];
+        for (ptrdiff_t x = begin; x < end && !halve; x++) out[x] = from[x * stride];
         for (ptrdiff_t x = end; x < width; x++) out[x] = 0.0f;
     }
 }
@@ -108,13 +109,14 @@ static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const
     ptrdiff_t channel = group * group_out + in_group, plane = call->out_h * call->out_w;
     ptrdiff_t pixel = s->first_row * call->out_w + first;
     subp_tile tile = {
-        .channel_stride = call->channel_stride,
         .tap_offsets = call->tap_offsets,
         .taps = call->taps,
-        .indices = call->indices + row * call->kept,
+        .channel_offsets = call->channel_offsets + row * call->kept,
         .kept = (int32_t)call->kept,
         .out_stride = plane,
         .count = count,
+        /* Rows within a tile leave no time in between: what comes next is in the cache already, or at the next tile. */
+        .ahead = call->pixels_outside && pixel + 2 * count <= plane ? count : 0,
         .activation = call->activation,
     };
     if (call->copies)

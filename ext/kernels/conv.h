@@ -15,9 +15,10 @@ typedef struct {
     ptrdiff_t groups, rows, kept, block;
     int32_t taps;
     int activation;
+    subp_halve_fn halve;               /* of the kernel set */
     const subp_kernel *const *kernels; /* IN those a block row takes, one after the other */
     const float *values;    /* IN per block row and tile of it [kept][taps][channels of the tile] */
-    const int32_t *indices; /* IN [rows][kept] */
+    const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times channel_stride */
     const float *bias;      /* IN [out_channels] or NULL */
 
     /* Planes: copies of a channel in which every tap is a shifted run of pixels. Copy p holds, for y < band_planes

@@ -12,11 +12,20 @@ const int subp_kernel_count = sizeof(subp_kernel_table) / sizeof(subp_kernel_tab
 
 subp_kernel_set subp_kernel_set_at(int isa) {
     switch (isa) {
-#define SUBP_ISA(name, needs, usable)                                                                      \
-    case SUBP_ISA_##name:                                                                                  \
-        return (subp_kernel_set){#name,           needs,          usable,           subp_peak_##name,      \
-                                 subp_peak_flops_##name, subp_pool_##name, subp_mean_##name, subp_binary_##name, \
-                                 subp_activate_##name};
+#define SUBP_ISA(set, need, can_run)           \
+    case SUBP_ISA_##set:                       \
+        return (subp_kernel_set){              \
+            .name = #set,                      \
+            .needs = need,                     \
+            .usable = can_run,                 \
+            .peak = subp_peak_##set,           \
+            .peak_flops = subp_peak_flops_##set, \
+            .pool = subp_pool_##set,           \
+            .mean = subp_mean_##set,           \
+            .binary = subp_binary_##set,       \
+            .activate = subp_activate_##set,   \
+            .halve = subp_halve_##set,         \
+        };
 #include "isas.inc"
 #undef SUBP_ISA
     default:

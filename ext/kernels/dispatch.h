@@ -14,6 +14,7 @@ typedef struct {
     void (*binary)(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count, int activation,
                    float *out);
     void (*activate)(const float *in, ptrdiff_t count, int activation, float *out);
+    subp_halve_fn halve;
 } subp_kernel_set;
 
 extern const subp_kernel subp_kernel_table[];

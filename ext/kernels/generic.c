@@ -13,7 +13,7 @@
         float sum[CHANNELS][PIXELS] = {{0}}, copy[PIXELS] = {0};                                  \
         const float *w = t->values;                                                               \
         for (int32_t k = 0; k < t->kept; k++) {                                                   \
-            const float *plane = t->x + t->indices[k] * t->channel_stride + at;                   \
+            const float *plane = t->x + t->channel_offsets[k] + at;                   \
             for (int32_t tap = 0; tap < t->taps; tap++, w += CHANNELS) {                          \
                 const float *x = plane + t->tap_offsets[tap];                                     \
                 if (count < PIXELS) x = memcpy(copy, x, (size_t)count * sizeof(float));           \
@@ -53,3 +53,9 @@ float subp_peak_generic(ptrdiff_t rounds, float factor) {
 const int subp_peak_flops_generic = 2 * PEAK_CHAINS;
 
 SUBP_DEFINE_PLANES(generic)
+
+void subp_halve_generic(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+                        ptrdiff_t out_step) {
+    for (ptrdiff_t y = 0; y < rows; y++)
+        for (ptrdiff_t x = 0; x < count; x++) out[y * out_step + x] = in[y * in_step + 2 * x];
+}

@@ -1,6 +1,6 @@
 /* What every file of the kernels shares: the tile a kernel computes, and the list of kernels.
  *
- * A convolution is flat for a kernel: output pixel p and tap t meet at x[tap_offsets[t] + p] of each input channel,
+ * A convolution is flat for a kernel: output pixel p and tap t meet at x[tap_offsets[t] + p] of each kept channel,
  * and pixels are one run without gaps. A 1x1 convolution reads its input that way; any other reads planes in which
  * padding, stride and the row ends have been resolved (conv.h). */
 #ifndef SUBP_KERNELS_H
@@ -27,13 +27,12 @@ enum subp_isa {
 enum subp_operator { SUBP_OP_ubsconv, SUBP_OP_dwconv, SUBP_OP_COUNT };
 
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
- * A kernel reads nothing outside x[c * channel_stride + tap_offsets[t] .. + count) and writes nothing but the run. */
+ * A kernel reads nothing outside x[channel_offsets[k] + tap_offsets[t] .. + count) and writes nothing but the run. */
 typedef struct {
     const float *x; /* IN first channel of the group, at the run's first pixel */
-    ptrdiff_t channel_stride;
     const ptrdiff_t *tap_offsets; /* IN [taps] */
     int32_t taps;
-    const int32_t *indices; /* IN [kept], channels within the group */
+    const int32_t *channel_offsets; /* IN [kept], of the kept channels from x */
     int32_t kept;
     const float *values; /* IN [kept][taps][channels of the kernel's tile] */
     const float *bias;   /* IN one per channel, or NULL */
@@ -41,6 +40,7 @@ typedef struct {
     float *out;            /* OUT first channel, at the run's first pixel */
     ptrdiff_t out_stride;  /* from one channel to the next */
     ptrdiff_t count;       /* pixels */
+    ptrdiff_t ahead;       /* pixels from here to those wanted next, to be fetched in advance; 0 for none */
     int32_t channels;      /* to store: at most those of the kernel's tile */
     int activation;        /* enum subp_activation */
 } subp_tile;
@@ -64,14 +64,20 @@ typedef struct {
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
 
+typedef void (*subp_halve_fn)(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+                              ptrdiff_t out_step);
+
 /* The operators beside convolution that each set has. `row` is room for one input row; binary is a + b or a * b with
- * b one number or as many as a. */
+ * b one number or as many as a; halve
+ * takes every second number of each row and reads nothing beyond the last it takes. */
 #define SUBP_ISA(name, needs, usable)                                                                           \
     void subp_pool_##name(const subp_pool *p, const float *in, float *out, float *row);                         \
     float subp_mean_##name(const float *in, ptrdiff_t count);                                                   \
     void subp_binary_##name(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,           \
                             int activation, float *out);                                                        \
-    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);
+    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);                    \
+    void subp_halve_##name(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,      \
+                           ptrdiff_t out_step);
 #include "isas.inc"
 #undef SUBP_ISA
 

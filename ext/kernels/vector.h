@@ -1,7 +1,7 @@
 /* The convolution kernels of every vector ISA. The including file defines, for its ISA:
  *   LANES; vec, of so many floats; lanes, a mask of them; first_lanes(n); load, load_lanes (the rest is zero and not
  *   read), store, store_lanes (the rest is not written); splat(float), madd(a, b, c) = a * b + c, add,
- *   relu (NaN stays NaN);
+ *   relu (NaN stays NaN), evens(a, b) the even lanes of both;
  *   TAIL_CHANNELS; cvec, of so many floats; cload, cstore, csplat, cmadd, cadd. */
 #include "activation.h"
 #include "kernels.h"
@@ -11,6 +11,10 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 enum { MAX_CHANNELS = 8, MAX_VECTORS = 8, TAIL_PIXELS = 4 };
+
+/* Values to fetch in advance, in floats: weights come from outside the second cache and are read once, and the
+ * hardware starts anew on every page. */
+enum { VALUES_AHEAD = 512 };
 
 /* The vectors of a block that are stored: all lanes, or for the last block of a run the first ones. */
 INLINE vec load_part(const float *from, int partial, lanes part) {
@@ -28,6 +32,7 @@ INLINE void store_part(float *to, vec value, int partial, lanes part) {
 INLINE void add_products(vec acc[MAX_CHANNELS][MAX_VECTORS], const float *x, const float *w, int channels,
                          int vectors, int partial, lanes part) {
     vec pixels[MAX_VECTORS];
+    __builtin_prefetch(w + VALUES_AHEAD);
     UNROLL for (int v = 0; v < vectors; v++) pixels[v] = load_part(x + v * LANES, partial, part);
     UNROLL for (int c = 0; c < channels; c++) {
         vec value = splat(w[c]);
@@ -80,10 +85,11 @@ INLINE void store_pixel(const subp_tile *t, cvec acc, ptrdiff_t at) {
 
 /* The block of `vectors` at pixel `at`. A partial block is one vector of which the first `count` lanes are pixels.
  * An `extra` pixel after a whole block costs one product, with a vector over the TAIL_CHANNELS channels.
- * `channels`, `vectors`, `partial`, `one_tap` and `extra` are constants at every call: the accumulators then are registers, as
+ * With `ahead` the pixels wanted next are fetched, as far as these channels go: too many streams for the hardware.
+ * `channels`, `vectors` and all the flags are constants at every call: the accumulators then are registers, as
  * long as one loop alone leads to the store. */
 INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, int partial, int one_tap, int extra,
-                  ptrdiff_t count) {
+                  int ahead, ptrdiff_t count) {
     lanes part = first_lanes(partial ? (int)count : LANES);
     vec acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = splat(0.0f);
@@ -92,13 +98,14 @@ INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, i
     if (one_tap) {
         x += t->tap_offsets[0];
         for (int32_t k = 0; k < t->kept; k++, w += channels) {
-            const float *from = x + t->indices[k] * t->channel_stride;
+            const float *from = x + t->channel_offsets[k];
+            if (ahead) UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(from + t->ahead + v * LANES);
             add_products(acc, from, w, channels, vectors, partial, part);
             if (extra) last = cmadd(cload(w), csplat(from[vectors * LANES]), last);
         }
     } else {
         for (int32_t k = 0; k < t->kept; k++) {
-            const float *plane = x + t->indices[k] * t->channel_stride;
+            const float *plane = x + t->channel_offsets[k];
             for (int32_t tap = 0; tap < t->taps; tap++, w += channels) {
                 const float *from = plane + t->tap_offsets[tap];
                 add_products(acc, from, w, channels, vectors, partial, part);
@@ -121,13 +128,13 @@ INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
     for (; k + 4 <= t->kept; k += 4, w += 4 * step)
         for (int32_t tap = 0; tap < t->taps; tap++)
             UNROLL for (int s = 0; s < 4; s++) {
-                const float *from = x + t->indices[k + s] * t->channel_stride + t->tap_offsets[tap];
+                const float *from = x + t->channel_offsets[k + s] + t->tap_offsets[tap];
                 cvec values = cload(w + s * step + tap * TAIL_CHANNELS);
                 UNROLL for (int p = 0; p < pixels; p++) acc[s][p] = cmadd(values, csplat(from[p]), acc[s][p]);
             }
     for (; k < t->kept; k++)
         for (int32_t tap = 0; tap < t->taps; tap++, w += TAIL_CHANNELS) {
-            const float *from = x + t->indices[k] * t->channel_stride + t->tap_offsets[tap];
+            const float *from = x + t->channel_offsets[k] + t->tap_offsets[tap];
             UNROLL for (int p = 0; p < pixels; p++) acc[0][p] = cmadd(cload(w), csplat(from[p]), acc[0][p]);
         }
     UNROLL for (int p = 0; p < pixels; p++)
@@ -137,15 +144,18 @@ INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
 /* One function per shape: together in one, their accumulators would compete for registers. */
 #define DEFINE_BLOCK(channels, vectors)                                                                            \
     static NOINLINE void block_##channels##x##vectors(const subp_tile *t, ptrdiff_t at) {                          \
-        block(t, at, channels, vectors, 0, 0, 0, vectors * LANES);                                                    \
+        block(t, at, channels, vectors, 0, 0, 0, 0, vectors * LANES);                                                    \
+    }                                                                                                              \
+    static NOINLINE void block_##channels##x##vectors##_ahead(const subp_tile *t, ptrdiff_t at) {                  \
+        block(t, at, channels, vectors, 0, 1, 0, 1, vectors * LANES);                                              \
     }                                                                                                              \
     static NOINLINE void block_##channels##x##vectors##_1tap(const subp_tile *t, ptrdiff_t at) {                   \
-        block(t, at, channels, vectors, 0, 1, 0, vectors * LANES);                                                    \
+        block(t, at, channels, vectors, 0, 1, 0, 0, vectors * LANES);                                                    \
     }
 
 #define DEFINE_REST(channels)                                                                                      \
     static NOINLINE void rest_##channels(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {                      \
-        block(t, at, channels, 1, 1, 0, 0, count);                                                                    \
+        block(t, at, channels, 1, 1, 0, 0, 0, count);                                                                    \
     }
 
 static NOINLINE void tail_1(const subp_tile *t, ptrdiff_t at) { tail(t, at, 1); }
@@ -160,13 +170,25 @@ static void run_tail(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {
 
 #define RUN_BLOCKS(channels, vectors)                                                                              \
     for (; at + vectors * LANES <= t->count; at += vectors * LANES)                                                \
-        if (t->taps == 1)                                                                                          \
+        if (t->taps == 1 && t->ahead)                                                                              \
+            block_##channels##x##vectors##_ahead(t, at);                                                           \
+        else if (t->taps == 1)                                                                                     \
             block_##channels##x##vectors##_1tap(t, at);                                                            \
         else                                                                                                       \
             block_##channels##x##vectors(t, at);
 
 #define RUN_REST(channels)                                                                                         \
     if (at < t->count) rest_##channels(t, at, t->count - at);
+
+/* Every second of the numbers at `in`. */
+INLINE void halve_row(const float *in, ptrdiff_t count, float *out) {
+    for (; count >= LANES; count -= LANES, in += 2 * LANES, out += LANES)
+        store(out, evens(load(in), load_lanes(in + LANES, first_lanes(LANES - 1))));
+    if (count == 0) return;
+    int wanted = 2 * (int)count - 1, low = wanted < LANES ? wanted : LANES;
+    vec high = wanted > LANES ? load_lanes(in + LANES, first_lanes(wanted - LANES)) : splat(0.0f);
+    store_lanes(out, evens(load_lanes(in, first_lanes(low)), high), first_lanes((int)count));
+}
 
 /* What the FMA units can do: chains of products enough to hide their latency, and nothing to load. */
 enum { PEAK_CHAINS = 12 };
