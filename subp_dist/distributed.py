@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -56,12 +57,27 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 30) -> Ran
         torch.cuda.set_device(torch_device)
     if "RANK" not in os.environ:
         return Rank(0, 1, torch_device)
+    timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(
         backend="nccl" if device == "cuda" else "gloo",
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timeout,
+        **_store_of_this_attempt(timeout),
         device_id=torch_device if device == "cuda" else None,
     )
     return Rank(dist.get_rank(), dist.get_world_size(), torch_device)
+
+
+def _store_of_this_attempt(timeout: timedelta) -> dict:
+    """Where the ranks of one machine meet, apart from where they met before a restart.
+
+    torchrun may keep its store over restarts, and a new rank could read the address of one that was killed. On several
+    machines the counts of restarts may differ, so that they cannot tell attempts apart; torch's own way is left there.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    prefix = f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": world_size}
 
 
 def world() -> tuple[int, int]:

@@ -122,6 +122,6 @@ def test_killed_rank_ends_the_run_with_its_cause(tmp_path):
 
 
 def test_killed_rank_is_restarted_and_ends_like_the_undisturbed_run(undisturbed, tmp_path):
-    done = start_and_kill_a_rank(tmp_path, max_restarts="1")
+    done = start_and_kill_a_rank(tmp_path, max_restarts="3")
     assert done.returncode == 0, done.stderr
     assert_equal_weights(tmp_path / "run", undisturbed)
