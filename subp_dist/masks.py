@@ -42,6 +42,10 @@ def draw_without_replacement(scores: Tensor, count: int, tau: float, generator: 
     return (logits + noise).topk(count, dim=1).indices
 
 
+# Which blocks compete. In "layer" rows keep different counts, as in earlier 1xN pruning: to compare with, not to run.
+PATTERNS = ("uniform", "layer")
+
+
 def uniform_mask(scores: Tensor, rate: float, pruned_rate: float, tau: float, generator: torch.Generator) -> Tensor:
     """The next mask of a layer.
 
@@ -63,6 +67,11 @@ def uniform_mask(scores: Tensor, rate: float, pruned_rate: float, tau: float, ge
         drawn = draw_without_replacement(scores.gather(1, candidates), regrown, tau, generator)
         mask.scatter_(1, candidates.gather(1, drawn), True)
     return mask
+
+
+def competing(blocks: Tensor, pattern: str) -> Tensor:
+    """Scores or mask ``[R, I]`` with one row for each set of blocks that compete: as it is, or ``[1, R * I]``."""
+    return blocks if pattern == "uniform" else blocks.reshape(1, -1)
 
 
 def draw_generator(seed: int, epoch: float, layer: str) -> torch.Generator:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
 from .blocks import BLOCK_SIZES
 from .errors import UsageError
+from .masks import PATTERNS
 from .schedule import SHAPES
-from .scores import CRITERIA
+from .scores import CRITERIA, RANDOM
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +68,8 @@ def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add("--prune-rate", type=float, default=0.5, help="share of blocks to prune in every row, in [0, 1)")
     add("--target-macs", metavar="MACS", help="find the rate for a number of MACs instead, such as 2.0G or 300M")
     add("--block-size", type=int, default=16, choices=BLOCK_SIZES, help="output channels per block (the N of 1xN)")
-    add("--criterion", default="bpar", choices=list(CRITERIA), help="score of a block")
+    add("--criterion", default="bpar", choices=[*CRITERIA, RANDOM], help="score of a block; random: a control")
+    add("--pattern", default="uniform", choices=list(PATTERNS), help="blocks compete in their row, or in the layer")
     add("--alpha", type=float, default=1.0, help="weight of the redundancy in bpar")
     add("--tau", type=float, default=1.0, help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp")
     add("--score-latent", action="store_true", help="score latent weights instead of masked ones")
@@ -82,6 +85,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--initial-checkpoint", default="", metavar="FILE", help="weights to start from, in timm's keys")
+    add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
     add("--drop", type=float, help="dropout rate")
     add("--drop-path", type=float, help="stochastic depth rate")
     add("--sync-bn", action="store_true", help="synchronised batch norm (GPU)")
@@ -223,6 +227,24 @@ def _check_ranges(args: argparse.Namespace) -> None:
         raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
     if args.warmup_epochs >= args.epochs:
         raise UsageError(f"--warmup-epochs {args.warmup_epochs}: expected fewer than the run's {args.epochs} epochs")
+
+
+def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["width=32", "act_layer=silu"]`` -> ``{"width": 32, "act_layer": "silu"}``: Python literals, else text.
+
+    Raises:
+        UsageError: not a key and a value.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--model-kwargs {pair!r}: expected KEY=VALUE, such as stem_width=16")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return parsed
 
 
 def parse_macs(text: str) -> float:

@@ -16,7 +16,7 @@ from .blocks import BLOCK_SIZES, to_blocks
 from .distributed import compute_shared, verify_identical_masks
 from .parametrization import BlockMask, mask_weight
 from .schedule import PruneSchedule
-from .scores import CRITERIA
+from .scores import CRITERIA, RANDOM
 
 _logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ class SUBPPruner:
         model: any model; its weights' parameters stay the same objects.
         schedule: target rate and its course over time.
         block_size: N, output channels per block.
-        criterion: ``bpar``, ``l1`` or ``l2``.
+        criterion: ``bpar``, ``l1`` or ``l2``; ``random`` scores are drawn once, as a control.
+        pattern: ``uniform``: every block row keeps the same count; ``layer``: the blocks of a layer compete, as in
+            earlier 1xN pruning, which gives nothing that the runtime could use: for comparisons.
         alpha: weight of the redundancy in ``bpar``.
         tau: temperature of the regrowth.
         score_latent: score the latent weights instead of the masked ones.
@@ -143,6 +145,7 @@ class SUBPPruner:
         *,
         block_size: int = 16,
         criterion: str = "bpar",
+        pattern: str = "uniform",
         alpha: float = 1.0,
         tau: float = 1.0,
         score_latent: bool = False,
@@ -152,13 +155,15 @@ class SUBPPruner:
     ) -> None:
         if block_size not in BLOCK_SIZES:
             raise ValueError(f"block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion {criterion!r}: expected one of {', '.join(CRITERIA)}")
+        if criterion not in (*CRITERIA, RANDOM):
+            raise ValueError(f"criterion {criterion!r}: expected one of {', '.join((*CRITERIA, RANDOM))}")
+        if pattern not in masks.PATTERNS:
+            raise ValueError(f"pattern {pattern!r}: expected one of {', '.join(masks.PATTERNS)}")
         if not tau > 0:
             raise ValueError(f"tau {tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
         if not math.isfinite(alpha):
             raise ValueError(f"alpha {alpha}: expected a finite weight of the redundancy, such as 1")
-        self.schedule, self.block_size, self.criterion = schedule, block_size, criterion
+        self.schedule, self.block_size, self.criterion, self.pattern = schedule, block_size, criterion, pattern
         self.alpha, self.tau, self.score_latent = alpha, tau, score_latent
         self.sr_ste_decay, self.seed = sr_ste_decay, seed
         self.plan = plan_layers(model, skip)
@@ -180,9 +185,10 @@ class SUBPPruner:
     @property
     def at_target(self) -> bool:
         """Whether every row of every layer is down to the blocks that the target rate leaves."""
+        competing = [masks.competing(mask, self.pattern) for mask in self.masks.values()]
         return all(
             bool((mask.sum(1) == mask.shape[1] - masks.num_candidates(self.schedule.rate, mask.shape[1])).all())
-            for mask in self.masks.values()
+            for mask in competing
         )
 
     @torch.no_grad()
@@ -200,7 +206,8 @@ class SUBPPruner:
         for name, score in scores.items():
             generator = masks.draw_generator(self.seed, epoch, name)
             old = self._masks[name].mask
-            new = masks.uniform_mask(score, rate, pruned_rate, self.tau, generator).to(old.device)
+            new = masks.uniform_mask(masks.competing(score, self.pattern), rate, pruned_rate, self.tau, generator)
+            new = new.view(old.shape).to(old.device)
             flipped += int((new != old).sum())
             regrown += int((new & ~old).sum())
             old.copy_(new)
@@ -214,6 +221,9 @@ class SUBPPruner:
 
         def score(index: int) -> Tensor:
             module, block_mask = self.layers[names[index]], self._masks[names[index]]
+            if self.criterion == RANDOM:
+                generator = masks.draw_generator(self.seed, -1.0, names[index])
+                return torch.rand(block_mask.mask.shape, generator=generator, dtype=torch.float64).to(device)
             weight = module.parametrizations.weight.original if self.score_latent else module.weight
             return CRITERIA[self.criterion](to_blocks(weight.float(), self.block_size, block_mask.groups), self.alpha)
 
@@ -247,7 +257,7 @@ class SUBPPruner:
 
         Keys: ``name``, ``macs``, ``kept_macs``, ``reason`` (why the layer is dense, or None); of pruned layers also
         ``shape`` of the weight, ``groups``, ``block_rows``, ``blocks_per_row`` (I), ``kept_asked`` (what the target
-        rate leaves of I, unrounded) and ``kept`` (achieved, the same in every row).
+        rate leaves of I, unrounded) and ``kept`` (achieved, the same in every row; the mean with pattern ``layer``).
         """
         reasons = {plan.name: plan for plan in self.plan}
         rows = []
@@ -259,7 +269,7 @@ class SUBPPruner:
                 mask = block_mask.mask
                 shape = module.parametrizations.weight.original.shape
                 kept = mask.sum(1)
-                if kept.min() != kept.max():
+                if self.pattern == "uniform" and kept.min() != kept.max():
                     raise RuntimeError(f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; not uniform")
                 row |= {
                     "shape": list(shape),
@@ -267,8 +277,8 @@ class SUBPPruner:
                     "block_rows": mask.shape[0],
                     "blocks_per_row": mask.shape[1],
                     "kept_asked": (1 - self.schedule.rate) * mask.shape[1],
-                    "kept": int(kept[0]),
-                    "kept_macs": dense * int(kept[0]) // mask.shape[1],
+                    "kept": kept.double().mean().item() if self.pattern == "layer" else int(kept[0]),
+                    "kept_macs": dense * int(kept.sum()) // mask.numel(),
                 }
             rows.append(row)
         return rows

@@ -64,3 +64,6 @@ def absolute_cosine_sums(blocks: Tensor) -> Tensor:
 
 
 CRITERIA: dict[str, Callable[[Tensor, float], Tensor]] = {"l1": l1, "l2": l2, "bpar": bpar}
+
+# Not a function of the weights: the pruner draws such scores once per layer. It is the control of the others.
+RANDOM = "random"

@@ -26,7 +26,7 @@ from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
 from .monitor import Monitor
-from .options import parse_macs
+from .options import parse_kwargs, parse_macs
 from .pruner import SUBPPruner, kept_macs_at, plan_layers
 from .schedule import PruneSchedule
 
@@ -95,18 +95,26 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
     args.num_classes, args.in_chans, args.img_size = data.num_classes, data.input_size[0], data.input_size[1]
     args.mean, args.std = list(data.mean), list(data.std)
     random_seed(args.seed)
-    optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
+    return create_model(args, args.initial_checkpoint), data
+
+
+def create_model(args: argparse.Namespace, checkpoint_path: str = "") -> nn.Module:
+    """The timm model of the flags, without masks.
+
+    Raises:
+        UsageError: timm does not take the flags, or the checkpoint does not fit.
+    """
+    optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path} | parse_kwargs(args.model_kwargs)
     try:
-        model = timm.create_model(
+        return timm.create_model(
             args.model,
             num_classes=args.num_classes,
             in_chans=args.in_chans,
-            checkpoint_path=args.initial_checkpoint,
+            checkpoint_path=checkpoint_path,
             **{key: value for key, value in optional.items() if value is not None},
         )
-    except (RuntimeError, TypeError, FileNotFoundError, ValueError) as error:
+    except (RuntimeError, TypeError, FileNotFoundError, ValueError, AssertionError) as error:
         raise UsageError(f"timm cannot create {args.model}: {error}") from error
-    return model, data
 
 
 def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) -> Training:
@@ -129,7 +137,7 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         model.to(memory_format=torch.channels_last)
     if args.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    keys = ("block_size", "criterion", "alpha", "tau", "score_latent", "sr_ste_decay", "skip", "seed")
+    keys = ("block_size", "criterion", "pattern", "alpha", "tau", "score_latent", "sr_ste_decay", "skip", "seed")
     pruner = SUBPPruner(model, schedule, **{key: getattr(args, key) for key in keys})
     optimizer = create_optimizer(args, model, rank.world_size)
     scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
@@ -155,6 +163,10 @@ def _check_machine(args: argparse.Namespace, rank: Rank) -> None:
     if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
         raise UsageError(f"--torchcompile {args.torchcompile}: no such backend; usual ones are {known}")
+    if args.pattern != "uniform" and not args.no_export:
+        raise UsageError(
+            f"--pattern {args.pattern} gives rows of different counts, which model.subp does not hold: add --no-export"
+        )
     if args.sync_bn and rank.device.type != "cuda":
         raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
 
@@ -238,11 +250,12 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
         UsageError: it belongs to a run that this one cannot continue.
     """
     args, saved = training.args, checkpoint["args"]
-    for flag in ("model", "num_classes", "in_chans", "block_size", "prune_rate", "skip", "opt"):
-        if saved[flag] != getattr(args, flag):
+    for flag in ("model", "model_kwargs", "num_classes", "in_chans", "block_size", "prune_rate", "skip", "opt"):
+        here = getattr(args, flag)
+        if saved.get(flag, here) != here:
             raise UsageError(
                 f"--resume: the checkpoint was trained with --{flag.replace('_', '-')} {saved[flag]}, this run has "
-                f"{getattr(args, flag)}; use the same flag, or start anew"
+                f"{here}; use the same flag, or start anew"
             )
     if bool(training.ema) != ("ema" in checkpoint):
         raise UsageError("--resume: the run and its checkpoint must agree on --model-ema")

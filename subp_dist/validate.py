@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -31,6 +30,7 @@ from .data import Data, create_data
 from .errors import UsageError, report_usage_errors
 from .options import build_parser
 from .report import read_report, write_report
+from .training import create_model
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Run:
         if data_dir:
             values["data_dir"] = data_dir
         args = argparse.Namespace(**values)
-        model = timm.create_model(args.model, num_classes=args.num_classes, in_chans=args.in_chans)
+        model = create_model(args)
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (SafetensorError, RuntimeError) as error:
