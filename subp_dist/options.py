@@ -229,6 +229,18 @@ def _check_ranges(args: argparse.Namespace) -> None:
         raise UsageError(f"--warmup-epochs {args.warmup_epochs}: expected fewer than the run's {args.epochs} epochs")
 
 
+def flags_to_argv(flags: dict[str, Any]) -> list[str]:
+    """``{"lr": 0.1, "amp": True, "skip": ["a", "b"]}`` -> ``["--lr", "0.1", "--amp", "--skip", "a", "b"]``."""
+    argv = []
+    for flag, value in flags.items():
+        if value is None or value is False:
+            continue
+        argv.append(f"--{flag}")
+        if value is not True:
+            argv += map(str, value if isinstance(value, list) else [value])
+    return argv
+
+
 def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     """``["width=32", "act_layer=silu"]`` -> ``{"width": 32, "act_layer": "silu"}``: Python literals, else text.
 

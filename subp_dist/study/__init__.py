@@ -1,0 +1,1 @@
+"""Grids of training runs that compare variants of the method: ``python -m subp_dist.study --help``."""

@@ -1,0 +1,66 @@
+"""Compare variants of the method over seeds: ``python -m subp_dist.study GRID --data-dir DIR --results FILE.csv``.
+
+Runs that the results hold already are not done again, so the same command goes on after an interruption, and prints
+the table at the end. ``--table-only`` makes table and plot from the results alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ..errors import UsageError, report_usage_errors
+from .grid import Grid
+from .runner import Runner, read_results, subset
+from .table import as_markdown, plot, summarise
+
+
+@report_usage_errors
+def cli() -> None:
+    """Console entry."""
+    parser = argparse.ArgumentParser(prog="python -m subp_dist.study", description=__doc__.split("\n\n")[0])
+    parser.add_argument("grid", type=Path, metavar="GRID", help="YAML file of variants, cells and seeds")
+    parser.add_argument("--data-dir", type=Path, help="folder with train/ and a validation split of class folders")
+    parser.add_argument("--results", type=Path, required=True, metavar="CSV", help="where the rows go")
+    parser.add_argument("--output", type=Path, default=Path("output/study"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0))), help="runs at a time")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so long")
+    parser.add_argument("--list", action="store_true", help="print the commands that are left to do, and stop")
+    parser.add_argument("--table-only", action="store_true", help="do no runs")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the results: .png or .svg")
+    args = parser.parse_args()
+    grid = Grid.read(args.grid)
+    failed = [] if args.table_only else _work(args, grid)
+    results = {run.name: row for run in grid.runs if (row := read_results(args.results).get(run.name))}
+    if args.list:
+        return
+    if not results:
+        raise UsageError(f"{args.results}: no results of {args.grid} yet")
+    cells = summarise(results, list(grid.labels))
+    print(as_markdown(cells, grid.labels))
+    print(f"\n{len(results)} of {len(grid.runs)} runs")
+    if args.plot:
+        plot(cells, grid.labels, args.plot)
+    if failed:
+        sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
+
+
+def _work(args: argparse.Namespace, grid: Grid) -> list[str]:
+    if args.data_dir is None:
+        raise UsageError("no data given: set --data-dir to a folder with train/ and a validation split in it")
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs}: expected 1 or more")
+    data = subset(args.data_dir, args.output / "data", grid.images_per_class)
+    runner = Runner(grid, data, args.output, args.results, args.jobs, args.hours)
+    if args.list:
+        print("\n".join(runner.text(run) for run in runner.pending()))
+        return []
+    print(f"{len(runner.pending())} of {len(grid.runs)} runs to do, {args.jobs} at a time", flush=True)
+    runner.work()
+    return runner.failed
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,89 @@
+"""The results of a study as a table and a plot: mean and spread over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Top-1 (percent) of the seeds of one variant at one rate and block size."""
+
+    variant: str
+    prune_rate: float
+    block_size: int
+    top1: tuple[float, ...]
+    macs_kept: int
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.top1)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds; 0 for one."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else 0.0
+
+
+def summarise(results: dict[str, dict[str, str]], variants: list[str]) -> list[Cell]:
+    """One cell for each variant, rate and block size, in the order of ``variants``."""
+    groups = defaultdict(list)
+    for row in results.values():
+        groups[row["variant"], float(row["prune_rate"]), int(row["block_size"])].append(row)
+    cells = [
+        Cell(*key, tuple(float(row["top1"]) for row in rows), int(rows[0]["macs_kept"])) for key, rows in groups.items()
+    ]
+    order = {variant: index for index, variant in enumerate(variants)}
+    return sorted(cells, key=lambda c: (c.prune_rate, c.block_size, order.get(c.variant, len(order))))
+
+
+def as_markdown(cells: list[Cell], labels: dict[str, str]) -> str:
+    """A table for the README; differences are to the dense network."""
+    dense = next((cell for cell in cells if cell.variant == "dense"), None)
+    lines = [
+        "| blocks pruned | block | variant | top-1, % (mean ± s.d.) | seeds | to dense | MACs kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        block = f"1x{cell.block_size}" if cell.prune_rate else "-"
+        to_dense = f"{cell.mean - dense.mean:+.1f}" if dense and cell is not dense else ""
+        lines.append(
+            f"| {100 * cell.prune_rate:g} % | {block} | {labels.get(cell.variant, cell.variant)} | "
+            f"{cell.mean:.1f} ± {cell.spread:.1f} | {len(cell.top1)} | {to_dense} | {cell.macs_kept / 1e6:.1f} M |"
+        )
+    return "\n".join(lines)
+
+
+def plot(cells: list[Cell], labels: dict[str, str], path: Path) -> None:
+    """A panel per rate at the most frequent block size: each seed a dot, the mean a bar, dense a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = [cell.block_size for cell in cells if cell.prune_rate]
+    common = statistics.mode(sizes) if sizes else 16
+    rates = sorted({cell.prune_rate for cell in cells if cell.prune_rate})
+    dense = next((cell for cell in cells if cell.variant == "dense"), None)
+    figure, axes = pyplot.subplots(
+        1, max(1, len(rates)), figsize=(5 * max(1, len(rates)), 4), sharex=True, squeeze=False
+    )
+    for axis, rate in zip(axes[0], rates, strict=False):
+        shown = [cell for cell in cells if cell.prune_rate == rate and cell.block_size == common][::-1]
+        for height, cell in enumerate(shown):
+            axis.plot([cell.mean] * 2, [height - 0.3, height + 0.3], color="tab:red")
+            axis.plot(cell.top1, [height] * len(cell.top1), "o", color="tab:blue", alpha=0.6)
+        axis.set_yticks(range(len(shown)), [labels.get(cell.variant, cell.variant) for cell in shown])
+        if dense:
+            axis.axvline(dense.mean, color="black", linestyle="--", linewidth=1)
+        axis.set_title(f"{100 * rate:g} % of 1x{common} blocks pruned (dashed: dense)", fontsize=9)
+        axis.set_xlabel("top-1, %")
+    figure.tight_layout()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png"))
+    pyplot.close(figure)
