@@ -13,10 +13,11 @@ LISTS = [f"{KERNELS}/{name}.inc" for name in ("activations", "isas", "kernels")]
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
 # kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
 # SUBP_HAVE_<NAME> is defined for everything, and guards its lines in the lists.
-X86 = {"x86_64", "amd64"}
+X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx2", ["-mavx2", "-mfma"]),
     (X86, "avx512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]),
+    (ARM, "neon", []),  # part of the architecture
 ]
 CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden"]
 

@@ -22,9 +22,26 @@ int subp_cpu_has(const char *feature) {
 
 #elif defined(__aarch64__)
 
-const char *const subp_cpu_features[] = {"neon", 0}; /* part of the architecture */
+/* NEON is part of the architecture; for the rest Linux has one bit each, in words that it hands to every process. */
+#ifdef __linux__
+#include <sys/auxv.h>
+#define SUBP_ARM_FEATURES(FEATURE)                                                                              \
+    FEATURE(fp16, AT_HWCAP, 10) FEATURE(dotprod, AT_HWCAP, 20) FEATURE(sve, AT_HWCAP, 22)                       \
+    FEATURE(sve2, AT_HWCAP2, 1) FEATURE(i8mm, AT_HWCAP2, 13) FEATURE(bf16, AT_HWCAP2, 14)
+#else
+#define SUBP_ARM_FEATURES(FEATURE)
+#endif
 
-int subp_cpu_has(const char *feature) { return !strcmp(feature, "neon"); }
+#define FEATURE_NAME(name, word, bit) #name,
+const char *const subp_cpu_features[] = {"neon", SUBP_ARM_FEATURES(FEATURE_NAME) 0};
+
+int subp_cpu_has(const char *feature) {
+    if (!strcmp(feature, "neon")) return 1;
+#define FEATURE_TEST(name, word, bit) \
+    if (!strcmp(feature, #name)) return getauxval(word) >> bit & 1;
+    SUBP_ARM_FEATURES(FEATURE_TEST)
+    return 0;
+}
 
 #else
 

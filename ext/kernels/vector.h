@@ -9,6 +9,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 16")
+#ifndef VALUE /* value c of `channels` as a vec, where an ISA has better than a broadcast */
+#define VALUE(w, c, channels) splat((w)[c])
+#endif
 
 enum { MAX_CHANNELS = 8, MAX_VECTORS = 8, TAIL_PIXELS = 4 };
 
@@ -35,7 +38,7 @@ INLINE void add_products(vec acc[MAX_CHANNELS][MAX_VECTORS], const float *x, con
     __builtin_prefetch(w + VALUES_AHEAD);
     UNROLL for (int v = 0; v < vectors; v++) pixels[v] = load_part(x + v * LANES, partial, part);
     UNROLL for (int c = 0; c < channels; c++) {
-        vec value = splat(w[c]);
+        vec value = VALUE(w, c, channels);
         UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = madd(value, pixels[v], acc[c][v]);
     }
 }

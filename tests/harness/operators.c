@@ -1,0 +1,100 @@
+/* The operators beside convolution. */
+#include <math.h>
+
+#include "harness.h"
+
+void check_pool(int isa) {
+    subp_pool p = {.average = one_in(2)};
+    ptrdiff_t *fields[2][6] = {
+        {&p.height, &p.out_h, &p.kernel_h, &p.stride_h, &p.dilation_h, &p.pad_top},
+        {&p.width, &p.out_w, &p.kernel_w, &p.stride_w, &p.dilation_w, &p.pad_left},
+    };
+    for (int d = 0; d < 2; d++) {
+        ptrdiff_t kernel = *fields[d][2] = between(1, 7), stride = *fields[d][3] = between(1, 4);
+        ptrdiff_t dilation = *fields[d][4] = one_in(3) ? between(1, 3) : 1, reach = (kernel - 1) * dilation;
+        ptrdiff_t pad = *fields[d][5] = between(0, kernel), after = between(0, kernel + stride);
+        ptrdiff_t size = *fields[d][0] = between(reach + 1 > pad ? reach + 1 - pad : 1, reach + 40);
+        *fields[d][1] = (size + pad + after - reach - 1) / stride + 1; /* windows may hang over every edge */
+    }
+    describe("set %d pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d", isa,
+             p.height, p.width, p.out_h, p.out_w, p.kernel_h, p.kernel_w, p.stride_h, p.stride_w, p.dilation_h,
+             p.dilation_w, p.pad_top, p.pad_left, p.average);
+    float *row_counts = random_floats((size_t)p.out_h), *column_counts = random_floats((size_t)p.out_w);
+    for (ptrdiff_t i = 0; i < p.out_h; i++) row_counts[i] = (float)between(1, 7);
+    for (ptrdiff_t i = 0; i < p.out_w; i++) column_counts[i] = (float)between(1, 7);
+    p.row_counts = p.average ? row_counts : NULL;
+    p.column_counts = p.average ? column_counts : NULL;
+    float *in = random_floats((size_t)(p.height * p.width)), *row = exact_floats((size_t)p.width, NAN);
+    if (one_in(10)) in[between(0, p.height * p.width - 1)] = NAN;
+    float *out = exact_floats((size_t)(p.out_h * p.out_w), CANARY);
+    subp_kernel_set_at(isa).pool(&p, in, out, row);
+    for (ptrdiff_t at = 0; at < p.out_h * p.out_w; at++) {
+        const ptrdiff_t y = at / p.out_w, x = at % p.out_w;
+        double most = -INFINITY;
+        sum s = {0, 0};
+        for (ptrdiff_t i = 0; i < p.kernel_h; i++)
+            for (ptrdiff_t j = 0; j < p.kernel_w; j++) {
+                ptrdiff_t from_y = y * p.stride_h + i * p.dilation_h - p.pad_top;
+                ptrdiff_t from_x = x * p.stride_w + j * p.dilation_w - p.pad_left;
+                if (from_y < 0 || from_y >= p.height || from_x < 0 || from_x >= p.width) continue;
+                float value = in[from_y * p.width + from_x];
+                if (isnan(value) || value > most) most = isnan(most) ? most : value;
+                add_term(&s, value);
+            }
+        if (p.average) {
+            double divisor = (double)row_counts[y] * column_counts[x];
+            s.value /= divisor;
+            s.size /= divisor;
+            check_sum("average", at, out[at], s, p.kernel_h * p.kernel_w, SUBP_ACT_none);
+        } else if (isnan(most) ? !isnan(out[at]) : out[at] != most) {
+            fail("maximum %td is %.9g; expected %.9g", at, out[at], most);
+        }
+    }
+}
+
+void check_elements(int isa) {
+    const ptrdiff_t count = one_in(10) ? between(1, 5000) : between(1, 100);
+    const int multiply = one_in(2), one_b = one_in(2), activation = one_in(3) ? 0 : (int)between(1, SUBP_ACT_COUNT - 1);
+    const float scale = one_in(2) ? 1.0f : (float)between(1, 60); /* up to where activations saturate */
+    describe("set %d elements: count %td multiply %d one_b %d activation %s scale %g", isa, count, multiply, one_b,
+             subp_activation_name(activation), scale);
+    float *a = random_floats((size_t)count), *b = random_floats(one_b ? 1 : (size_t)count);
+    for (ptrdiff_t i = 0; i < count; i++) a[i] *= scale;
+    if (one_in(10)) a[between(0, count - 1)] = NAN;
+    float *out = exact_floats((size_t)count, CANARY);
+    const subp_kernel_set set = subp_kernel_set_at(isa);
+
+    set.binary(multiply, a, b, one_b, count, activation, out);
+    for (ptrdiff_t i = 0; i < count; i++) {
+        sum s = {0, 0};
+        if (multiply)
+            add_product(&s, a[i], b[one_b ? 0 : i]);
+        else
+            add_term(&s, a[i]), add_term(&s, b[one_b ? 0 : i]);
+        check_sum("element", i, out[i], s, 1, activation);
+    }
+    set.activate(a, count, activation, out);
+    sum total = {0, 0};
+    for (ptrdiff_t i = 0; i < count; i++) {
+        check_sum("activated", i, out[i], (sum){a[i], 0}, 0, activation);
+        add_term(&total, a[i]);
+    }
+    total.value /= (double)count;
+    total.size /= (double)count;
+    check_sum("mean of", count, set.mean(a, count), total, count, SUBP_ACT_none);
+}
+
+void check_halve(int isa) {
+    const ptrdiff_t rows = between(1, 4), count = between(1, 70), in_step = 2 * count - 1 + between(0, 40);
+    const ptrdiff_t out_step = count + between(0, 20), inputs = (rows - 1) * in_step + 2 * count - 1;
+    const ptrdiff_t outputs = (rows - 1) * out_step + count;
+    describe("set %d halve: rows %td count %td in_step %td out_step %td", isa, rows, count, in_step, out_step);
+    const float *in = random_floats((size_t)inputs);
+    float *out = exact_floats((size_t)outputs, CANARY);
+    subp_kernel_set_at(isa).halve(in, in_step, rows, count, out, out_step);
+    for (ptrdiff_t at = 0; at < outputs; at++) {
+        ptrdiff_t y = at / out_step, x = at % out_step;
+        float want = x < count ? in[y * in_step + 2 * x] : CANARY;
+        if (out[at] != want) fail("output %td is %g; expected %g", at, out[at], want);
+    }
+}

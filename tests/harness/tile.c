@@ -1,0 +1,98 @@
+/* One call of a kernel: any offsets of channels and taps, any run of pixels. */
+#include <math.h>
+#include <string.h>
+
+#include "harness.h"
+
+static ptrdiff_t random_count(int32_t pixels) {
+    switch (between(0, 4)) {
+    case 0: return between(1, 5);
+    case 1: return pixels * between(1, 3) + between(0, 1); /* whole tiles, and one pixel more */
+    case 2: return between(1, pixels);
+    default: return between(1, 4 * pixels);
+    }
+}
+
+static int32_t random_taps(void) {
+    static const int32_t usual[] = {1, 1, 1, 9, 9, 25};
+    return one_in(4) ? (int32_t)between(1, 49) : usual[between(0, 5)];
+}
+
+/* Offsets that reach [0, reach], 0 among them. */
+static void random_offsets(ptrdiff_t *offsets, ptrdiff_t count, ptrdiff_t reach) {
+    ptrdiff_t least = reach;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        offsets[i] = between(0, reach);
+        least = offsets[i] < least ? offsets[i] : least;
+    }
+    for (ptrdiff_t i = 0; i < count; i++) offsets[i] -= least;
+}
+
+void check_tile(int isa, const subp_kernel *kernel) {
+    const int depthwise = kernel->op == SUBP_OP_dwconv;
+    const ptrdiff_t count = random_count(kernel->pixels), width = kernel->channels;
+    const int32_t taps = random_taps(), kept = depthwise ? 1 : (int32_t)between(1, one_in(3) ? 4 : 33);
+    const int32_t channels = one_in(2) ? kernel->channels : (int32_t)between(1, width);
+    const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70)), outputs = (channels - 1) * out_stride + count;
+    const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
+    const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3), has_nan = one_in(20);
+    describe("set %d %s: count %td taps %d kept %d channels %d out_stride %td activation %s bias %d residual %d in place %d",
+             isa, kernel->name, count, taps, kept, channels, out_stride, subp_activation_name(activation), has_bias,
+             has_residual, in_place);
+
+    ptrdiff_t *tap_offsets = exact(sizeof(ptrdiff_t) * (size_t)taps), *far = exact(sizeof(ptrdiff_t) * (size_t)kept);
+    int32_t *channel_offsets = exact(sizeof(int32_t) * (size_t)kept);
+    random_offsets(tap_offsets, taps, between(0, 2 * count + 40));
+    random_offsets(far, kept, between(0, kept * (count + 60)));
+    for (int32_t k = 0; k < kept; k++) channel_offsets[k] = (int32_t)far[k];
+
+    ptrdiff_t size = 0;
+    for (int32_t k = 0; k < kept; k++)
+        for (int32_t t = 0; t < taps; t++) {
+            ptrdiff_t end = channel_offsets[k] + tap_offsets[t] + count;
+            size = end > size ? end : size;
+        }
+    float *x = exact_floats((size_t)size, NAN);
+    for (int32_t k = 0; k < kept; k++)
+        for (int32_t t = 0; t < taps; t++)
+            for (ptrdiff_t i = 0; i < count; i++) {
+                float *to = &x[channel_offsets[k] + tap_offsets[t] + i];
+                if (isnan(*to)) *to = normal_like();
+            }
+    if (has_nan) x[channel_offsets[between(0, kept - 1)] + tap_offsets[0] + between(0, count - 1)] = NAN;
+
+    const float *values = random_floats((size_t)kept * (size_t)taps * (size_t)width);
+    const float *bias = has_bias ? random_floats((size_t)channels) : NULL;
+    float *out = exact_floats((size_t)outputs, CANARY), *residual = NULL;
+    if (has_residual) {
+        residual = exact_floats((size_t)outputs, NAN);
+        for (ptrdiff_t c = 0; c < channels; c++)
+            for (ptrdiff_t i = 0; i < count; i++) residual[c * out_stride + i] = normal_like();
+    }
+    if (in_place)
+        for (ptrdiff_t c = 0; c < channels; c++)
+            memcpy(out + c * out_stride, residual + c * out_stride, (size_t)count * sizeof(float));
+
+    subp_tile tile = {
+        .x = x, .tap_offsets = tap_offsets, .taps = taps, .channel_offsets = channel_offsets, .kept = kept,
+        .values = values, .bias = bias, .residual = in_place ? out : residual, .out = out, .out_stride = out_stride,
+        .count = count, .ahead = one_in(3) ? count : 0, .channels = channels, .activation = activation,
+    };
+    kernel->run(&tile);
+
+    for (ptrdiff_t c = 0; c < channels; c++)
+        for (ptrdiff_t i = 0; i < out_stride && c * out_stride + i < outputs; i++) {
+            ptrdiff_t at = c * out_stride + i;
+            if (i >= count) {
+                if (out[at] != CANARY) fail("output %td, between two channels, was written: %g", at, out[at]);
+                continue;
+            }
+            sum s = {0, 0};
+            for (ptrdiff_t k = 0; k < kept; k++)
+                for (ptrdiff_t t = 0; t < taps; t++)
+                    add_product(&s, values[(k * taps + t) * width + c], x[channel_offsets[k] + tap_offsets[t] + i]);
+            if (bias) add_term(&s, bias[c]);
+            if (residual) add_term(&s, residual[at]);
+            check_sum("output", at, out[at], s, kept * taps, activation);
+        }
+}
