@@ -33,6 +33,11 @@ cdef extern from "kernels.h" nogil:
     int SUBP_OP_dwconv
 
 
+cdef extern from "omp.h" nogil:
+    int omp_pause_soft
+    int omp_pause_resource_all(int kind)
+
+
 cdef extern from "cpu.h" nogil:
     const char *const subp_cpu_features[]
     int subp_cpu_has(const char *feature)
@@ -92,6 +97,11 @@ cdef extern from "conv.h" nogil:
 
 
 _OPERATORS = {"ubsconv": SUBP_OP_ubsconv, "dwconv": SUBP_OP_dwconv}
+
+
+def release_threads():
+    """Ends the threads that OpenMP keeps for the calling one; the next run starts new ones."""
+    omp_pause_resource_all(omp_pause_soft)
 
 
 def cpu_features():

@@ -26,6 +26,9 @@ def kernels() -> ModuleType:
         from subp_ext import _kernels
     except ImportError as error:
         raise ImportError(f"{_BUILD_HINT} ({error})") from error
+    if hasattr(os, "register_at_fork"):
+        # A forked child has none of the threads that GNU OpenMP keeps, and would wait for them for ever.
+        os.register_at_fork(before=_kernels.release_threads)
     return _kernels
 
 

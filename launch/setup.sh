@@ -46,19 +46,28 @@ command -v "$python" >/dev/null || fail "no $python found: install Python 3.10 o
     fail "$python is $("$python" --version 2>&1); Python 3.10 or newer is needed: set PYTHON"
 
 # --- system packages: a compiler, and what Python needs to build extensions ---
+can_install() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
+apt_install() {
+    say "installing system packages: $*"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
 missing=()
 command -v gcc >/dev/null || missing+=(gcc)
 command -v g++ >/dev/null || missing+=(g++) # torch.compile
 [[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h ]] || missing+=(python3-dev)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
-    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-        say "installing system packages: ${missing[*]}"
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-    else
+    can_install ||
         fail "missing system packages: ${missing[*]}. Install them (Debian, Ubuntu: sudo apt-get install ${missing[*]}) and run this again"
-    fi
+    apt_install "${missing[@]}"
+fi
+
+# The tests run the NEON kernels on other machines with these (55 MB to fetch); nothing else needs them.
+emulation=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+if [[ $(uname -m) == x86_64 ]] && ! { command -v aarch64-linux-gnu-gcc && command -v qemu-aarch64; } >/dev/null; then
+    { can_install && apt_install "${emulation[@]}"; } ||
+        say "without ${emulation[*]} the tests of the NEON kernels will be skipped (Debian, Ubuntu: sudo apt-get install ${emulation[*]})"
 fi
 
 # --- virtual environment ---

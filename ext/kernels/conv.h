@@ -48,7 +48,8 @@ ptrdiff_t subp_conv_passes(const subp_conv *call);
 ptrdiff_t subp_conv_fills(const subp_conv *call);
 ptrdiff_t subp_conv_items(const subp_conv *call);
 
-/* One channel of a pass's planes; nothing to do for a convolution without copies. */
+/* One channel of a pass's planes; nothing to do for a convolution without copies. `planes` has room for channel_stride
+ * floats of each channel to fill, and what they hold does not matter. */
 void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
                     float *planes);
 void subp_conv_item(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t item,

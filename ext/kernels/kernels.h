@@ -27,7 +27,8 @@ enum subp_isa {
 enum subp_operator { SUBP_OP_ubsconv, SUBP_OP_dwconv, SUBP_OP_COUNT };
 
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
- * A kernel reads nothing outside x[channel_offsets[k] + tap_offsets[t] .. + count) and writes nothing but the run. */
+ * Nothing needs room to spare: a kernel reads x[channel_offsets[k] + tap_offsets[t] .. + count), the arrays below in
+ * the sizes given and residual where it writes out, and writes nothing but the run. Fetching in advance is no read. */
 typedef struct {
     const float *x; /* IN first channel of the group, at the run's first pixel */
     const ptrdiff_t *tap_offsets; /* IN [taps] */
@@ -35,8 +36,8 @@ typedef struct {
     const int32_t *channel_offsets; /* IN [kept], of the kept channels from x */
     int32_t kept;
     const float *values; /* IN [kept][taps][channels of the kernel's tile] */
-    const float *bias;   /* IN one per channel, or NULL */
-    const float *residual; /* IN laid out as out, or NULL */
+    const float *bias;     /* IN [channels] to store, or NULL */
+    const float *residual; /* IN laid out as out and possibly the same memory, or NULL */
     float *out;            /* OUT first channel, at the run's first pixel */
     ptrdiff_t out_stride;  /* from one channel to the next */
     ptrdiff_t count;       /* pixels */

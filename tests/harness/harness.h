@@ -1,8 +1,6 @@
 /* Drives the kernels with random shapes against double precision, in buffers of exactly the size they may touch.
- *
- *   harness COUNT SEED      COUNT cases of each check for each kernel set of this CPU, of the seeds from SEED on
- *
- * A case is its seed: `harness 1 SEED` repeats one that failed. */
+ * run.py builds and runs it: COUNT cases of each check for each kernel set of this CPU, of the seeds from SEED on.
+ * A case is its seed: a count of 1 repeats one that failed. */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -26,7 +24,7 @@ void free_buffers(void); /* all of a case */
 /* --- failures --- */
 void describe(const char *format, ...) __attribute__((format(printf, 1, 2))); /* the case, told if it fails */
 void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
-void catch_faults(void); /* so that they are failures of a case */
+void catch_faults(void); /* lets them tell the case too */
 
 /* --- the oracle's side --- */
 /* A value, and the sum of the magnitudes that were added for it: what rounding errors are measured in. */

@@ -12,6 +12,7 @@
 #include "harness.h"
 
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
 enum { SANITIZED = 1 };
 #else
 enum { SANITIZED = 0 };
@@ -101,16 +102,21 @@ void describe(const char *format, ...) {
     va_end(arguments);
 }
 
+static void tell_case(void) { fprintf(stderr, "seed %llu: %s\n  ", current_seed, current_case); }
+
 void fail(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    fprintf(stderr, "seed %llu: %s\n  ", current_seed, current_case);
+    tell_case();
     vfprintf(stderr, format, arguments);
     fputc('\n', stderr);
     va_end(arguments);
     exit(1);
 }
 
+#ifdef __SANITIZE_ADDRESS__
+void catch_faults(void) { __sanitizer_set_death_callback(tell_case); }
+#else
 static void on_fault(int number) {
     (void)number;
     /* Nothing to return to, so it matters little that these are not safe in a signal handler. */
@@ -121,6 +127,7 @@ void catch_faults(void) {
     const int numbers[] = {SIGSEGV, SIGBUS, SIGILL};
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) signal(numbers[i], on_fault);
 }
+#endif
 
 /* --- oracle --- */
 
