@@ -55,3 +55,20 @@ def apply_mask(weight: Tensor, mask: Tensor, block_size: int, groups: int = 1) -
         return torch.where(mask.view(-1, 1, in_channels, *ones), by_row, 0.0).flatten(0, 1)
     by_channel = mask[row_of_channel(out_channels, block_size, groups, mask.device)]
     return torch.where(by_channel.view(out_channels, in_channels, *ones), weight, 0.0)
+
+
+def add_pruned_part(target: Tensor, weight: Tensor, mask: Tensor, block_size: int, groups: int, factor: float) -> None:
+    """``target += factor * weight`` in every block that the mask drops; in place, one pass, nothing weight-sized made.
+
+    Args:
+        target: same shape as ``weight`` ``[O, I, kh, kw]``.
+    """
+    pruned = mask.logical_not().to(weight.dtype)
+    ones = (1,) * (weight.ndim - 2)
+    if weight.shape[0] // groups % block_size == 0:
+        shape = (-1, 1, weight.shape[1], *ones)
+        target, weight = (tensor.unflatten(0, (-1, block_size)) for tensor in (target, weight))
+    else:
+        shape = (*weight.shape[:2], *ones)
+        pruned = pruned[row_of_channel(weight.shape[0], block_size, groups, mask.device)]
+    target.addcmul_(weight, pruned.view(shape), value=factor)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from timm.layers import CondConv2d
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Dense MACs of every ``Conv2d`` and ``Linear`` of a model for one input ``(channels, height, width)``.
+    """Dense MACs of every convolution and ``Linear`` of a model for one input ``(channels, height, width)``.
 
     One image is run through the model in evaluation mode, so layers that are never called do not count and layers
     that are called twice count twice.
@@ -18,16 +20,18 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
 
     def count(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            per_position = module.weight.shape[1:].numel()
-            # conv: every output element costs one filter; linear: every output feature one row of the weight.
-            macs[name] = macs.get(name, 0) + output[0].numel() * per_position
+            # conv: every output element costs one filter; linear: every output feature one row of the weight;
+            # transposed: every input element is spread over one. A CondConv2d runs the mixture of its kernels.
+            shape = torch.Size(module.weight_shape) if isinstance(module, CondConv2d) else module.weight.shape
+            positions = inputs[0][0].numel() if isinstance(module, _ConvTransposeNd) else output[0].numel()
+            macs[name] = macs.get(name, 0) + positions * shape[1:].numel()
 
         return hook
 
     hooks = [
         module.register_forward_hook(count(name))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, _ConvNd | CondConv2d | nn.Linear)
     ]
     was_training = {module: module.training for module in model.modules()}
     parameter = next(model.parameters())

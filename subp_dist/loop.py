@@ -73,7 +73,10 @@ def _backward(training: Training, images: Tensor, targets: Tensor, in_step: int,
     keep_local = isinstance(training.wrapped, nn.parallel.DistributedDataParallel) and not is_last
     with training.wrapped.no_sync() if keep_local else nullcontext():
         with training.autocast():
-            loss = training.loss(training.wrapped(images), targets)
+            logits = training.wrapped(images)
+            loss = training.loss(logits, targets)
+            if training.distillation is not None:
+                loss = training.distillation(loss, logits, images)
         training.scaler.scale(loss / in_step).backward()
     return loss.detach()
 

@@ -16,6 +16,15 @@ from .masks import PATTERNS
 from .schedule import SHAPES
 from .scores import CRITERIA, RANDOM
 
+# The published choices: model, layers and rate; the other flags' defaults are the published recipe already.
+PRESETS = {
+    "resnet18": {"model": "resnet18", "prune_rate": 60 / 128, "skip": ["*downsample*"]},
+    "resnet34": {"model": "resnet34", "prune_rate": 59 / 128, "skip": ["*downsample*"]},
+    "resnet50": {"model": "resnet50", "prune_rate": 66 / 128},
+    "resnet50-1g": {"model": "resnet50", "prune_rate": 98.5 / 128},
+    "mobilenetv1": {"model": "mobilenetv1_100", "prune_rate": 69 / 128},
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage of all flags is what --help is for."""
@@ -24,21 +33,26 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists all flags")
 
 
-def build_parser() -> argparse.ArgumentParser:
+TRAIN = "Train a timm CNN with soft uniform block pruning, from scratch, and export it for the CPU."
+
+
+def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse.ArgumentParser:
     """The parser; its defaults are the published recipe."""
     parser = _Parser(
-        prog="subp-train",
+        prog=prog,
         allow_abbrev=False,
-        description="Train a timm CNN with soft uniform block pruning, from scratch, and export it for the CPU.",
+        description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="any timm model name")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
+    parser.add_argument("--preset", choices=list(PRESETS), help="a published choice; --config and the command line win")
     _add_data_flags(parser)
     _add_pruning_flags(parser)
     _add_model_flags(parser)
     _add_optimization_flags(parser)
     _add_regularization_flags(parser)
+    _add_distillation_flags(parser)
     _add_run_flags(parser)
     return parser
 
@@ -78,6 +92,9 @@ def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add("--prune-schedule", default="cubic", choices=list(SHAPES), help="course of the rate from start to end")
     add("--prune-interval", type=int, default=0, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
     add("--skip", nargs="*", default=[], metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
+    add("--only", nargs="*", default=[], metavar="PATTERN", help="layers to prune, if not all; --skip wins over it")
+    add("--layer-rates", nargs="*", default=[], metavar="PATTERN=RATE", help="rates of layers, such as 'layer4*=0.7'")
+    add("--prune-linear", action="store_true", help="prune linear layers too, such as ConvNeXt's pointwise ones")
     add("--sr-ste-decay", type=float, default=2e-4, help="extra decay of masked weights")
 
 
@@ -91,6 +108,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--sync-bn", action="store_true", help="synchronised batch norm (GPU)")
     add("--dist-bn", default="reduce", choices=["reduce", "broadcast"], help="batch-norm statistics over ranks")
     add("--channels-last", action="store_true", help="channels-last memory format")
+    add("--grad-checkpointing", action="store_true", help="compute activations again instead of keeping them")
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
     add("--amp", action="store_true", help="automatic mixed precision")
     add("--amp-dtype", default="float16", choices=["float16", "bfloat16"], help="lower precision of --amp")
@@ -139,6 +157,15 @@ def _add_regularization_flags(parser: argparse.ArgumentParser) -> None:
     add("--bce-loss", action="store_true", help="binary cross entropy")
 
 
+def _add_distillation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("distillation")
+    add = group.add_argument
+    add("--kd-model", default="", metavar="MODEL", help="timm model that teaches; none by default")
+    add("--kd-checkpoint", default="", metavar="FILE", help="the teacher's weights; timm's pretrained ones by default")
+    add("--kd-weight", type=float, default=0.5, help="share of the distillation in the loss")
+    add("--kd-temperature", type=float, default=1.0, help="temperature of the teacher's and the student's softmax")
+
+
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
@@ -152,16 +179,18 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--no-export", action="store_true", help="do not write model.subp at the end")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line over the ``--config`` file over the defaults, and check what needs no model or data.
+def parse_args(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """Parse the command line over the ``--config`` file over the ``--preset`` over the defaults.
+
+    Checks what needs no model or data.
 
     Raises:
         UsageError: the file cannot be read or has an unknown key, or a value is out of range.
     """
-    parser = build_parser()
-    config = parser.parse_known_args(argv)[0].config
-    if config:
-        parser.set_defaults(**_read_config(Path(config), parser))
+    parser = parser or build_parser()
+    first = parser.parse_known_args(argv)[0]
+    config = _read_config(Path(first.config), parser) if first.config else {}
+    parser.set_defaults(**PRESETS.get(first.preset or config.get("preset"), {}) | config)
     args = parser.parse_args(argv)
     if not args.model:
         raise UsageError("no model given: name any timm model, such as resnet50 (see timm.list_models())")
@@ -221,6 +250,13 @@ def _check_ranges(args: argparse.Namespace) -> None:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 or more")
     if not args.tau > 0:
         raise UsageError(f"--tau {args.tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
+    parse_layer_rates(args.layer_rates)
+    if not 0 <= args.kd_weight <= 1:
+        raise UsageError(f"--kd-weight {args.kd_weight}: expected a share of the loss in [0, 1]")
+    if not args.kd_temperature > 0:
+        raise UsageError(f"--kd-temperature {args.kd_temperature}: expected a temperature above 0")
+    if args.kd_checkpoint and not args.kd_model:
+        raise UsageError("--kd-checkpoint without --kd-model: name the teacher as well")
     if not 0 <= args.smoothing < 1:
         raise UsageError(f"--smoothing {args.smoothing}: expected a value in [0, 1)")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
@@ -257,6 +293,25 @@ def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             parsed[key] = value
     return parsed
+
+
+def parse_layer_rates(pairs: Sequence[str]) -> dict[str, float]:
+    """``["layer4*=0.7"]`` -> ``{"layer4*": 0.7}``.
+
+    Raises:
+        UsageError: not a pattern and a rate.
+    """
+    rates = {}
+    for pair in pairs:
+        pattern, equals, text = pair.rpartition("=")
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = -1.0
+        if not (equals and pattern and 0 <= rate < 1):
+            raise UsageError(f"--layer-rates {pair!r}: expected PATTERN=RATE with a share of blocks in [0, 1)")
+        rates[pattern] = rate
+    return rates
 
 
 def parse_macs(text: str) -> float:

@@ -11,10 +11,15 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .blocks import apply_mask, num_block_rows
+from .blocks import add_pruned_part, apply_mask, num_block_rows, row_of_channel
+
+# timm convolutions that standardise every filter of their weight in their forward.
+STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -51,13 +56,82 @@ class BlockMask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return _StraightThrough.apply(weight, self.mask, self.block_size, self.groups)
 
-    def pruned_part(self, weight: Tensor) -> Tensor:
-        """The latent weight where it is masked, zero elsewhere."""
-        return apply_mask(weight, ~self.mask, self.block_size, self.groups)
+    def add_pruned_part(self, target: Tensor, weight: Tensor, factor: float) -> None:
+        """Add ``factor`` times the latent weight to ``target``, in place, where the weight is masked."""
+        add_pruned_part(target, weight, self.mask, self.block_size, self.groups, factor)
 
     def extra_repr(self) -> str:
         rows, channels = self.mask.shape
         return f"block_rows={rows}, in_channels={channels}, block_size={self.block_size}, groups={self.groups}"
+
+
+class StandardisedBlockMask(BlockMask):
+    """The mask of a convolution that standardises its weight: each filter to mean 0, variance 1, times a gain.
+
+    Masking before timm's standardisation would turn the zeros into a constant, and masking after it alone could not be
+    written back as a weight of timm's module. So the filter is first centred over the blocks that it keeps: zeros in
+    the place of the others then leave its mean at 0, standardisation only scales it, and its variance stays what the
+    network was designed for. The mask once more makes the zeros exact, as a mean of floats is not quite 0.
+
+    Takes the convolution's ``gain`` over, if it has one, because the weight is complete when it leaves here.
+    """
+
+    def __init__(self, module: nn.Conv2d, block_size: int) -> None:
+        super().__init__(module.weight, block_size, module.groups)
+        self.eps, self.scale = module.eps, getattr(module, "scale", 1.0)
+        self.gain = getattr(module, "gain", None)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        standardised = _standardise(_CentredStraightThrough.apply(weight, *self._where()), self)
+        return _StraightThrough.apply(standardised, *self._where())
+
+    @torch.no_grad()
+    def timm_weight(self, weight: Tensor) -> Tensor:
+        """What to give timm's module as its weight: zero where masked, and standardised it is this one's result."""
+        return _centred(weight, *self._where())
+
+    def _where(self) -> tuple[Tensor, int, int]:
+        return self.mask, self.block_size, self.groups
+
+
+class _CentredStraightThrough(torch.autograd.Function):
+    """Forward the masked weight, each filter centred over what it keeps; backward the identity.
+
+    The gradient that arrives has passed the standardisation and so has mean 0 in each filter; to centre it once more
+    would change nothing.
+    """
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:
+        return _centred(weight, mask, block_size, groups)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None, None, None
+
+
+def _centred(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:
+    """The weight ``[O, I, kh, kw]``, masked, with mean 0 over the kept blocks of each filter."""
+    kept = mask.sum(1)[row_of_channel(weight.shape[0], block_size, groups, mask.device)] * weight[0, 0].numel()
+    sums = apply_mask(weight, mask, block_size, groups).flatten(1).sum(1)
+    return apply_mask(weight - (sums / kept).view(-1, 1, 1, 1), mask, block_size, groups)
+
+
+def _standardise(weight: Tensor, of: nn.Module) -> Tensor:
+    """Each filter with mean 0 and variance 1, times the gain and scale of a convolution or its mask, as timm does."""
+    gain = getattr(of, "gain", None)
+    gain = None if gain is None else (gain * of.scale).view(-1)
+    flat = weight.reshape(1, len(weight), -1)
+    return F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=of.eps).reshape_as(weight)
+
+
+def _become_plain(module: nn.Conv2d) -> None:
+    """Make a standardising convolution one that uses its weight as it is, with the same padding."""
+    module.__class__ = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
 
 
 def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
@@ -68,7 +142,13 @@ def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
     """
     if block_mask_of(module) is not None:
         raise ValueError("the module has a block mask already: one SUBPPruner per model")
-    block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1))
+    if isinstance(module, STANDARDISED):
+        block_mask = StandardisedBlockMask(module, block_size)
+        if block_mask.gain is not None:
+            del module.gain
+        _become_plain(module)
+    else:
+        block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1))
     parametrize.register_parametrization(module, "weight", block_mask, unsafe=True)
     return block_mask
 
@@ -84,6 +164,8 @@ def block_mask_of(module: nn.Module) -> BlockMask | None:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy of a model whose masked weights are plain parameters, zeros baked in; the model stays as it is.
 
+    Convolutions that standardise their weight become ordinary ones of the standardised weight, masked or not.
+
     A copied module shares the class that torch made for its parametrized original, and torch's own removal edits that
     class; so the copy gets the module's first class back instead.
     """
@@ -94,16 +176,31 @@ def plain_copy(model: nn.Module) -> nn.Module:
             del module.parametrizations
             module.__class__ = type(module).__bases__[0]
             module.weight = nn.Parameter(weight)
+        elif isinstance(module, STANDARDISED):
+            module.weight = nn.Parameter(_standardise(module.weight, module))
+            _become_plain(module)
     return model
 
 
+@torch.no_grad()
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """State dict with the keys that the model had without masks, and zeros where blocks are pruned."""
+    """State dict with the keys that the model had without masks, and zeros where blocks are pruned.
+
+    It loads strictly into timm's own model, with the same outputs. A convolution that standardises its weight does so
+    again there: its pruned blocks, zeros in this dict, are zeros up to rounding when it runs (``plain_copy`` and
+    ``.subp`` files hold exact ones).
+    """
+    inside = ".parametrizations.weight."
     plain = {}
     for key, value in model.state_dict().items():
-        if key.endswith(".parametrizations.weight.original"):
-            name = key.removesuffix(".parametrizations.weight.original")
-            plain[f"{name}.weight"] = model.get_submodule(name).weight.detach()
-        elif not key.endswith(".parametrizations.weight.0.mask"):
+        name, _, part = key.partition(inside)
+        if part == "original":
+            module = model.get_submodule(name)
+            block_mask = block_mask_of(module)
+            is_standardised = isinstance(block_mask, StandardisedBlockMask)
+            plain[f"{name}.weight"] = block_mask.timm_weight(value) if is_standardised else module.weight.detach()
+        elif part == "0.gain":
+            plain[f"{name}.gain"] = value
+        elif part != "0.mask":
             plain[key] = value
     return plain

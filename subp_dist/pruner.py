@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +13,12 @@ from torch import Tensor, nn
 from . import masks
 from .blocks import BLOCK_SIZES, to_blocks
 from .distributed import compute_shared, verify_identical_masks
-from .parametrization import BlockMask, mask_weight
+from .parametrization import BlockMask, block_mask_of, mask_weight
+from .plan import plan_layers, reparametrised
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
 
 _logger = logging.getLogger(__name__)
-
-# timm convolutions that standardise their weight after any parametrization: the zeros would be shifted away.
-_STANDARDISED = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What happens to one convolution: pruned if ``reason`` is None, else kept dense because of it."""
-
-    name: str
-    module: nn.Module
-    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +26,7 @@ class MaskUpdate:
     """What one ``SUBPPruner.step`` did.
 
     Attributes:
-        target: share of blocks that the schedule asks to be pruned now.
+        target: share of blocks that the schedule asks to be pruned now, in layers without a rate of their own.
         actual: share of blocks of the pruned layers that is pruned now.
         flip_rate: share of blocks whose mask bit changed.
         regrown: blocks that were pruned before and are kept now.
@@ -50,57 +38,6 @@ class MaskUpdate:
     flip_rate: float
     regrown: int
     scores: dict[str, Tensor]
-
-
-def plan_layers(model: nn.Module, skip: Sequence[str] = ()) -> list[LayerPlan]:
-    """Decide for every convolution of a model whether it is pruned.
-
-    Pruned is every ``Conv2d`` with more than one input channel per group, except the stem, the classifier, and names
-    that match a ``skip`` pattern (shell style, such as ``*downsample*``).
-
-    Raises:
-        ValueError: a skip pattern matches no convolution.
-    """
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    for pattern in skip:
-        if not fnmatch.filter(convolutions, pattern):
-            raise ValueError(
-                f"--skip {pattern!r} matches no convolution; names look like {', '.join(list(convolutions)[:3])}"
-            )
-    config = getattr(model, "pretrained_cfg", None) or {}
-    stem = _as_tuple(config.get("first_conv")) or tuple(list(convolutions)[:1])
-    classifier = _as_tuple(config.get("classifier"))
-
-    def reason(name: str, module: nn.Conv2d) -> str | None:
-        if name in stem:
-            return "stem"
-        if name in classifier or any(name.startswith(f"{c}.") for c in classifier):
-            return "classifier"
-        pattern = next((p for p in skip if fnmatch.fnmatchcase(name, p)), None)
-        if pattern is not None:
-            return f"skipped by {pattern!r}"
-        if module.in_channels == module.groups:
-            return "depthwise: one input channel per group"
-        if type(module).__name__ in _STANDARDISED:
-            return f"{type(module).__name__} standardises its weight after the mask"
-        return None
-
-    return [LayerPlan(name, module, reason(name, module)) for name, module in convolutions.items()]
-
-
-def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def kept_macs_at(plan: Sequence[LayerPlan], macs: dict[str, int]) -> Callable[[float], float]:
-    """Kept MACs of a model as a function of the uniform rate; every row of a layer keeps the same share."""
-    channels = {layer.name: layer.module.weight.shape[1] for layer in plan if layer.reason is None}
-
-    def kept(rate: float) -> float:
-        shares = {name: 1 - masks.num_candidates(rate, count) / count for name, count in channels.items()}
-        return sum(dense * shares.get(name, 1.0) for name, dense in macs.items())
-
-    return kept
 
 
 class SUBPPruner:
@@ -131,7 +68,7 @@ class SUBPPruner:
         tau: temperature of the regrowth.
         score_latent: score the latent weights instead of the masked ones.
         sr_ste_decay: extra decay of masked weights per optimizer step.
-        skip: name patterns of convolutions that stay dense.
+        skip, only, layer_rates, prune_linear: which layers are pruned, and how much: see ``plan_layers``.
         seed: seed of the draws, the same on every rank.
 
     Raises:
@@ -151,6 +88,9 @@ class SUBPPruner:
         score_latent: bool = False,
         sr_ste_decay: float = 2e-4,
         skip: Sequence[str] = (),
+        only: Sequence[str] = (),
+        layer_rates: Mapping[str, float] | None = None,
+        prune_linear: bool = False,
         seed: int = 0,
     ) -> None:
         if block_size not in BLOCK_SIZES:
@@ -166,16 +106,27 @@ class SUBPPruner:
         self.schedule, self.block_size, self.criterion, self.pattern = schedule, block_size, criterion, pattern
         self.alpha, self.tau, self.score_latent = alpha, tau, score_latent
         self.sr_ste_decay, self.seed = sr_ste_decay, seed
-        self.plan = plan_layers(model, skip)
+        self.plan = plan_layers(model, skip, only, layer_rates, prune_linear)
+        self.schedules = {
+            plan.name: schedule if plan.rate is None else replace(schedule, rate=plan.rate)
+            for plan in self.plan
+            if plan.reason is None
+        }
         self.layers = {plan.name: plan.module for plan in self.plan if plan.reason is None}
         if not self.layers:
             reasons = "; ".join(f"{plan.name}: {plan.reason}" for plan in self.plan[:8]) or "it has no convolutions"
-            raise ValueError(f"nothing to prune in {type(model).__name__}: {reasons}")
+            advice = "" if prune_linear else " (linear layers are pruned with --prune-linear)"
+            raise ValueError(f"nothing to prune in {type(model).__name__}: {reasons}{advice}")
         self._masks: dict[str, BlockMask] = {name: mask_weight(m, block_size) for name, m in self.layers.items()}
         _logger.info(
-            "1x%d masks on %d of %d convolutions, target rate %g", block_size, len(self.layers), len(self.plan),
-            schedule.rate,
+            "1x%d masks on %d of %d %s, target rate %g", block_size, len(self.layers), len(self.plan),
+            "convolutions and linear layers" if prune_linear else "convolutions", schedule.rate,
         )  # fmt: skip
+        if fusing := reparametrised(self.plan, model):
+            _logger.warning(
+                "%s can be fused after the training: the sum of branches is denser than each of them; exported files "
+                "keep them apart", ", ".join(fusing),
+            )  # fmt: skip
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -184,11 +135,11 @@ class SUBPPruner:
 
     @property
     def at_target(self) -> bool:
-        """Whether every row of every layer is down to the blocks that the target rate leaves."""
-        competing = [masks.competing(mask, self.pattern) for mask in self.masks.values()]
+        """Whether every row of every layer is down to the blocks that its target rate leaves."""
+        competing = {name: masks.competing(mask, self.pattern) for name, mask in self.masks.items()}
         return all(
-            bool((mask.sum(1) == mask.shape[1] - masks.num_candidates(self.schedule.rate, mask.shape[1])).all())
-            for mask in competing
+            bool((mask.sum(1) == mask.shape[1] - masks.num_candidates(self.schedules[name].rate, mask.shape[1])).all())
+            for name, mask in competing.items()
         )
 
     @torch.no_grad()
@@ -200,10 +151,10 @@ class SUBPPruner:
         Raises:
             RuntimeError: the ranks' masks differ.
         """
-        rate, pruned_rate = self.schedule.rate, self.schedule.pruned_rate(epoch)
         scores = self._scores()
         flipped = regrown = 0
         for name, score in scores.items():
+            rate, pruned_rate = self.schedules[name].rate, self.schedules[name].pruned_rate(epoch)
             generator = masks.draw_generator(self.seed, epoch, name)
             old = self._masks[name].mask
             new = masks.uniform_mask(masks.competing(score, self.pattern), rate, pruned_rate, self.tau, generator)
@@ -213,7 +164,7 @@ class SUBPPruner:
             old.copy_(new)
         verify_identical_masks(self.masks, next(iter(scores.values())).device)
         blocks = sum(mask.numel() for mask in self.masks.values())
-        return MaskUpdate(pruned_rate, self.pruned_share(), flipped / blocks, regrown, scores)
+        return MaskUpdate(self.schedule.pruned_rate(epoch), self.pruned_share(), flipped / blocks, regrown, scores)
 
     def _scores(self) -> dict[str, Tensor]:
         """Scores ``[R, I]`` of every pruned layer."""
@@ -245,7 +196,12 @@ class SUBPPruner:
         for name, module in self.layers.items():
             latent = module.parametrizations.weight.original
             if latent.grad is not None:
-                latent.grad.add_(self._masks[name].pruned_part(latent), alpha=self.sr_ste_decay)
+                self._masks[name].add_pruned_part(latent.grad, latent, self.sr_ste_decay)
+
+    def copy_masks_to(self, model: nn.Module) -> None:
+        """Give a copy of the model, such as a moving average, the masks of now."""
+        for name, mask in self.masks.items():
+            block_mask_of(model.get_submodule(name)).mask.copy_(mask)
 
     def pruned_share(self) -> float:
         """Share of the blocks of all pruned layers that is pruned now."""
@@ -276,7 +232,7 @@ class SUBPPruner:
                     "groups": block_mask.groups,
                     "block_rows": mask.shape[0],
                     "blocks_per_row": mask.shape[1],
-                    "kept_asked": (1 - self.schedule.rate) * mask.shape[1],
+                    "kept_asked": (1 - self.schedules[name].rate) * mask.shape[1],
                     "kept": kept.double().mean().item() if self.pattern == "layer" else int(kept[0]),
                     "kept_macs": dense * int(kept.sum()) // mask.numel(),
                 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import timm
 import torch
 from timm.data import Mixup
+from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -21,13 +22,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .data import Data, create_data
+from .distillation import Distillation, create_distillation
 from .distributed import Rank, on_primary
 from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
+from .layer_table import format_table, planned_rows
 from .monitor import Monitor
-from .options import parse_kwargs, parse_macs
-from .pruner import SUBPPruner, kept_macs_at, plan_layers
+from .options import parse_kwargs, parse_layer_rates, parse_macs
+from .plan import LayerPlan, check_worth, kept_macs_at, plan_layers
+from .pruner import SUBPPruner
 from .schedule import PruneSchedule
 
 _logger = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class Training:
     Attributes:
         model: the bare model, masks included; its state is what checkpoints hold.
         macs: dense MACs per layer.
+        distillation: the teacher, where there is one.
         wrapped: the same model as it is called in training (compiled, in DDP).
         scaler: disabled unless the precision needs it.
         updates: optimizer steps that really happened, for the moving average.
@@ -59,6 +64,7 @@ class Training:
     mixup: Mixup | None
     ema: ModelEmaV3 | None
     monitor: Monitor
+    distillation: Distillation | None = None
     updates: int = 0
     mask_seconds: float = 0.0
     mask_updates: int = 0
@@ -72,6 +78,9 @@ class Training:
         """Update the masks for a time in epochs and record what happened."""
         start = time.perf_counter()
         update = self.pruner.step(epoch)
+        if self.ema is not None:
+            # Its own copy would wait for the next optimizer step that is not skipped.
+            self.pruner.copy_masks_to(self.ema.module)
         self.mask_seconds += time.perf_counter() - start
         self.mask_updates += 1
         pictures = epoch == int(epoch) and int(epoch) % self.args.image_interval == 0
@@ -86,9 +95,7 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
     Raises:
         UsageError: no such model or data, or they do not fit.
     """
-    if not timm.is_model(args.model):
-        near = difflib.get_close_matches(args.model, timm.list_models(), n=5, cutoff=0.3)
-        raise UsageError(f"timm {timm.__version__} has no model {args.model!r}; did you mean {', '.join(near)}?")
+    check_model_name(args.model)
     if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint {args.initial_checkpoint}: no such file")
     data = create_data(args, timm.get_pretrained_cfg(args.model).to_dict())
@@ -96,6 +103,13 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
     args.mean, args.std = list(data.mean), list(data.std)
     random_seed(args.seed)
     return create_model(args, args.initial_checkpoint), data
+
+
+def check_model_name(name: str) -> None:
+    """Raise a ``UsageError`` with similar names unless timm has the model."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}; did you mean {', '.join(near)}?")
 
 
 def create_model(args: argparse.Namespace, checkpoint_path: str = "") -> nn.Module:
@@ -129,16 +143,28 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"{args.model} does not run on images of {data.input_size}: {error}") from error
     updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
-    schedule = create_schedule(args, model, macs, updates_per_epoch)
+    plan = plan_of(args, model)
+    if args.target_macs:
+        args.prune_rate = rate_of(args, plan, macs)
+        _logger.info(
+            "rate %.4f\n%s", args.prune_rate, format_table(planned_rows(plan, macs, args.prune_rate, args.block_size))
+        )
+    if args.prune_rate and not args.only:
+        check_worth(plan, macs, args.model)
+    schedule = create_schedule(args, updates_per_epoch)
     if not args.no_export:
         on_primary(lambda: check_exportable(model, data.input_size))
     model.to(rank.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    keys = ("block_size", "criterion", "pattern", "alpha", "tau", "score_latent", "sr_ste_decay", "skip", "seed")
-    pruner = SUBPPruner(model, schedule, **{key: getattr(args, key) for key in keys})
+        # torch's own converter would drop the activation of timm's BatchNormAct2d.
+        model = convert_sync_batchnorm(model)
+    if args.grad_checkpointing:
+        _enable_grad_checkpointing(model, args.model)
+    distillation = create_distillation(args, data.input_size)
+    keys = ("block_size", "criterion", "pattern", "alpha", "tau", "score_latent", "sr_ste_decay", "seed")
+    pruner = SUBPPruner(model, schedule, **{key: getattr(args, key) for key in keys}, **layer_flags(args))
     optimizer = create_optimizer(args, model, rank.world_size)
     scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
     use_scaler = args.amp and args.amp_dtype == "float16"
@@ -156,7 +182,41 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         mixup=create_mixup(args),
         ema=ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None,
         monitor=Monitor(None),
+        distillation=distillation and distillation.to(rank.device),
     )
+
+
+def layer_flags(args: argparse.Namespace) -> dict:
+    """The flags that decide which layers are pruned, as ``plan_layers`` and ``SUBPPruner`` take them."""
+    rates = parse_layer_rates(args.layer_rates)
+    return {"skip": args.skip, "only": args.only, "layer_rates": rates, "prune_linear": args.prune_linear}
+
+
+def plan_of(args: argparse.Namespace, model: nn.Module) -> list[LayerPlan]:
+    """The plan of a model for the flags.
+
+    Raises:
+        ValueError: a pattern matches no layer.
+    """
+    return plan_layers(model, **layer_flags(args))
+
+
+def rate_of(args: argparse.Namespace, plan: list[LayerPlan], macs: dict[str, int]) -> float:
+    """The uniform rate: ``--prune-rate``, or what reaches ``--target-macs``.
+
+    Raises:
+        ValueError: no rate reaches the target.
+    """
+    return (
+        rate_for_macs(parse_macs(args.target_macs), kept_macs_at(plan, macs)) if args.target_macs else args.prune_rate
+    )
+
+
+def _enable_grad_checkpointing(model: nn.Module, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise UsageError(f"--grad-checkpointing: timm's {name} does not support it") from error
 
 
 def _check_machine(args: argparse.Namespace, rank: Rank) -> None:
@@ -171,17 +231,12 @@ def _check_machine(args: argparse.Namespace, rank: Rank) -> None:
         raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
 
 
-def create_schedule(
-    args: argparse.Namespace, model: nn.Module, macs: dict[str, int], updates_per_epoch: int
-) -> PruneSchedule:
-    """The pruning schedule of the run, at the rate that reaches ``--target-macs`` if that is given.
+def create_schedule(args: argparse.Namespace, updates_per_epoch: int) -> PruneSchedule:
+    """The pruning schedule of the run.
 
     Raises:
-        ValueError: the target cannot be reached, by any rate or within the run.
+        ValueError: the target rate cannot be reached within the run.
     """
-    if args.target_macs:
-        kept = kept_macs_at(plan_layers(model, args.skip), macs)
-        args.prune_rate = rate_for_macs(parse_macs(args.target_macs), kept)
     schedule = PruneSchedule.for_run(
         args.prune_rate, args.epochs, args.prune_start, args.prune_end, args.prune_schedule
     )
@@ -250,7 +305,8 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
         UsageError: it belongs to a run that this one cannot continue.
     """
     args, saved = training.args, checkpoint["args"]
-    for flag in ("model", "model_kwargs", "num_classes", "in_chans", "block_size", "prune_rate", "skip", "opt"):
+    fixed = ("model", "model_kwargs", "num_classes", "in_chans", "block_size", "prune_rate", "skip", "only", "opt")
+    for flag in (*fixed, "layer_rates", "prune_linear"):
         here = getattr(args, flag)
         if saved.get(flag, here) != here:
             raise UsageError(

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from subp_dist.flops import count_macs, rate_for_macs
-from subp_dist.pruner import SUBPPruner, kept_macs_at, plan_layers
+from subp_dist.plan import kept_macs_at, plan_layers
+from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
 # timm model, skip, rate, printed kept MACs; then the half of its last digit. Table of method.md.

@@ -20,12 +20,15 @@ ALLOWED = {
     "scores": {"blocks"},
     "masks": {"blocks"},
     "parametrization": {"blocks"},
-    "pruner": {"blocks", "distributed", "flops", "masks", "parametrization", "schedule", "scores"},
+    "plan": {"masks", "parametrization"},
+    "pruner": {"blocks", "distributed", "masks", "parametrization", "plan", "schedule", "scores"},
+    "layer_table": {"blocks", "masks", "plan"},
+    "distillation": {"errors"},
     "checkpoint": {"errors"},
     "data": {"distributed", "errors"},
     "export": {"blocks", "errors", "parametrization"},
     "monitor": {"checkpoint", "pruner"},
-    "options": {"blocks", "errors", "schedule", "scores"},
+    "options": {"blocks", "errors", "masks", "schedule", "scores"},
     "launch": {"errors"},
 }
 

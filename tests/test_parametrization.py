@@ -14,6 +14,7 @@ import oracle
 import pytest
 import timm
 import torch
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -119,9 +120,12 @@ def test_pruned_blocks_hold_no_nan_of_their_latent_weights():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_pruned_part_is_the_rest_of_the_latent_weight(kind):
+def test_add_pruned_part_adds_the_rest_of_the_latent_weight(kind):
     module, block_mask, latent, keep = masked_layer(kind)
-    np.testing.assert_array_equal(block_mask.pruned_part(latent).numpy(), np.where(keep, 0, latent.numpy()))
+    for target in (torch.zeros_like(latent), torch.randn(latent.shape)):
+        expected = np.where(keep, target.numpy(), target.numpy() + np.float32(0.25) * latent.numpy())
+        block_mask.add_pruned_part(target, latent, 0.25)
+        np.testing.assert_array_equal(target.numpy(), expected)
 
 
 def test_the_parameter_object_survives():
@@ -313,3 +317,120 @@ def test_a_changed_mask_does_not_compile_again():
         block_mask.mask.copy_(random_bool(block_mask.mask.shape, seed))
         compiled(images_for(module))
     assert counter.frame_count == 1
+
+
+# Convolutions that standardise their weight
+
+STANDARDISED = {
+    "std": lambda: StdConv2d(12, 40, 3),
+    "std-same": lambda: StdConv2dSame(12, 40, 3, stride=2),
+    "scaled": lambda: ScaledStdConv2d(12, 40, 3, gamma=1.7),
+    "scaled-same": lambda: ScaledStdConv2dSame(12, 32, 3, stride=2, gamma=1.7),
+    "scaled-grouped": lambda: ScaledStdConv2d(12, 32, 3, groups=2),
+}
+
+
+def standardised_layer(kind: str, keep_all: bool = False) -> tuple[nn.Module, nn.Module, np.ndarray]:
+    """(masked, the same without a mask, elementwise mask); the gain is not one."""
+    torch.manual_seed(0)
+    plain = STANDARDISED[kind]()
+    if hasattr(plain, "gain"):
+        nn.init.uniform_(plain.gain, 0.5, 2)
+    module = copy.deepcopy(plain)
+    block_mask = mask_weight(module, 16)
+    mask = random_bool(block_mask.mask.shape) | torch.tensor(keep_all)
+    mask[:, 0] = True
+    block_mask.mask.copy_(mask)
+    return module, plain, oracle.expand_mask(mask.numpy(), tuple(plain.weight.shape), 16, plain.groups)
+
+
+def standardised(weight: np.ndarray, keep: np.ndarray, module: nn.Module) -> np.ndarray:
+    """Each filter centred over what it keeps, then to variance 1 over all of it; in float64."""
+    found = np.zeros(weight.shape)
+    for channel, (values, kept) in enumerate(zip(weight.astype(np.float64), keep, strict=True)):
+        centred = np.where(kept, values - values[kept].mean(), 0)
+        gain = module.gain[channel].item() * module.scale if hasattr(module, "gain") else 1.0
+        found[channel] = gain * centred / np.sqrt((centred**2).mean() + module.eps)
+    return found
+
+
+@pytest.mark.parametrize("kind", STANDARDISED)
+def test_a_standardised_weight_is_masked_with_exact_zeros(kind):
+    module, plain, keep = standardised_layer(kind)
+    weight = module.weight.detach().numpy()
+    assert not weight[~keep].any()
+    np.testing.assert_allclose(weight, standardised(plain.weight.detach().numpy(), keep, plain), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", STANDARDISED)
+def test_outputs_do_not_depend_on_pruned_inputs_of_a_standardised_convolution(kind):
+    module, _, _ = standardised_layer(kind)
+    block_mask_of(module).mask[:, 3] = False
+    with torch.no_grad():
+        images = images_for(module) if module.groups == 1 else torch.randn(2, 12, 5, 5)
+        before = module(images)
+        images[:, 3 :: 12 // module.groups] += 1e3
+        assert torch.equal(module(images), before)
+        # ... nor on the latent weights of what is pruned.
+        module.parametrizations.weight.original[:, 3] += 1
+        assert torch.equal(module(images), before)
+
+
+@pytest.mark.parametrize("kind", STANDARDISED)
+def test_without_zeros_a_standardised_convolution_computes_and_learns_as_before(kind):
+    module, plain, _ = standardised_layer(kind, keep_all=True)
+    images = torch.randn(2, 12, 5, 5)
+    outputs = [layer(images) for layer in (module, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(
+        module.parametrizations.weight.original.grad,
+        plain.weight.grad,
+        rtol=1e-4,
+        atol=1e-4 * plain.weight.grad.abs().max(),
+    )
+    if hasattr(plain, "gain"):
+        torch.testing.assert_close(block_mask_of(module).gain.grad, plain.gain.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", STANDARDISED)
+def test_pruned_blocks_of_a_standardised_convolution_learn(kind):
+    module, _, keep = standardised_layer(kind)
+    module(torch.randn(2, 12, 5, 5)).square().sum().backward()
+    assert module.parametrizations.weight.original.grad.numpy()[~keep].all()
+
+
+@pytest.mark.parametrize("kind", STANDARDISED)
+def test_timms_own_standardisation_of_the_plain_weight_gives_the_masked_one(kind):
+    module, plain, keep = standardised_layer(kind)
+    exported = plain_state_dict(module)
+    assert not exported["weight"].numpy()[~keep].any()
+    plain.load_state_dict(exported, strict=True)
+    images = torch.randn(2, 12, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images), module(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", STANDARDISED)
+def test_a_plain_copy_of_a_standardised_convolution_is_an_ordinary_one_with_zeros(kind):
+    module, plain, keep = standardised_layer(kind)
+    images = torch.randn(2, 12, 5, 5)
+    for layer in (module, plain):
+        found = plain_copy(nn.Sequential(layer))[0]
+        assert type(found) is (Conv2dSame if getattr(plain, "same_pad", False) else nn.Conv2d)
+        assert not list(found.buffers())
+        with torch.no_grad():
+            torch.testing.assert_close(found(images), layer(images), rtol=1e-5, atol=1e-5)
+        if layer is module:
+            assert not found.weight.detach().numpy()[~keep].any()
+
+
+def test_a_model_of_standardised_convolutions_is_restored_from_its_state_dict():
+    models = [nn.Sequential(standardised_layer("scaled")[0]) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in models[1].parameters():
+            parameter.add_(1)
+    models[1].load_state_dict(copy.deepcopy(models[0].state_dict()))
+    assert torch.equal(models[1][0].weight, models[0][0].weight)
+    assert "0.parametrizations.weight.0.gain" in models[0].state_dict()

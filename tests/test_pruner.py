@@ -22,7 +22,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from subp_dist.parametrization import block_mask_of
-from subp_dist.pruner import SUBPPruner, plan_layers
+from subp_dist.plan import plan_layers
+from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
 UNIT = 2.0**-24
@@ -138,12 +139,101 @@ def test_a_convolution_as_classifier_stays_dense():
     assert set(found.values()) == {None}
 
 
-@pytest.mark.parametrize(("network", "kind"), [("resnetv2_50x1_bit", "StdConv2d"), ("nf_resnet50", "ScaledStdConv2d")])
-def test_convolutions_that_standardise_their_weight_stay_dense(network, kind):
+@pytest.mark.parametrize("network", ["resnetv2_50x1_bit", "nf_resnet50"])
+def test_convolutions_that_standardise_their_weight_are_pruned(network):
     found = reasons(network)
     assert found.pop("stem.conv") == "stem"
     found.pop("head.fc", None)
-    assert {reason.split()[0] for reason in found.values()} == {kind}
+    assert set(found.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("network", "stem"),
+    [
+        ("resnet50d", {"conv1.0", "conv1.3", "conv1.6"}),
+        ("dm_nfnet_f0", {"stem.conv1", "stem.conv2", "stem.conv3", "stem.conv4"}),
+        ("vit_small_r26_s32_224", {"patch_embed.backbone.stem.conv"}),
+        ("densenet121", {"features.conv0"}),
+        ("tresnet_m", {"body.conv1.conv"}),
+        ("vgg11", {"features.0"}),
+    ],
+)
+def test_the_stem_is_all_of_the_stem_and_no_more(network, stem):
+    assert {name for name, reason in reasons(network).items() if reason == "stem"} == stem
+
+
+def test_what_is_no_plain_convolution_is_named():
+    found = {**reasons("efficientnet_cc_b0_4e"), **reasons("lambda_resnet26t"), **reasons("eca_nfnet_l0")}
+    for kind in ("CondConv2d mixes several kernels", "Conv3d is not", "Conv1d is not"):
+        assert any(reason and reason.startswith(kind) for reason in found.values()), kind
+
+
+class OwnConv2d(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight + 1, self.bias)
+
+
+def test_layers_whose_weight_is_not_what_they_compute_with_are_refused_by_name():
+    tied, normed = nn.Conv2d(4, 4, 1), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    other = nn.Conv2d(4, 4, 1)
+    other.weight = tied.weight
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), OwnConv2d(4, 4, 1), tied, other, normed, nn.Conv2d(4, 4, 1))
+    assert [plan.reason for plan in plan_layers(model)] == [
+        "stem", "OwnConv2d uses its weight in a way of its own, which may undo a mask",
+        "shares its weight with another layer", "shares its weight with another layer",
+        "its weight is computed by another parametrization", None,
+    ]  # fmt: skip
+
+
+def test_only_the_named_layers_are_pruned_and_skip_wins():
+    found = {plan.name: plan.reason for plan in plan_layers(SmallNet(), skip=["last"], only=["la*", "tail"])}
+    assert found == {
+        "stem": "stem", "whole": "not among --only", "depthwise": "not among --only", "tail": None,
+        "grouped": "not among --only", "last": "skipped by 'last'",
+    }  # fmt: skip
+
+
+def test_layers_with_a_rate_of_their_own_keep_to_it():
+    pruner = small_pruner(layer_rates={"ta*": 0.25, "tail": 0.9, "whole": 0.0})
+    for epoch in (0, 3, 5):
+        pruner.step(epoch)
+        shares = {"whole": 0.0, "tail": 0.25, "grouped": 0.6, "last": 0.6}
+        for name, rate in shares.items():
+            channels = pruner.masks[name].shape[1]
+            due = oracle.pruned_rate(rate, epoch, 1, 5, "cubic") if rate else 0
+            pruned = oracle.candidate_count(rate, channels) - oracle.regrown_count(rate, due, channels)
+            assert set(pruner.masks[name].sum(1).tolist()) == {channels - pruned}, (name, epoch)
+    assert pruner.at_target
+    rows = {row["name"]: row for row in pruner.report(MACS)}
+    assert rows["tail"]["kept_asked"] == 0.75 * 12
+    pruner.masks["tail"][:, 0] = False
+    assert not pruner.at_target
+
+
+def test_linear_layers_are_pruned_on_request_but_for_the_classifier():
+    assert not any("mlp" in name for name in reasons("convnext_atto"))
+    plan = {layer.name: layer.reason for layer in plan_layers(meta_model("convnext_atto"), prune_linear=True)}
+    assert plan["head.fc"] == "classifier"
+    assert {reason for name, reason in plan.items() if "mlp" in name} == {None}
+    own = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    assert [layer.reason for layer in plan_layers(own, prune_linear=True)] == [None, "classifier"]
+
+
+@pytest.mark.parametrize("flag", ["only", "layer_rates"])
+def test_a_pattern_that_matches_nothing_is_an_error_of_its_flag(flag):
+    with pytest.raises(ValueError, match=r"--(only|layer-rates) 'nope\*' matches no convolution"):
+        plan_layers(SmallNet(), **{flag: {"nope*": 0.5}})
+
+
+def test_a_layer_rate_out_of_range_is_an_error():
+    with pytest.raises(ValueError, match=r"--layer-rates tail=1: expected a share"):
+        plan_layers(SmallNet(), layer_rates={"tail": 1})
+
+
+def test_fusing_branches_is_warned_about_by_name(caplog):
+    model = timm.create_model("repvgg_a0")
+    SUBPPruner(model, SCHEDULE)
+    assert "RepVggBlock can be fused" in caplog.text
 
 
 @pytest.mark.parametrize("network", ["efficientnet_b0", "mobilenetv3_small_050"])
@@ -187,9 +277,9 @@ def test_building_a_pruner_says_how_many_layers_it_masked(caplog):
     [
         (lambda: nn.Sequential(nn.Linear(3, 4)), "Sequential: it has no convolutions"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4)), "0: stem; 1: depthwise"),
-        (lambda: meta_model("resnetv2_50x1_bit"), "ResNetV2: stem.conv: stem; .*StdConv2d standardises its weight"),
+        (lambda: timm.create_model("test_vit"), "patch_embed.proj: stem .linear layers are pruned with --prune-linear"),
     ],
-    ids=["linear", "depthwise", "standardised"],
+    ids=["linear", "depthwise", "transformer"],
 )
 def test_nothing_to_prune_is_an_error_with_the_reasons(build, because):
     with pytest.raises(ValueError, match=f"nothing to prune in .*{because}"):

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from subp_dist import scores
 from subp_dist.blocks import to_blocks
-from subp_dist.pruner import plan_layers
+from subp_dist.plan import plan_layers
 from subp_dist.scores import CRITERIA
 
 UNIT = 2.0**-24  # unit roundoff of float32
