@@ -1,5 +1,7 @@
-"""From a trained model to a ``.subp`` file: trace, fold and fuse, pack sparse weights."""
+"""From a trained model to a file: trace, fold and fuse, pack sparse weights; or ONNX, or timm's own keys."""
 
+from .network import Network
 from .subp import build_graph, check_exportable, export_subp
+from .synthetic import random_network
 
-__all__ = ["build_graph", "check_exportable", "export_subp"]
+__all__ = ["Network", "build_graph", "check_exportable", "export_subp", "random_network"]

@@ -43,7 +43,10 @@ def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None
     Raises:
         UsageError: it cannot; the message names the operator.
     """
-    build_graph(model, input_size)
+    try:
+        build_graph(model, input_size)
+    except UsageError as error:
+        raise UsageError(f"{error}; pass --no-export to train without") from error
 
 
 def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
@@ -58,21 +61,12 @@ def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
         if (block_mask := block_mask_of(module)) is not None
     }
     plain = plain_copy(model).cpu().float().eval().requires_grad_(False)
-    try:
-        graph, shapes = trace(plain, input_size)
-    except Exception as error:  # torch.export raises a different type for each thing it cannot follow
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"{type(model).__name__} cannot be traced for export: {lines[0]}; pass --no-export to train without"
-        ) from error
+    graph, shapes = trace(plain, input_size)
     graph = simplify(graph, shapes)
     unknown = {node.op: node.output for node in graph.nodes if node.op not in subp_ext.supported_ops()}
     if unknown:
         found = ", ".join(f"{op} (node {output})" for op, output in unknown.items())
-        raise UsageError(
-            f"{type(model).__name__} cannot be exported: subp_ext has no operator {found}; pass --no-export to train "
-            "without"
-        )
+        raise UsageError(f"{type(model).__name__} cannot be exported: subp_ext has no operator {found}")
     return _pack(graph, masks)
 
 

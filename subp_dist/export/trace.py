@@ -14,6 +14,8 @@ from torch.fx import Node as FxNode
 
 from subp_ext import Graph, Node, Ref, TensorSpec
 
+from ..errors import UsageError
+
 # Arithmetic on symbolic sizes arrives as Python operators.
 _SYMBOLIC = {
     operator.add: "add",
@@ -27,8 +29,6 @@ _SYMBOLIC = {
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Graph, dict[str, tuple]]:
     """Trace a model for images ``[B, C, H, W]`` of any batch size.
 
-    A model whose code fixes the batch size is traced for batches of one, and says so in its input's shape.
-
     Args:
         model: on the CPU, in evaluation mode, with plain weights.
         input_size: (C, H, W).
@@ -36,14 +36,31 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Graph, di
     Returns:
         The graph, with constants named like the model's state, and the shape of every tensor value (a dimension that
         depends on the batch is None).
+
+    Raises:
+        UsageError: as ``export_program``.
+    """
+    return _convert(export_program(model, input_size).run_decompositions({}))
+
+
+@torch.no_grad()
+def export_program(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
+    """A model through ``torch.export``, for any batch size.
+
+    A model whose code fixes the batch size is traced for batches of one, and says so in its input's shape.
+
+    Raises:
+        UsageError: torch.export cannot follow the model's code.
     """
     image = torch.zeros(2, *input_size)
-    with torch.no_grad():
+    try:
         program = torch.export.export(model, (image,), dynamic_shapes=({0: Dim.AUTO},))
         if _shape(_input_node(program)) != (None, *input_size):
             program = torch.export.export(model, (image[:1],))
-        program = program.run_decompositions({})
-    return _convert(program)
+    except Exception as error:  # a different type for each thing it cannot follow
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{type(model).__name__} cannot be traced for export: {lines[0]}") from error
+    return program
 
 
 def _input_node(program: ExportedProgram) -> FxNode:

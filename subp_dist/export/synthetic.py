@@ -1,0 +1,109 @@
+"""Networks without a training: random weights, random uniform masks, and batch-norm statistics that are alive.
+
+For benchmarks and tests. A freshly created timm network computes little: residual branches end in zero scales, layer
+scales are 1e-6, and running statistics of 0 and 1 let activations explode or fade. Here every part of the network has
+a say in the result, so a wrong operator shows, and activations keep their scale through any depth.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import timm
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import UsageError
+from ..masks import uniform_mask
+from ..pruner import SUBPPruner
+from ..schedule import PruneSchedule
+
+
+def random_network(
+    name: str,
+    rate: float,
+    block_size: int,
+    *,
+    skip: Sequence[str] = (),
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A timm network in evaluation mode with random uniform masks, and the size (C, H, W) of its images.
+
+    Args:
+        name: timm model name.
+        rate: share of blocks pruned in every row; 0 puts no masks on.
+        block_size: N of the 1xN blocks.
+        skip: name patterns of convolutions that stay dense.
+        image_size: height and width; the model's own by default.
+        num_classes: the model's own by default.
+        seed: of weights, masks and the images that the statistics are measured on.
+
+    Raises:
+        UsageError: there is no such model, it cannot be pruned as asked, or it does not run on such images.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}; did you mean {', '.join(near)}?")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _create(name, image_size, num_classes)
+        channels, height, width = model.pretrained_cfg["input_size"]
+        input_size = (channels, image_size or height, image_size or width)
+        _vary_constants(model)
+        if rate > 0:
+            _put_random_masks(model, rate, block_size, skip)
+        try:
+            measure_statistics(model, input_size)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UsageError(f"{name} does not run on images of {input_size}: {error}") from error
+    return model, input_size
+
+
+def _create(name: str, image_size: int | None, num_classes: int | None) -> nn.Module:
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
+        arguments["img_size"] = image_size  # its parameters depend on the size
+    try:
+        return timm.create_model(name, **arguments)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"timm cannot create {name} with {arguments or 'its defaults'}: {error}") from error
+
+
+@torch.no_grad()
+def _vary_constants(model: nn.Module) -> None:
+    """Draw parameters that start as one constant (scales, biases, gains) around it, so that none is 0 or 1."""
+    for parameter in model.parameters():
+        if parameter.numel() > 0 and bool((parameter == parameter.flatten()[0]).all()):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+def _put_random_masks(model: nn.Module, rate: float, block_size: int, skip: Sequence[str]) -> None:
+    try:
+        pruner = SUBPPruner(model, PruneSchedule(rate, 0, 0), block_size=block_size, skip=skip)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    generator = torch.default_generator
+    for mask in pruner.masks.values():
+        mask.copy_(uniform_mask(torch.rand(mask.shape, generator=generator), rate, rate, 1.0, generator))
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, input_size: tuple[int, int, int], images: int = 8, batches: int = 2) -> None:
+    """Set all running statistics to those of random images, and the model to evaluation mode."""
+    norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # a plain average over the batches
+    try:
+        # Without batch norms a single image shows whether the model runs.
+        for _ in range(batches) if norms else ():
+            model(torch.randn(images, *input_size))
+        model.eval()(torch.randn(1, *input_size))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
