@@ -82,7 +82,7 @@ fi
 # --- the package ---
 say "installing the package, its requirements and its extension (the first time: about 6 GB, some minutes)"
 # Bytecode is written at first import instead of for every file of every requirement now.
-"$venv/bin/python" -m pip install -qq --no-compile --constraint "$root/constraints.txt" --editable "$root[test]" ||
+"$venv/bin/python" -m pip install -qq --no-compile --constraint "$root/constraints.txt" --editable "$root[bench,test]" ||
     fail "pip could not install the package; the lines above say why. Run this again when it is mended"
 built || fail "the extension was not built into $root/ext"
 "$venv/bin/python" -c 'import subp_ext, torch; print("setup: torch", torch.__version__, "- kernels:", subp_ext.cpu_info()["kernel_set"])'

@@ -37,7 +37,7 @@ SWEEP_BLOCK_SIZES = (8, 16, 32)
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m subp_dist.bench",
+        prog="subp-bench",
         description=__doc__.split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

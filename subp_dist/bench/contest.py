@@ -7,6 +7,7 @@ short and many: whatever else the machine does meets every engine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -99,10 +100,8 @@ class Contender:
         }
 
     def _ask(self, command: str) -> dict:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: the lack of an answer says why
             print(command, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has ended: the answer, or rather the lack of it, says why
         return self._answer()
 
     def _answer(self) -> dict:

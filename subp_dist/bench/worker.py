@@ -19,9 +19,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 # A script's folder comes first on the path: its neighbours are no top-level modules.
-sys.path = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+sys.path = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
 
 import numpy as np  # noqa: E402
 
@@ -108,7 +109,7 @@ def turn(run: Run, images: np.ndarray, seconds: float) -> list[float]:
 
 def peak_mb() -> float:
     """VmHWM is this program's; getrusage would also count the process that it was forked from."""
-    with open("/proc/self/status") as file:
+    with Path("/proc/self/status").open() as file:
         kilobytes = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
     return kilobytes / 1024
 
@@ -121,7 +122,7 @@ def main(engine: str, path: str, images_path: str, threads: int, cpus: set[int])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     images = np.load(images_path)
-    with open(path, "rb") as file:  # into the page cache, for every engine alike
+    with Path(path).open("rb") as file:  # into the page cache, for every engine alike
         while file.read(1 << 24):
             pass
     for module in MODULES.get(engine, (engine,)):  # importing is not loading

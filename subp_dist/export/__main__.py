@@ -24,14 +24,12 @@ _RANDOM["seed"] = 0
 def build_parser() -> argparse.ArgumentParser:
     """The parser; flags of the second form default to None, to tell whether they were given."""
     parser = argparse.ArgumentParser(
-        prog="python -m subp_dist.export", description=__doc__.split("\n")[0], allow_abbrev=False
+        prog="subp-export", description=__doc__.split("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
     add("source", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run, or one checkpoint of it")
     add("--format", choices=list(FORMATS), help="subp: for subp_ext; timm: safetensors in timm's keys; onnx")
-    add(
-        "--output", type=Path, required=True, metavar="FILE", help="the file; replaced whole, or left alone on an error"
-    )
+    add("--output", type=Path, required=True, metavar="FILE", help="the file; replaced whole, or left as it was")
     group = parser.add_argument_group("a network without a training, instead of a run")
     add = group.add_argument
     add("--model", metavar="NAME", help="timm model")
@@ -67,9 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     suffixes = {kind.suffix: name for name, kind in FORMATS.items()}
     args.format = args.format or suffixes.get(args.output.suffix)
     if args.format is None:
-        raise UsageError(
-            f"--output {args.output}: pass --format {'|'.join(FORMATS)}, or end it in {', '.join(suffixes)}"
-        )
+        raise UsageError(f"--output {args.output}: pass --format, or end it in {', '.join(suffixes)}")
     if suffixes.get(args.output.suffix, args.format) != args.format:
         raise UsageError(f"--output {args.output} ends like --format {suffixes[args.output.suffix]}, not {args.format}")
     check_writable(args.output)

@@ -61,8 +61,8 @@ def export(network: Network, kind: str, output: Path) -> float | None:
         found.append(None if engine is None else difference_from_torch(network, engine))
         if found[0] is not None and not found[0] <= TOLERANCE:
             raise UsageError(
-                f"the {kind} file of {type(network.model).__name__} differs from torch by {found[0]:.1e} of the logits' "
-                f"range, more than {TOLERANCE:g}; it was not written"
+                f"the {kind} file of {type(network.model).__name__} differs from torch by {found[0]:.1e} of the "
+                f"logits' range, more than {TOLERANCE:g}; it was not written"
             )
 
     write_atomically(output, write)

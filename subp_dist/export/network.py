@@ -50,8 +50,8 @@ class Network:
             raise UsageError(f"{path}: its weights and its flags do not fit together: {first}") from error
         if not pruner.at_target:
             raise UsageError(
-                f"{path} is of epoch {checkpoint['epoch']}: {pruner.pruned_share():.1%} of its blocks are pruned, and the "
-                f"run has not reached its rate of {args['prune_rate']:g}; export best.pt, or a later checkpoint"
+                f"{path} is of epoch {checkpoint['epoch']}: {pruner.pruned_share():.1%} of its blocks are pruned, and "
+                f"the run has not reached its rate of {args['prune_rate']:g}; export best.pt, or a later checkpoint"
             )
         metadata |= {"input_size": list(input_size), "class_names": _class_names(path.parent)}
         return cls(model.eval(), input_size, metadata)
