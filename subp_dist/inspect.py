@@ -18,9 +18,10 @@ from .checkpoint import write_atomically
 from .errors import UsageError, report_usage_errors
 from .flops import count_macs
 from .layer_table import format_table, planned_rows
+from .models import check_model_name, create_model, model_arguments
 from .options import build_parser, parse_args
 from .plan import check_worth, reparametrised
-from .training import check_model_name, create_model, plan_of, rate_of
+from .training import plan_of, rate_of
 
 
 @report_usage_errors
@@ -57,7 +58,7 @@ def inspect_model(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     # Shapes are all that counts; the meta device has them without memory or time. Some models compute with values.
     for device in ("meta", "cpu"):
         with torch.device(device):
-            model = create_model(args)
+            model = create_model(args.model, **model_arguments(args))
         try:
             macs = count_macs(model, input_size)
             break

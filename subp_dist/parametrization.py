@@ -160,6 +160,19 @@ def block_mask_of(module: nn.Module) -> BlockMask | None:
     return next((p for p in module.parametrizations.weight if isinstance(p, BlockMask)), None)
 
 
+def load_masked(model: nn.Module, state: dict[str, Tensor], block_size: int) -> None:
+    """Load the state of a masked model into a plain one, which gets the masks where the state has some.
+
+    Raises:
+        AttributeError, RuntimeError: the state is of another model.
+    """
+    suffix = ".parametrizations.weight.0.mask"
+    for key in state:
+        if key.endswith(suffix):
+            mask_weight(model.get_submodule(key.removesuffix(suffix)), block_size)
+    model.load_state_dict(state)
+
+
 @torch.no_grad()
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy of a model whose masked weights are plain parameters, zeros baked in; the model stays as it is.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import time
 import warnings
@@ -28,8 +27,9 @@ from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
 from .layer_table import format_table, planned_rows
+from .models import check_model_name, create_model, model_arguments
 from .monitor import Monitor
-from .options import parse_kwargs, parse_layer_rates, parse_macs
+from .options import parse_layer_rates, parse_macs
 from .plan import LayerPlan, check_worth, kept_macs_at, plan_layers
 from .pruner import SUBPPruner
 from .schedule import PruneSchedule
@@ -102,33 +102,7 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
     args.num_classes, args.in_chans, args.img_size = data.num_classes, data.input_size[0], data.input_size[1]
     args.mean, args.std = list(data.mean), list(data.std)
     random_seed(args.seed)
-    return create_model(args, args.initial_checkpoint), data
-
-
-def check_model_name(name: str) -> None:
-    """Raise a ``UsageError`` with similar names unless timm has the model."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-        raise UsageError(f"timm {timm.__version__} has no model {name!r}; did you mean {', '.join(near)}?")
-
-
-def create_model(args: argparse.Namespace, checkpoint_path: str = "") -> nn.Module:
-    """The timm model of the flags, without masks.
-
-    Raises:
-        UsageError: timm does not take the flags, or the checkpoint does not fit.
-    """
-    optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path} | parse_kwargs(args.model_kwargs)
-    try:
-        return timm.create_model(
-            args.model,
-            num_classes=args.num_classes,
-            in_chans=args.in_chans,
-            checkpoint_path=checkpoint_path,
-            **{key: value for key, value in optional.items() if value is not None},
-        )
-    except (RuntimeError, TypeError, FileNotFoundError, ValueError, AssertionError) as error:
-        raise UsageError(f"timm cannot create {args.model}: {error}") from error
+    return create_model(args.model, **model_arguments(args), checkpoint_path=args.initial_checkpoint), data
 
 
 def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) -> Training:

@@ -28,9 +28,9 @@ from subp_ext.runtime import thread_count
 
 from .data import Data, create_data
 from .errors import UsageError, report_usage_errors
+from .models import create_model, model_arguments
 from .options import build_parser
 from .report import read_report, write_report
-from .training import create_model
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Run:
         if data_dir:
             values["data_dir"] = data_dir
         args = argparse.Namespace(**values)
-        model = create_model(args)
+        model = create_model(args.model, **model_arguments(args))
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (SafetensorError, RuntimeError) as error:

@@ -115,6 +115,23 @@ case("conv1d", lambda input, **kw: F.conv1d(input, **kw), input=X[0], weight=ten
 case(
     "conv3d", lambda input, **kw: F.conv3d(input, **kw), input=X[None], weight=tensor(3, 2, 3, 3, 3), padding=[1, 0, 1]
 )
+T = tensor(6, 4, 3, 2, seed=5)
+for args in [
+    {},
+    {"bias": tensor(4, seed=6), "stride": [2, 3], "padding": [1, 0], "output_padding": [1, 2]},
+    {"padding": [3, 1]},
+    {"stride": 2, "dilation": [2, 1], "output_padding": 1},
+    {"groups": 2, "stride": 2},
+]:
+    case("conv_transpose2d", lambda input, **kw: F.conv_transpose2d(input, **kw), input=X, weight=T, **args)
+WINDOWS = {"kernel_size": [3, 2], "dilation": [1, 2], "padding": [1, 0], "stride": [2, 1]}
+case("im2col", None, self=X, **WINDOWS)
+case("im2col", lambda self, kernel_size: F.unfold(self, kernel_size), self=X, kernel_size=[2, 2])
+case("col2im", None, self=tensor(2, 6 * 6, 5 * 6), output_size=[9, 8], **WINDOWS)
+case("slice_scatter", None, self=X, src=Y[:, 1:5:2], dim=1, start=1, end=5, step=2)
+case("slice_scatter", None, self=X, src=Y[..., -3:], dim=3, start=-3)
+case("select_scatter", None, self=X, src=Y[:, 2], dim=1, index=2)
+case("select_scatter", None, self=X, src=Y[:, -1], dim=1, index=-1)
 
 case("full", None, size=[2, 3], fill_value=1.5)
 case("full", None, size=[2], fill_value=2)

@@ -87,3 +87,60 @@ def _plain(nd: int) -> Any:
 
 conv1d = register("conv1d")(_plain(1))
 conv3d = register("conv3d")(_plain(3))
+
+
+@register("conv_transpose2d")
+def conv_transpose2d(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> np.ndarray:
+    """Convolves the input, zeros put between its pixels, with the flipped kernel; weight `[I, O / groups, kh, kw]`."""
+    stride, padding, extra, dilation = (_spread(v, 2) for v in (stride, padding, output_padding, dilation))
+    batch, inputs, *size = input.shape
+    apart = np.zeros((batch, inputs, *((n - 1) * s + 1 for n, s in zip(size, stride, strict=True))), input.dtype)
+    apart[:, :, :: stride[0], :: stride[1]] = input
+    per_group, *kernel = weight.shape[1:]
+    flipped = weight[:, :, ::-1, ::-1].reshape(groups, inputs // groups, per_group, *kernel).swapaxes(1, 2)
+    edges = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    # A padding beyond the kernel's reach cuts the input instead.
+    cut = tuple(slice(max(-edge, 0), n - max(-edge, 0)) for edge, n in zip(edges, apart.shape[2:], strict=True))
+    zeros = tuple((max(edge, 0), max(edge, 0) + more) for edge, more in zip(edges, extra, strict=True))
+    flat = flipped.reshape(groups * per_group, inputs // groups, *kernel)
+    return convolve(apart[(slice(None), slice(None), *cut)], flat, bias, (1, 1), zeros, dilation, groups)
+
+
+@register("im2col")
+def im2col(self: np.ndarray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> np.ndarray:
+    """The windows of a convolution: `[B, C, H, W]` to `[B, C * kh * kw, windows]`."""
+    kernel, dilation, padding, stride = (_spread(v, 2) for v in (kernel_size, dilation, padding, stride))
+    padded = np.pad(self, ((0, 0), (0, 0), *((p, p) for p in padding)))
+    extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=(2, 3))
+    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    return windows.transpose(0, 1, 4, 5, 2, 3).reshape(self.shape[0], self.shape[1] * math.prod(kernel), -1)
+
+
+@register("col2im")
+def col2im(
+    self: np.ndarray, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> np.ndarray:
+    """The sum of windows where they overlap: `[B, C * kh * kw, windows]` to `[B, C, *output_size]`."""
+    kernel, dilation, padding, stride = (_spread(v, 2) for v in (kernel_size, dilation, padding, stride))
+    padded = [n + 2 * p for n, p in zip(output_size, padding, strict=True)]
+    counts = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(padded, dilation, kernel, stride, strict=True)]
+    columns = self.reshape(self.shape[0], -1, *kernel, *counts)
+    result = np.zeros((*columns.shape[:2], *padded), self.dtype)
+    for y, x in np.ndindex(*kernel):
+        rows, across = (
+            slice(at * d, at * d + (count - 1) * s + 1, s)
+            for at, d, count, s in zip((y, x), dilation, counts, stride, strict=True)
+        )
+        result[:, :, rows, across] += columns[:, :, y, x]
+    top, left = padding
+    return result[:, :, top : top + output_size[0], left : left + output_size[1]]

@@ -149,6 +149,22 @@ def slice_(self: np.ndarray, dim: int = 0, start: int | None = None, end: int | 
     return self[tuple(cut)]
 
 
+@register("slice_scatter")
+def slice_scatter(
+    self: np.ndarray, src: np.ndarray, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> np.ndarray:
+    """A copy with `src` in the place of the slice."""
+    result = self.copy()
+    slice_(result, dim, start, end, step)[...] = src
+    return result
+
+
+@register("select_scatter")
+def select_scatter(self: np.ndarray, src: np.ndarray, dim: int, index: int) -> np.ndarray:
+    """A copy with `src` in the place of what `select` returns."""
+    return slice_scatter(self, np.expand_dims(src, dim), dim, index, index + 1 or None)
+
+
 @register("select")
 def select(self: np.ndarray, dim: int, index: int) -> np.ndarray:
     return np.asarray(self.take(index, axis=dim))

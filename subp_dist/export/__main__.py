@@ -23,9 +23,7 @@ _RANDOM["seed"] = 0
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; flags of the second form default to None, to tell whether they were given."""
-    parser = argparse.ArgumentParser(
-        prog="subp-export", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="subp-export", description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("source", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run, or one checkpoint of it")
     add("--format", choices=list(FORMATS), help="subp: for subp_ext; timm: safetensors in timm's keys; onnx")

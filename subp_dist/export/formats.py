@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -19,6 +18,7 @@ import subp_ext
 
 from ..checkpoint import save_plain_weights, write_atomically
 from ..errors import UsageError
+from ..models import create_model
 from ..parametrization import plain_copy, plain_state_dict
 from .network import Network
 from .subp import export_subp
@@ -99,11 +99,7 @@ def _write_timm(network: Network, path: Path) -> None:
 
 def _timm_engine(network: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """A fresh timm model with the file's weights."""
-    metadata = network.metadata
-    arguments = {"num_classes": metadata["num_classes"], "in_chans": network.input_size[0]}
-    if timm.get_pretrained_cfg(metadata["model"]).fixed_input_size:
-        arguments["img_size"] = network.input_size[1]
-    model = timm.create_model(metadata["model"], **arguments)
+    model = create_model(network.metadata["model"], **network.arguments)
     model.load_state_dict(load_file(path))
     model.eval()
 

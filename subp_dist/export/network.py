@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..checkpoint import load_checkpoint
 from ..errors import UsageError
-from ..pruner import SUBPPruner
+from ..models import create_model, model_arguments
+from ..options import build_parser
+from ..parametrization import load_masked
 from ..schedule import PruneSchedule
 from .synthetic import random_network
 
 
 @dataclass(frozen=True)
 class Network:
-    """A masked timm model in evaluation mode, (C, H, W) of its images, and what is stored beside its weights."""
+    """A masked timm model with all that its files need.
+
+    Attributes:
+        model: in evaluation mode.
+        input_size: (C, H, W) of its images.
+        arguments: what timm creates its like with, the name aside.
+        metadata: stored beside the weights.
+    """
 
     model: nn.Module
     input_size: tuple[int, int, int]
+    arguments: dict[str, Any]
     metadata: dict[str, Any]
 
     @classmethod
@@ -36,25 +46,26 @@ class Network:
         """
         path = _checkpoint_of(source)
         checkpoint = load_checkpoint(path)
-        args = checkpoint["args"]
+        # Flags that are newer than the run get their defaults.
+        args = argparse.Namespace(**vars(build_parser().parse_args([])) | checkpoint["args"])
+        arguments = model_arguments(args)
+        model = create_model(args.model, **arguments)
         try:
-            model = timm.create_model(args["model"], num_classes=args["num_classes"], in_chans=args["in_chans"])
-            schedule = PruneSchedule(args["prune_rate"], 0, 0)
-            pruner = SUBPPruner(model, schedule, block_size=args["block_size"], skip=args["skip"])
-            model.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
-            keys = ("model", "num_classes", "mean", "std", "block_size", "prune_rate")
-            metadata = {key: args[key] for key in keys}
-            input_size = (args["in_chans"], args["img_size"], args["img_size"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            load_masked(model, checkpoint.get("ema", checkpoint["model"]), args.block_size)
+        except (AttributeError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"{path}: its weights and its flags do not fit together: {first}") from error
-        if not pruner.at_target:
+        schedule = PruneSchedule(args.prune_rate, args.prune_start, args.prune_end, args.prune_schedule)
+        if schedule.pruned_rate(checkpoint["epoch"]) < args.prune_rate:
             raise UsageError(
-                f"{path} is of epoch {checkpoint['epoch']}: {pruner.pruned_share():.1%} of its blocks are pruned, and "
-                f"the run has not reached its rate of {args['prune_rate']:g}; export best.pt, or a later checkpoint"
+                f"{path} is of epoch {checkpoint['epoch']}, denser than the rate {args.prune_rate:g} that its run "
+                f"reaches at epoch {args.prune_end:g}; export a later checkpoint"
             )
+        input_size = (args.in_chans, args.img_size, args.img_size)
+        keys = ("model", "num_classes", "mean", "std", "block_size", "prune_rate")
+        metadata = {key: getattr(args, key) for key in keys}
         metadata |= {"input_size": list(input_size), "class_names": _class_names(path.parent)}
-        return cls(model.eval(), input_size, metadata)
+        return cls(model.eval(), input_size, arguments, metadata)
 
     @classmethod
     def random(
@@ -69,7 +80,7 @@ class Network:
         seed: int = 0,
     ) -> Network:
         """A network without a training; the arguments are those of ``random_network``."""
-        model, input_size = random_network(
+        model, input_size, arguments = random_network(
             name, rate, block_size, skip=skip, image_size=image_size, num_classes=num_classes, seed=seed
         )
         config = model.pretrained_cfg
@@ -78,7 +89,7 @@ class Network:
             "mean": list(config["mean"]), "std": list(config["std"]), "block_size": block_size, "prune_rate": rate,
             "init": f"random, seed {seed}",
         }  # fmt: skip
-        return cls(model, input_size, metadata)
+        return cls(model, input_size, arguments, metadata)
 
 
 def _checkpoint_of(source: Path) -> Path:

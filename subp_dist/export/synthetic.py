@@ -7,8 +7,8 @@ a say in the result, so a wrong operator shows, and activations keep their scale
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError
-from ..masks import uniform_mask
+from ..models import check_model_name, create_model
 from ..pruner import SUBPPruner
 from ..schedule import PruneSchedule
+from ..scores import RANDOM
 
 
 def random_network(
@@ -30,8 +31,8 @@ def random_network(
     image_size: int | None = None,
     num_classes: int | None = None,
     seed: int = 0,
-) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A timm network in evaluation mode with random uniform masks, and the size (C, H, W) of its images.
+) -> tuple[nn.Module, tuple[int, int, int], dict[str, Any]]:
+    """A timm network in evaluation mode with random uniform masks.
 
     Args:
         name: timm model name.
@@ -42,35 +43,29 @@ def random_network(
         num_classes: the model's own by default.
         seed: of weights, masks and the images that the statistics are measured on.
 
+    Returns:
+        The network, the size (C, H, W) of its images, and the arguments that timm creates its like with.
+
     Raises:
         UsageError: there is no such model, it cannot be pruned as asked, or it does not run on such images.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-        raise UsageError(f"timm {timm.__version__} has no model {name!r}; did you mean {', '.join(near)}?")
+    check_model_name(name)
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
+        arguments["img_size"] = image_size  # its parameters depend on the size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(name, image_size, num_classes)
+        model = create_model(name, **arguments)
         channels, height, width = model.pretrained_cfg["input_size"]
         input_size = (channels, image_size or height, image_size or width)
         _vary_constants(model)
         if rate > 0:
-            _put_random_masks(model, rate, block_size, skip)
+            _put_random_masks(model, rate, block_size, skip, seed)
         try:
             measure_statistics(model, input_size)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UsageError(f"{name} does not run on images of {input_size}: {error}") from error
-    return model, input_size
-
-
-def _create(name: str, image_size: int | None, num_classes: int | None) -> nn.Module:
-    arguments = {} if num_classes is None else {"num_classes": num_classes}
-    if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
-        arguments["img_size"] = image_size  # its parameters depend on the size
-    try:
-        return timm.create_model(name, **arguments)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"timm cannot create {name} with {arguments or 'its defaults'}: {error}") from error
+    return model, input_size, arguments
 
 
 @torch.no_grad()
@@ -81,14 +76,13 @@ def _vary_constants(model: nn.Module) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-def _put_random_masks(model: nn.Module, rate: float, block_size: int, skip: Sequence[str]) -> None:
+def _put_random_masks(model: nn.Module, rate: float, block_size: int, skip: Sequence[str], seed: int) -> None:
     try:
-        pruner = SUBPPruner(model, PruneSchedule(rate, 0, 0), block_size=block_size, skip=skip)
+        schedule = PruneSchedule(rate, 0, 0)
+        pruner = SUBPPruner(model, schedule, block_size=block_size, criterion=RANDOM, skip=skip, seed=seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    generator = torch.default_generator
-    for mask in pruner.masks.values():
-        mask.copy_(uniform_mask(torch.rand(mask.shape, generator=generator), rate, rate, 1.0, generator))
+    pruner.step(0)
 
 
 @torch.no_grad()

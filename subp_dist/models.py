@@ -1,0 +1,40 @@
+"""timm models, with errors that say what to do."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from .errors import UsageError
+from .options import parse_kwargs
+
+
+def check_model_name(name: str) -> None:
+    """Raise a UsageError with names that are near if timm has no such model."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}; did you mean {', '.join(near)}?")
+
+
+def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``timm.create_model`` is to be called with, the name aside, for the flags of a training."""
+    optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path} | parse_kwargs(args.model_kwargs)
+    given = {key: value for key, value in optional.items() if value is not None}
+    return {"num_classes": args.num_classes, "in_chans": args.in_chans} | given
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """A timm model.
+
+    Raises:
+        UsageError: there is none of that name, it does not take the arguments, or its checkpoint does not fit.
+    """
+    check_model_name(name)
+    try:
+        return timm.create_model(name, **arguments)
+    except (RuntimeError, TypeError, FileNotFoundError, ValueError, AssertionError) as error:
+        raise UsageError(f"timm cannot create {name}: {error}") from error
