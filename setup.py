@@ -7,7 +7,7 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = "ext/kernels"
 HEADERS = [
-    f"{KERNELS}/{name}.h" for name in ("activation", "conv", "cpu", "dispatch", "kernels", "planes", "store", "vector")
+    f"{KERNELS}/{name}.h" for name in ("activation", "conv", "cpu", "dispatch", "kernels", "planes", "store", "vector", "window")
 ]
 LISTS = [f"{KERNELS}/{name}.inc" for name in ("activations", "isas", "kernels")]
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
@@ -67,7 +67,7 @@ if __name__ == "__main__":
             Extension(
                 "subp_ext._kernels",
                 sources=["ext/_kernels.pyx"],
-                depends=HEADERS + LISTS,
+                depends=[*HEADERS, *LISTS, "ext/_kernels.pxd", "ext/_planes.pxi"],
                 include_dirs=[KERNELS],
                 define_macros=macros,
                 extra_compile_args=[*CFLAGS, "-fopenmp"],

@@ -12,93 +12,6 @@ from libc.stdint cimport int32_t
 import numpy as np
 
 
-cdef extern from "kernels.h" nogil:
-    ctypedef struct subp_kernel:
-        const char *name
-        int op
-        int isa
-        int32_t channels
-        int32_t pixels
-    ctypedef struct subp_pool:
-        Py_ssize_t height, width, out_h, out_w
-        Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
-        int average
-        const float *row_counts
-        const float *column_counts
-    ctypedef void (*subp_halve_fn)(const float *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, float *out,
-                                   Py_ssize_t out_step) noexcept nogil
-    int SUBP_ISA_COUNT
-    int SUBP_ACT_COUNT
-    int SUBP_OP_ubsconv
-    int SUBP_OP_dwconv
-
-
-cdef extern from "omp.h" nogil:
-    int omp_pause_soft
-    int omp_pause_resource_all(int kind)
-
-
-cdef extern from "cpu.h" nogil:
-    const char *const subp_cpu_features[]
-    int subp_cpu_has(const char *feature)
-
-
-cdef extern from "dispatch.h" nogil:
-    ctypedef struct subp_kernel_set:
-        const char *name
-        const char *needs
-        int usable
-        float (*peak)(Py_ssize_t rounds, float factor) noexcept nogil
-        int peak_flops
-        void (*pool)(const subp_pool *p, const float *input, float *out, float *row) noexcept nogil
-        float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
-        void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
-                       float *out) noexcept nogil
-        subp_halve_fn halve
-        void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
-    const subp_kernel subp_kernel_table[]
-    const int subp_kernel_count
-    subp_kernel_set subp_kernel_set_at(int isa)
-    const char *subp_activation_name(int activation)
-    const subp_kernel *subp_find_kernel(int op, int isa, Py_ssize_t channels)
-
-
-cdef extern from "conv.h" nogil:
-    ctypedef struct subp_conv:
-        int op
-        Py_ssize_t in_channels, height, width, out_channels, out_h, out_w
-        Py_ssize_t groups, rows, kept, block
-        int32_t taps
-        int activation
-        subp_halve_fn halve
-        const subp_kernel *const *kernels
-        const float *values
-        const int32_t *channel_offsets
-        const float *bias
-        Py_ssize_t copies
-        const Py_ssize_t *copy_rows
-        const Py_ssize_t *copy_cols
-        Py_ssize_t pad_top, pad_left, stride_h, stride_w, band, plane_rows, channel_stride
-        const Py_ssize_t *tap_offsets
-        Py_ssize_t row_step, pixel_step, tile_pixels
-        int pixels_outside
-    ctypedef struct subp_conv_arrays:
-        const float *x
-        const float *residual
-        float *out
-    Py_ssize_t subp_conv_passes(const subp_conv *call)
-    Py_ssize_t subp_conv_fills(const subp_conv *call)
-    Py_ssize_t subp_conv_items(const subp_conv *call)
-    void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                        float *planes)
-    void subp_conv_item(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t item,
-                        const float *planes)
-    void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes)
-
-
-_OPERATORS = {"ubsconv": SUBP_OP_ubsconv, "dwconv": SUBP_OP_dwconv}
-
-
 def release_threads():
     """Ends the threads that OpenMP keeps for the calling one; the next run starts new ones."""
     omp_pause_resource_all(omp_pause_soft)
@@ -132,13 +45,11 @@ def fma_loop(str kernel_set, Py_ssize_t rounds):
 
 
 def kernels():
-    """Returns every kernel of the build: dicts with name, op, set, channels and pixels of a tile."""
-    operators = {number: name for name, number in _OPERATORS.items()}
+    """Returns every convolution kernel of the build: dicts with name, set, channels and pixels of a tile."""
     sets = [entry["name"] for entry in kernel_sets()]
     return [
         {
             "name": subp_kernel_table[i].name.decode(),
-            "op": operators[subp_kernel_table[i].op],
             "set": sets[subp_kernel_table[i].isa],
             "channels": subp_kernel_table[i].channels,
             "pixels": subp_kernel_table[i].pixels,
@@ -147,21 +58,42 @@ def kernels():
     ]
 
 
+def depthwise_kernels():
+    """Returns every depthwise kernel of the build: dicts with name, set, size and stride; 0 for any window."""
+    sets = [entry["name"] for entry in kernel_sets()]
+    return [
+        {
+            "name": subp_depthwise_table[i].name.decode(),
+            "set": sets[subp_depthwise_table[i].isa],
+            "size": subp_depthwise_table[i].size,
+            "stride": subp_depthwise_table[i].stride,
+        }
+        for i in range(subp_depthwise_count)
+    ]
+
+
 def activations():
     """Returns the names of the activations the store can fuse."""
     return tuple(subp_activation_name(i).decode() for i in range(1, SUBP_ACT_COUNT))
 
 
-def kernel_name(str op, str kernel_set, Py_ssize_t channels):
-    """Returns the kernel that runs a tile of at most `channels` output channels."""
-    return subp_find_kernel(_OPERATORS[op], _set_number(kernel_set), channels).name.decode()
+def kernel_name(str kernel_set, Py_ssize_t channels):
+    """Returns the convolution kernel that runs a tile of at most `channels` output channels."""
+    return subp_find_kernel(_set_number(kernel_set), channels).name.decode()
 
 
-def tiles(str op, str kernel_set, Py_ssize_t block):
+def depthwise_name(str kernel_set, kernel, stride, dilation):
+    """Returns the kernel that runs a depthwise convolution; every pair is (height, width)."""
+    cdef subp_window window
+    _describe(&window, (1, 1), (1, 1), kernel, stride, dilation, (0, 0))
+    return subp_find_depthwise(_set_number(kernel_set), &window).name.decode()
+
+
+def tiles(str kernel_set, Py_ssize_t block):
     """Returns the (channels, pixels) of the tiles that a block row is computed in."""
     found = []
     while block > 0:
-        kernel = subp_find_kernel(_OPERATORS[op], _set_number(kernel_set), block)
+        kernel = subp_find_kernel(_set_number(kernel_set), block)
         found.append((kernel.channels, kernel.pixels))
         block -= kernel.channels
     return found
@@ -188,7 +120,6 @@ cdef class Convolution:
     """A convolution with packed weights for one size of input. Everything that memory safety rests on is checked here.
 
     Args:
-        op: "ubsconv" or "dwconv".
         kernel_set: of `kernel_sets`.
         values: [rows, kept * taps * block], a row as `tiles` of [kept, taps, channels of the tile].
         indices: [rows, kept], channels within the group.
@@ -198,7 +129,7 @@ cdef class Convolution:
         in_shape, out_shape: (channels, height, width).
         copies: [copies, 2] row and column of each copy of a channel; none to read the input in place.
         pad, stride: (height, width).
-        band, plane_rows, channel_stride, row_step, pixel_step, tile_pixels, pixels_outside: see kernels/conv.h.
+        band, plane_rows, channel_stride, tile_pixels, pixels_outside: see kernels/conv.h.
         tap_offsets: [taps].
 
     Raises:
@@ -212,7 +143,6 @@ cdef class Convolution:
 
     def __init__(
         self,
-        str op,
         str kernel_set,
         const float[:, ::1] values,
         const int32_t[:, ::1] indices,
@@ -230,8 +160,6 @@ cdef class Convolution:
         Py_ssize_t band,
         Py_ssize_t plane_rows,
         Py_ssize_t channel_stride,
-        Py_ssize_t row_step,
-        Py_ssize_t pixel_step,
         Py_ssize_t tile_pixels,
         bint pixels_outside,
     ):
@@ -239,7 +167,7 @@ cdef class Convolution:
         cdef const float[::1] bias_view
         cdef const Py_ssize_t[::1] copy_rows, copy_cols
         cdef const int32_t[:, ::1] offsets
-        call.op, call.activation = _OPERATORS[op], _activation_number(activation)
+        call.activation = _activation_number(activation)
         call.in_channels, call.height, call.width = in_shape
         call.out_channels, call.out_h, call.out_w = out_shape
         call.rows, call.kept, call.taps = indices.shape[0], indices.shape[1], tap_offsets.shape[0]
@@ -247,16 +175,13 @@ cdef class Convolution:
         call.pad_top, call.pad_left = pad
         call.stride_h, call.stride_w = stride
         call.band, call.plane_rows, call.channel_stride = band, plane_rows, channel_stride
-        call.row_step, call.pixel_step, call.tile_pixels = row_step, pixel_step, tile_pixels
-        call.pixels_outside = pixels_outside
-        assert min(*in_shape, *out_shape, *stride, groups, block, band, row_step, tile_pixels) > 0 and min(pad) >= 0
+        call.tile_pixels, call.pixels_outside = tile_pixels, pixels_outside
+        assert min(*in_shape, *out_shape, *stride, groups, block, band, tile_pixels) > 0 and min(pad) >= 0
         assert values.size and indices.size and tap_offsets.size
         assert call.in_channels % groups == 0 and call.out_channels % groups == 0 and call.rows % groups == 0
         assert call.rows // groups == (call.out_channels // groups + block - 1) // block
         assert values.shape[0] == call.rows and values.shape[1] == call.kept * call.taps * block
         assert np.min(indices) >= 0 and np.max(indices) < call.in_channels // groups
-        assert op != "dwconv" or (call.kept == block == 1 and call.in_channels == call.out_channels == groups)
-        assert pixel_step > 0 and pixel_step % tile_pixels == 0  # the tiles are the same for every split
         assert np.min(tap_offsets) >= 0
         if call.copies:
             assert np.min(copies) >= 0 and plane_rows >= band
@@ -266,7 +191,7 @@ cdef class Convolution:
             columns = np.ascontiguousarray(copies[:, 1], np.intp)
             copy_rows, copy_cols = rows, columns
             call.copy_rows, call.copy_cols = &copy_rows[0], &copy_cols[0]
-            self.scratch = channel_stride * (1 if op == "dwconv" else call.in_channels)
+            self.scratch = channel_stride * call.in_channels
         else:
             rows = columns = None
             assert tuple(in_shape[1:]) == tuple(out_shape[1:]) and channel_stride == call.height * call.width
@@ -289,7 +214,7 @@ cdef class Convolution:
         if self._kernels == NULL:
             raise MemoryError()
         while n < self._call.block:
-            self._kernels[count] = subp_find_kernel(self._call.op, isa, self._call.block - n)
+            self._kernels[count] = subp_find_kernel(isa, self._call.block - n)
             n += self._kernels[count].channels
             count += 1
         self._call.kernels = self._kernels
@@ -310,8 +235,9 @@ cdef class Convolution:
         cdef const subp_conv *call = &self._call
         cdef subp_conv_arrays arrays
         cdef const float[:, :, :, ::1] residual_view
-        cdef Py_ssize_t i, n, fills = subp_conv_fills(call), items = subp_conv_items(call), size = self.scratch
+        cdef Py_ssize_t i, n, fills = subp_conv_fills(call), size = self.scratch
         cdef Py_ssize_t passes = subp_conv_passes(call) * x.shape[0]
+        cdef subp_conv_parts parts = subp_conv_divide(call, threads)
         cdef float *planes = NULL
         assert x.shape[0] > 0 and x.shape[0] == out.shape[0] and threads > 0 and scratch.shape[0] >= size * threads
         assert (x.shape[1], x.shape[2], x.shape[3]) == (call.in_channels, call.height, call.width)
@@ -332,100 +258,131 @@ cdef class Convolution:
             if fills:
                 for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
                     subp_conv_fill(call, &arrays, n, i, planes)
-            for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                subp_conv_item(call, &arrays, n, i, planes)
+            for i in prange(parts.parts, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                subp_conv_part(call, &arrays, n, &parts, i, planes)
 
 
-# Elements of a work item of the element-wise operators.
-cdef enum:
-    CHUNK = 16384
+cdef _describe(subp_window *w, in_size, out_size, kernel, stride, dilation, pad):
+    """Fills in a window; every pair is (height, width)."""
+    assert min(*in_size, *out_size, *kernel, *stride, *dilation) >= 1 and min(pad) >= 0
+    w.height, w.width = in_size
+    w.out_h, w.out_w = out_size
+    w.kernel_h, w.kernel_w = kernel
+    w.stride_h, w.stride_w = stride
+    w.dilation_h, w.dilation_w = dilation
+    w.pad_top, w.pad_left = pad
 
 
-def pool(
-    str kernel_set,
-    const float[:, :, ::1] x,  # IN [planes, height, width]
-    kernel,  # (height, width), as stride, dilation and pad
-    stride,
-    dilation,
-    pad,  # (top, left)
-    counts,  # (rows, columns) float32, what an average divides by; None for the maximum
-    float[:, :, ::1] out,  # OUT [planes, out_h, out_w]
+cdef class Depthwise:
+    """A depthwise convolution for one size of input; it reads its input in place.
+
+    Args:
+        kernel_set: of `kernel_sets`.
+        values: [channels, kernel_h, kernel_w].
+        bias: [channels] or None.
+        activation: a name or None.
+        in_size, out_size, stride, dilation, pad: (height, width); pad is that of the top and the left.
+
+    Raises:
+        ValueError: an unknown kernel set or activation.
+    """
+
+    cdef subp_window _window
+    cdef const subp_depthwise_kernel *_kernel
+    cdef const float[:, :, ::1] _values
+    cdef const float[::1] _bias, _padding
+    cdef int _activation
+    cdef readonly Py_ssize_t scratch  # none; as that of Convolution
+
+    def __init__(self, str kernel_set, values, bias, activation, in_size, out_size, stride, dilation, pad):
+        self._values, self._bias, self._activation = values, bias, _activation_number(activation)
+        _describe(&self._window, in_size, out_size, values.shape[1:], stride, dilation, pad)
+        assert bias is None or self._bias.shape[0] == self._values.shape[0]
+        self._padding = np.zeros(self._window.width, np.float32)
+        self._kernel = subp_find_depthwise(_set_number(kernel_set), &self._window)
+
+    def run(
+        self,
+        const float[:, :, :, ::1] x,  # IN [batch, channels, height, width]
+        residual,  # IN as out, or None
+        float[:, :, :, ::1] out,  # OUT [batch, channels, out_h, out_w]
+        scratch,  # not used
+        int threads,
+    ):
+        """Runs it: out = activation(conv(x) + bias + residual)."""
+        cdef const subp_window *w = &self._window
+        cdef Py_ssize_t channels = self._values.shape[0], planes = x.shape[0] * channels, i
+        cdef const float[:, :, :, ::1] residual_view
+        cdef const float *addend = NULL
+        cdef const float *bias = NULL
+        assert planes > 0 and x.shape[0] == out.shape[0] and threads > 0
+        assert (x.shape[1], x.shape[2], x.shape[3]) == (channels, w.height, w.width)
+        assert (out.shape[1], out.shape[2], out.shape[3]) == (channels, w.out_h, w.out_w)
+        if residual is not None:
+            residual_view = residual
+            assert residual.shape == np.shape(out)
+            addend = &residual_view[0, 0, 0, 0]
+        if self._bias is not None:
+            bias = &self._bias[0]
+        for i in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            self._plane(i, &x[0, 0, 0, 0], bias, addend, &out[0, 0, 0, 0])
+
+    cdef void _plane(self, Py_ssize_t i, const float *x, const float *bias, const float *residual,
+                     float *out) noexcept nogil:
+        cdef const subp_window *w = &self._window
+        cdef Py_ssize_t channel = i % self._values.shape[0], out_at = i * w.out_h * w.out_w
+        cdef subp_depthwise call
+        call.window, call.padding, call.activation = w, &self._padding[0], self._activation
+        call.input = x + i * w.height * w.width
+        call.values = &self._values[channel, 0, 0]
+        call.bias = bias + channel if bias != NULL else NULL
+        call.residual = residual + out_at if residual != NULL else NULL
+        call.out = out + out_at
+        self._kernel.run(&call)
+
+
+def run_rows(
+    convolutions,  # Convolutions that differ in their weights alone
+    const float[:, :, :, ::1] x,  # IN [1, in_channels, height, width]
+    outs,  # OUT for each, as for `Convolution.run`
+    float[::1] scratch,  # as for `Convolution.run` of one thread
     int threads,
+    bint dynamic,
 ):
-    """Pools every plane; windows may hang over any edge."""
-    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
-    cdef subp_pool p
-    cdef const float[::1] row_counts, column_counts
-    cdef Py_ssize_t plane, planes = x.shape[0], size = x.shape[1] * x.shape[2], out_size = out.shape[1] * out.shape[2]
-    assert planes == out.shape[0] and planes > 0 and size > 0 and out_size > 0 and threads > 0
-    assert min(*kernel, *stride, *dilation) >= 1 and min(pad) >= 0
-    p.height, p.width, p.out_h, p.out_w = x.shape[1], x.shape[2], out.shape[1], out.shape[2]
-    p.kernel_h, p.kernel_w = kernel
-    p.stride_h, p.stride_w = stride
-    p.dilation_h, p.dilation_w = dilation
-    p.pad_top, p.pad_left = pad
-    p.average = counts is not None
-    if counts is not None:
-        row_counts, column_counts = counts
-        assert row_counts.shape[0] == p.out_h and column_counts.shape[0] == p.out_w
-        p.row_counts, p.column_counts = &row_counts[0], &column_counts[0]
-    rows = np.empty((threads, p.width), np.float32)
-    cdef float[:, ::1] row = rows
-    cdef const float *source = &x[0, 0, 0]
-    cdef float *target = &out[0, 0, 0]
-    for plane in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        entry.pool(&p, source + plane * size, target + plane * out_size, &row[threadid(), 0])
+    """Runs several convolutions of one input, each by one thread, scheduled statically or dynamically.
+
+    This is what a convolution would be whose block rows differ in what they keep: the benchmark compares with it.
+    """
+    cdef Py_ssize_t count = len(convolutions), i, n, fills
+    cdef const subp_conv *first
+    cdef subp_conv_parts whole
+    cdef float[:, :, :, ::1] out
+    cdef const subp_conv **calls = <const subp_conv **>PyMem_Malloc(count * sizeof(void *))
+    cdef subp_conv_arrays *arrays = <subp_conv_arrays *>PyMem_Malloc(count * sizeof(subp_conv_arrays))
+    try:
+        if calls == NULL or arrays == NULL:
+            raise MemoryError()
+        for i in range(count):
+            calls[i], out = &(<Convolution?>convolutions[i])._call, outs[i]
+            assert (out.shape[1], out.shape[2], out.shape[3]) == (calls[i].out_channels, calls[i].out_h, calls[i].out_w)
+            assert (x.shape[1], x.shape[2], x.shape[3]) == (calls[i].in_channels, calls[i].height, calls[i].width)
+            assert calls[i].channel_stride == calls[0].channel_stride and calls[i].band == calls[0].band
+            assert calls[i].rows == 1 and x.shape[0] == out.shape[0] == 1 and threads > 0
+            arrays[i].x, arrays[i].out, arrays[i].residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
+        first, fills, whole = calls[0], subp_conv_fills(calls[0]), subp_conv_divide(calls[0], 1)
+        assert scratch.shape[0] >= (<Convolution>convolutions[0]).scratch
+        for n in range(subp_conv_passes(first)):
+            for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                subp_conv_fill(first, arrays, n, i, &scratch[0])
+            if dynamic:
+                for i in prange(count, nogil=True, schedule="dynamic", num_threads=threads, use_threads_if=threads > 1):
+                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, &scratch[0])
+            else:
+                for i in prange(count, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, &scratch[0])
+    finally:
+        PyMem_Free(calls)
+        PyMem_Free(arrays)
 
 
-def mean(
-    str kernel_set,
-    const float[:, ::1] x,  # IN [planes, pixels]
-    float[::1] out,  # OUT [planes]
-    int threads,
-):
-    """Averages every plane."""
-    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
-    cdef Py_ssize_t plane, planes = x.shape[0], size = x.shape[1]
-    assert planes == out.shape[0] and planes > 0 and size > 0 and threads > 0
-    for plane in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        out[plane] = entry.mean(&x[plane, 0], size)
-
-
-def binary(
-    str kernel_set,
-    bint multiply,  # else add
-    const float[:, ::1] a,  # IN [runs, n]
-    const float[:, ::1] b,  # IN as a, or [runs, 1]
-    activation,  # a name, or None
-    float[:, ::1] out,  # OUT as a
-    int threads,
-):
-    """Computes activation(a + b) or activation(a * b)."""
-    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
-    cdef int number = _activation_number(activation)
-    cdef Py_ssize_t n = a.shape[1], chunks = (n + CHUNK - 1) // CHUNK, items = a.shape[0] * chunks, i, run, at
-    cdef bint one = b.shape[1] == 1
-    assert a.shape[0] == b.shape[0] == out.shape[0] and n == out.shape[1] and (one or b.shape[1] == n)
-    assert items > 0 and threads > 0
-    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        run = i // chunks
-        at = i % chunks * CHUNK
-        entry.binary(
-            multiply, &a[run, at], &b[run, 0 if one else at], one, min(CHUNK, n - at), number, &out[run, at]
-        )
-
-
-def activate(
-    str kernel_set,
-    const float[::1] x,  # IN [n]
-    activation,  # a name
-    float[::1] out,  # OUT [n]
-    int threads,
-):
-    """Computes activation(x)."""
-    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
-    cdef int number = _activation_number(activation)
-    cdef Py_ssize_t n = x.shape[0], items = (n + CHUNK - 1) // CHUNK, i
-    assert n == out.shape[0] and n > 0 and threads > 0
-    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        entry.activate(&x[i * CHUNK], min(CHUNK, n - i * CHUNK), number, &out[i * CHUNK])
+include "_planes.pxi"

@@ -19,6 +19,9 @@ DENSE_BLOCK = 16
 # Planes of one band, in bytes: they share the second cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
 
+# Bands come in multiples of this: so many threads work on bands of their own, without an exchange between caches.
+BANDS = 2
+
 # Least pixels of a run: what one call of a kernel is worth.
 RUN_PIXELS = 48
 
@@ -84,8 +87,6 @@ class Split:
     band: int
     plane_rows: int
     channel_stride: int
-    row_step: int
-    pixel_step: int
     tile_pixels: int
     pixels_outside: bool
 
@@ -131,13 +132,16 @@ class Convolution:
         self._bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         if self._bias is not None and self._bias.shape != (outputs,):
             raise ValueError(f"bias has shape {self._bias.shape}; expected ({outputs},), one per output channel")
-        depthwise = group_in == 1 and outputs == weight.groups
-        self._op = "dwconv" if depthwise else "ubsconv"
-        self._block = 1 if depthwise else weight.block_size
-        self._tiles = runtime.kernels().tiles(self._op, self._set, self._block)
-        self._values = _pack(weight.values[..., : self._block], [channels for channels, _ in self._tiles])
-        self._indices = weight.indices
-        self.kernel = runtime.kernels().kernel_name(self._op, self._set, self._block)
+        self._block, self._indices = weight.block_size, weight.indices
+        self._depthwise = group_in == 1 and outputs == weight.groups
+        if self._depthwise:
+            arguments = (self._set, self.kernel_size, self.stride, self.dilation)
+            self.kernel = runtime.kernels().depthwise_name(*arguments)
+            self._values = np.ascontiguousarray(weight.values[:, 0, :, :, 0])
+        else:
+            self.kernel = runtime.kernels().kernel_name(self._set, self._block)
+            self._tiles = runtime.kernels().tiles(self._set, self._block)
+            self._values = _pack(weight.values, [channels for channels, _ in self._tiles])
         self._prepared: dict[tuple[int, int], Any] = {}
 
     def macs(self, out_shape: Sequence[int]) -> int:
@@ -146,8 +150,8 @@ class Convolution:
         kept = round(self.kept_share * group_in)
         return int(out_shape[0]) * outputs * kept * kh * kw * int(out_shape[2]) * int(out_shape[3])
 
-    def geometry(self, height: int, width: int) -> Geometry:
-        """Lays out the planes for an input of this size.
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the height and width of the output for an input of this size.
 
         Raises:
             ValueError: the padded input is smaller than the kernel.
@@ -159,28 +163,31 @@ class Convolution:
                 f"padded input {padded[0]}x{padded[1]} is smaller than the kernel's extent "
                 f"{reach[0] + 1}x{reach[1] + 1}"
             )
-        out_size = tuple((p - r - 1) // s + 1 for p, r, s in zip(padded, reach, self.stride, strict=True))
+        out_h, out_w = ((p - r - 1) // s + 1 for p, r, s in zip(padded, reach, self.stride, strict=True))
+        return out_h, out_w
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Lays out the planes for an input of this size."""
+        out_size = self.out_size(height, width)
         taps = np.stack(
             np.meshgrid(
                 *(np.arange(k) * d for k, d in zip(self.kernel_size, self.dilation, strict=True)), indexing="ij"
             ),
             -1,
         ).reshape(-1, 2)
-        if (taps == 0).all() and self.stride == (1, 1) and padded == (height, width):
-            return Geometry((height, width), np.empty((0, 2), np.intp), np.zeros(1, np.intp), np.zeros(1, np.intp))
+        if (taps == 0).all() and self.stride == (1, 1) and out_size == (height, width):
+            return Geometry(out_size, np.empty((0, 2), np.intp), np.zeros(1, np.intp), np.zeros(1, np.intp))
         # Tap (i, j) of output (y, x) reads row y * stride + i * dilation: taps whose rows differ by a multiple of the
         # stride share a copy, further down. Every column has one of its own, so that rows join without a gap.
         shift, remainder = np.divmod(taps[:, 0], self.stride[0])
         copies, copy = np.unique(np.stack([remainder, taps[:, 1]], -1), axis=0, return_inverse=True)
-        return Geometry(
-            (int(out_size[0]), int(out_size[1])), np.ascontiguousarray(copies, np.intp), copy.reshape(-1), shift
-        )
+        return Geometry(out_size, np.ascontiguousarray(copies, np.intp), copy.reshape(-1), shift)
 
     def split(self, height: int, width: int, geometry: Geometry) -> Split:
         """Chooses bands that stay in the cache, and whether to finish block rows or pixels first."""
         out_h, out_w = geometry.out_size
         outputs, group_in = self.shape[:2]
-        channels = 1 if self._op == "dwconv" else group_in * self.groups
+        channels = group_in * self.groups
         block = max(pixels for _, pixels in self._tiles)
         blocks = -(-RUN_PIXELS // block)
         tile = blocks * block
@@ -193,46 +200,53 @@ class Convolution:
             band = _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
             plane_rows = band + halo
             stride = _odd_lines(len(geometry.copies) * plane_rows * out_w)
-        rows, pixels = self._indices.shape[0], band * out_w
+        pixels = band * out_w
         if pixels == tile + 1 or (blocks == 1 and pixels % (tile + 1) == 0 and pixels % LINE):
             # An odd pixel costs next to nothing beside a single block, while what remains of a plane would be a poor
             # tile. Not where it would take the runs off the cache lines' boundaries.
             tile += 1
-        tiles = -(-pixels // tile)
-        pixels_outside = 4 * channels * stride > CACHED_INPUT
-        if pixels_outside and tiles >= 32:
-            row_step, tile_step = rows, 1
-        elif rows >= 8:
-            row_step, tile_step = -(-rows // 16), tiles
-        else:
-            row_step, tile_step = 1, -(-tiles * rows // 16)
-        return Split(band, plane_rows, stride, row_step, tile_step * tile, tile, pixels_outside)
+        return Split(band, plane_rows, stride, tile, 4 * channels * stride > CACHED_INPUT)
 
-    def _prepare(self, height: int, width: int) -> Any:
-        """The compiled convolution for one input size, and its output's height and width."""
+    def prepare(self, height: int, width: int) -> Any:
+        """Returns the compiled convolution for one input size, and its output's height and width."""
         if (height, width) not in self._prepared:
-            geometry = self.geometry(height, width)
-            split = self.split(height, width, geometry)
-            offsets = (geometry.tap_copies * split.plane_rows + geometry.tap_rows) * geometry.out_size[1]
-            compiled = runtime.kernels().Convolution(
-                self._op,
-                self._set,
-                self._values,
-                self._indices,
-                self._block,
-                self.groups,
-                self._bias,
-                self.activation,
-                (self.shape[1] * self.groups, height, width),
-                (self.shape[0], *geometry.out_size),
-                geometry.copies,
-                (self.padding[0][0], self.padding[1][0]),
-                self.stride,
-                np.ascontiguousarray(offsets, np.intp),
-                **dataclasses.asdict(split),
-            )
-            self._prepared[height, width] = compiled, geometry.out_size
+            build = self._build_depthwise if self._depthwise else self._build
+            self._prepared[height, width] = build(height, width), self.out_size(height, width)
         return self._prepared[height, width]
+
+    def _build(self, height: int, width: int) -> Any:
+        geometry = self.geometry(height, width)
+        split = self.split(height, width, geometry)
+        offsets = (geometry.tap_copies * split.plane_rows + geometry.tap_rows) * geometry.out_size[1]
+        return runtime.kernels().Convolution(
+            self._set,
+            self._values,
+            self._indices,
+            self._block,
+            self.groups,
+            self._bias,
+            self.activation,
+            (self.shape[1] * self.groups, height, width),
+            (self.shape[0], *geometry.out_size),
+            geometry.copies,
+            (self.padding[0][0], self.padding[1][0]),
+            self.stride,
+            np.ascontiguousarray(offsets, np.intp),
+            **dataclasses.asdict(split),
+        )
+
+    def _build_depthwise(self, height: int, width: int) -> Any:
+        return runtime.kernels().Depthwise(
+            self._set,
+            self._values,
+            self._bias,
+            self.activation,
+            (height, width),
+            self.out_size(height, width),
+            self.stride,
+            self.dilation,
+            (self.padding[0][0], self.padding[1][0]),
+        )
 
     def __call__(
         self,
@@ -259,7 +273,7 @@ class Convolution:
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"input has shape {x.shape}; expected [B, {channels}, H, W] with no empty dimension")
         threads = runtime.thread_count(threads)
-        compiled, out_size = self._prepare(*x.shape[2:])
+        compiled, out_size = self.prepare(*x.shape[2:])
         shape = (x.shape[0], self.shape[0], *out_size)
         if out is None:
             out = empty(shape)
@@ -290,9 +304,12 @@ def _band(out_h: int, out_w: int, least: int, halo: int, tile: int) -> int:
         whole, rest = divmod(out_h, band)
         return whole * lanes(band) + lanes(rest) + 0.05 * halo * out_w * (whole + (rest > 0))
 
-    if least <= 1:
+    if least <= 1 and out_h * out_w < BANDS * 2 * RUN_PIXELS:
         return out_h
-    return min({-(-out_h // bands) for bands in range(least, min(out_h, 4 * least) + 1)} or {1}, key=cost)
+    least = max(least, BANDS)
+    heights = {-(-out_h // bands) for bands in range(least, min(out_h, 4 * least) + 1)} or {1}
+    even = {height for height in heights if -(-out_h // height) % BANDS == 0}
+    return min(even or heights, key=cost)
 
 
 def _odd_lines(size: int) -> int:

@@ -208,9 +208,12 @@ def test_every_kernel_of_the_list_has_a_decodable_name_and_a_set():
     sets = [entry["name"] for entry in _kernels.kernel_sets()]
     for kernel in _kernels.kernels():
         tile = f"{kernel['channels']}x{kernel['pixels']}"
-        assert kernel["name"] == f"f32_{kernel['op']}_{tile}__{kernel['set']}" and kernel["set"] in sets
-    for op in ("ubsconv", "dwconv"):
-        assert _kernels.kernel_name(op, "generic", 1).startswith(f"f32_{op}_1x")
+        assert kernel["name"] == f"f32_ubsconv_{tile}__{kernel['set']}" and kernel["set"] in sets
+    for kernel in _kernels.depthwise_kernels():
+        window = f"{kernel['size']}x{kernel['size']}s{kernel['stride']}" if kernel["size"] else "any"
+        assert kernel["name"] == f"f32_dwconv_{window}__{kernel['set']}" and kernel["set"] in sets
+    assert _kernels.kernel_name("generic", 1).startswith("f32_ubsconv_1x")
+    assert _kernels.depthwise_name("generic", (3, 3), (1, 1), (1, 1)) == "f32_dwconv_any__generic"
 
 
 def test_same_padding_and_residual_broadcast():

@@ -4,7 +4,7 @@
 
 enum { LANES = 8, TAIL_CHANNELS = 4 };
 typedef __m256 vec;
-typedef __m256i lanes;
+typedef __m256i lanes, span;
 typedef __m128 cvec;
 
 static inline lanes first_lanes(int n) {
@@ -18,9 +18,21 @@ static inline vec splat(float x) { return _mm256_set1_ps(x); }
 static inline vec madd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 static inline vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+static inline vec relu6(vec x) { return _mm256_min_ps(_mm256_set1_ps(6.0f), relu(x)); }
 static inline vec evens(vec a, vec b) {
     __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)); /* a, b, a, b */
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+static inline vec odds(vec a, vec b) {
+    __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd)); /* a, b, a, b */
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+static inline span between(int from, int to) { return _mm256_andnot_si256(first_lanes(from), first_lanes(to)); }
+static inline vec load_span(const float *p, span s, vec fill) {
+    return _mm256_blendv_ps(fill, _mm256_maskload_ps(p, s), _mm256_castsi256_ps(s));
+}
+static inline vec maximum(vec a, vec b) { /* max alone gives b if a is NaN */
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 static inline cvec cload(const float *p) { return _mm_loadu_ps(p); }
 static inline void cstore(float *p, cvec x) { _mm_storeu_ps(p, x); }
@@ -30,6 +42,7 @@ static inline cvec cadd(cvec a, cvec b) { return _mm_add_ps(a, b); }
 
 #include "planes.h"
 #include "vector.h"
+#include "window.h"
 
 DEFINE_BLOCK(4, 3)
 DEFINE_BLOCK(4, 2)
@@ -66,18 +79,19 @@ void f32_ubsconv_1x64__avx2(const subp_tile *t) {
     RUN_BLOCKS(1, 1)
     RUN_REST(1)
 }
-void f32_dwconv_1x64__avx2(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    RUN_BLOCKS(1, 8)
-    RUN_BLOCKS(1, 4)
-    RUN_BLOCKS(1, 1)
-    RUN_REST(1)
-}
+
+DEFINE_DEPTHWISE(avx2, 3, 1, 4)
+DEFINE_DEPTHWISE(avx2, 3, 2, 4)
+DEFINE_DEPTHWISE(avx2, 5, 1, 4)
+DEFINE_DEPTHWISE(avx2, 5, 2, 4)
+DEFINE_DEPTHWISE(avx2, 7, 1, 4)
+DEFINE_DEPTHWISE(avx2, 7, 2, 4)
 
 float subp_peak_avx2(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_avx2 = 2 * PEAK_CHAINS * LANES;
 
 SUBP_DEFINE_PLANES(avx2)
+DEFINE_POOL(avx2)
 
 void subp_halve_avx2(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
                        ptrdiff_t out_step) {

@@ -4,7 +4,7 @@
 
 enum { LANES = 16, TAIL_CHANNELS = 8 };
 typedef __m512 vec;
-typedef __mmask16 lanes;
+typedef __mmask16 lanes, span;
 typedef __m256 cvec;
 
 static inline lanes first_lanes(int n) { return (lanes)((1u << n) - 1); }
@@ -16,9 +16,19 @@ static inline vec splat(float x) { return _mm512_set1_ps(x); }
 static inline vec madd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 static inline vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+static inline vec relu6(vec x) { return _mm512_min_ps(_mm512_set1_ps(6.0f), relu(x)); }
 static inline vec evens(vec a, vec b) {
     const __m512i lane = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return _mm512_permutex2var_ps(a, lane, b);
+}
+static inline vec odds(vec a, vec b) {
+    const __m512i lane = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(a, lane, b);
+}
+static inline span between(int from, int to) { return (span)(((1u << to) - 1) & ~((1u << from) - 1)); }
+static inline vec load_span(const float *p, span s, vec fill) { return _mm512_mask_loadu_ps(fill, s, p); }
+static inline vec maximum(vec a, vec b) { /* max alone gives b if a is NaN */
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
 }
 static inline cvec cload(const float *p) { return _mm256_loadu_ps(p); }
 static inline void cstore(float *p, cvec x) { _mm256_storeu_ps(p, x); }
@@ -28,6 +38,7 @@ static inline cvec cadd(cvec a, cvec b) { return _mm256_add_ps(a, b); }
 
 #include "planes.h"
 #include "vector.h"
+#include "window.h"
 
 DEFINE_BLOCK(8, 3)
 DEFINE_BLOCK(8, 2)
@@ -83,18 +94,20 @@ void f32_ubsconv_1x128__avx512(const subp_tile *t) {
     RUN_BLOCKS(1, 1)
     RUN_REST(1)
 }
-void f32_dwconv_1x128__avx512(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    RUN_BLOCKS(1, 8)
-    RUN_BLOCKS(1, 4)
-    RUN_BLOCKS(1, 1)
-    RUN_REST(1)
-}
+
+/* Seven rows divide the planes of networks for 224x224 images. */
+DEFINE_DEPTHWISE(avx512, 3, 1, 7)
+DEFINE_DEPTHWISE(avx512, 3, 2, 7)
+DEFINE_DEPTHWISE(avx512, 5, 1, 7)
+DEFINE_DEPTHWISE(avx512, 5, 2, 4)
+DEFINE_DEPTHWISE(avx512, 7, 1, 7)
+DEFINE_DEPTHWISE(avx512, 7, 2, 4)
 
 float subp_peak_avx512(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_avx512 = 2 * PEAK_CHAINS * LANES;
 
 SUBP_DEFINE_PLANES(avx512)
+DEFINE_POOL(avx512)
 
 void subp_halve_avx512(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
                        ptrdiff_t out_step) {

@@ -10,28 +10,22 @@ static ptrdiff_t clip(ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) { return x < l
 
 /* Which part of the output a pass is. */
 typedef struct {
-    ptrdiff_t image, channel; /* channel: of a depthwise pass */
-    ptrdiff_t first_row, rows;
+    ptrdiff_t image, first_row, rows;
 } span;
 
 static span span_of(const subp_conv *call, ptrdiff_t pass) {
     ptrdiff_t bands = ceil_div(call->out_h, call->band), band = pass % bands;
     span s = {.image = pass / bands, .first_row = band * call->band};
     s.rows = smaller(call->band, call->out_h - s.first_row);
-    if (call->op == SUBP_OP_dwconv) {
-        s.channel = s.image % call->in_channels;
-        s.image /= call->in_channels;
-    }
     return s;
 }
 
 ptrdiff_t subp_conv_passes(const subp_conv *call) {
-    return ceil_div(call->out_h, call->band) * (call->op == SUBP_OP_dwconv ? call->in_channels : 1);
+    return ceil_div(call->out_h, call->band);
 }
 
 ptrdiff_t subp_conv_fills(const subp_conv *call) {
-    if (!call->copies) return 0;
-    return call->op == SUBP_OP_dwconv ? 1 : call->in_channels;
+    return call->copies ? call->in_channels : 0;
 }
 
 /* Columns [begin, end) of a copy with this shift hold input, the others padding. */
@@ -75,7 +69,7 @@ static void copy_strided(const subp_conv *call, const float *in, ptrdiff_t sourc
 void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
                     float *planes) {
     span s = span_of(call, pass);
-    const float *in = arrays->x + (s.image * call->in_channels + s.channel + channel) * call->height * call->width;
+    const float *in = arrays->x + (s.image * call->in_channels + channel) * call->height * call->width;
     /* The last band may need fewer rows than a copy has room for. */
     ptrdiff_t wanted = s.rows + call->plane_rows - call->band, width = call->out_w;
     int whole = call->stride_w == 1 && call->stride_h == 1 && width == call->width;
@@ -94,9 +88,24 @@ void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
     }
 }
 
-ptrdiff_t subp_conv_items(const subp_conv *call) {
-    if (call->op == SUBP_OP_dwconv) return 1;
-    return ceil_div(call->rows, call->row_step) * ceil_div(call->band * call->out_w, call->pixel_step);
+/* Products per float read from beyond the first cache that take a core as long: what weighs them against each other. */
+enum { PRODUCTS_PER_FLOAT = 64 };
+
+subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads) {
+    subp_conv_parts best = {0};
+    ptrdiff_t pixels = call->band * call->out_w, tiles = ceil_div(pixels, call->tile_pixels), least = PTRDIFF_MAX;
+    for (ptrdiff_t chunks = 1; chunks <= smaller(threads, tiles); chunks++) {
+        ptrdiff_t row_step = ceil_div(call->rows, smaller(threads / chunks, call->rows));
+        ptrdiff_t pixel_step = ceil_div(tiles, chunks) * call->tile_pixels;
+        ptrdiff_t values = row_step * call->block * call->kept * call->taps;
+        ptrdiff_t cost = values * pixel_step + PRODUCTS_PER_FLOAT * (values + call->in_channels * pixel_step);
+        if (cost >= least) continue;
+        least = cost;
+        best.row_step = row_step;
+        best.pixel_step = pixel_step;
+        best.parts = ceil_div(call->rows, row_step) * ceil_div(pixels, pixel_step);
+    }
+    return best;
 }
 
 /* `count` pixels from `first` on of one block row, tile by tile. */
@@ -120,7 +129,7 @@ static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const
         .activation = call->activation,
     };
     if (call->copies)
-        tile.x = planes + (call->op == SUBP_OP_dwconv ? 0 : group * group_in * call->channel_stride) + first;
+        tile.x = planes + group * group_in * call->channel_stride + first;
     else
         tile.x = arrays->x + (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel;
     const float *values = call->values + row * call->kept * call->taps * call->block;
@@ -149,25 +158,18 @@ static void run_rows(const subp_conv *call, const subp_conv_arrays *arrays, cons
                 run_row(call, arrays, planes, s, r, p, smaller(call->tile_pixels, smaller(at + step, end) - p));
 }
 
-void subp_conv_item(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t item,
-                    const float *planes) {
+void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
+                    const subp_conv_parts *parts, ptrdiff_t part, const float *planes) {
     span s = span_of(call, pass);
-    if (call->op == SUBP_OP_dwconv) {
-        run_row(call, arrays, planes, &s, s.channel, 0, s.rows * call->out_w);
-        return;
-    }
-    ptrdiff_t chunks = ceil_div(call->band * call->out_w, call->pixel_step);
-    ptrdiff_t row = item / chunks * call->row_step, first = item % chunks * call->pixel_step;
-    ptrdiff_t end = smaller(first + call->pixel_step, s.rows * call->out_w);
-    run_rows(call, arrays, planes, &s, row, smaller(row + call->row_step, call->rows), first, end);
+    ptrdiff_t chunks = ceil_div(call->band * call->out_w, parts->pixel_step);
+    ptrdiff_t row = part / chunks * parts->row_step, first = part % chunks * parts->pixel_step;
+    ptrdiff_t end = smaller(first + parts->pixel_step, s.rows * call->out_w);
+    run_rows(call, arrays, planes, &s, row, smaller(row + parts->row_step, call->rows), first, end);
 }
 
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes) {
     span s = span_of(call, pass);
     for (ptrdiff_t channel = 0; channel < subp_conv_fills(call); channel++)
         subp_conv_fill(call, arrays, pass, channel, planes);
-    if (call->op == SUBP_OP_dwconv)
-        subp_conv_item(call, arrays, pass, 0, planes);
-    else
-        run_rows(call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w);
+    run_rows(call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w);
 }

@@ -1,6 +1,6 @@
 /* A whole convolution as independent pieces of work, for any kernel set.
  *
- * Work is cut in passes: a band of output rows of one image (and, depthwise, one channel). A pass fills planes, then
+ * Work is cut in passes: a band of output rows of one image. A pass fills planes, then
  * computes tiles from them; a band is small enough that its planes stay in the cache. Who does which piece changes no
  * bit of the result: every output is summed by the same kernel in the same place of its run. */
 #ifndef SUBP_CONV_H
@@ -9,7 +9,6 @@
 #include "kernels.h"
 
 typedef struct {
-    enum subp_operator op;
     ptrdiff_t in_channels, height, width; /* of the input */
     ptrdiff_t out_channels, out_h, out_w;
     ptrdiff_t groups, rows, kept, block;
@@ -31,11 +30,14 @@ typedef struct {
     ptrdiff_t channel_stride;     /* of the planes, or of the input */
     const ptrdiff_t *tap_offsets; /* IN [taps] within a channel's planes */
 
-    /* The tiles of a pass: work items of row_step block rows x pixel_step pixels; in an item, runs of tile_pixels
-     * are the outer loop or the inner one. */
-    ptrdiff_t row_step, pixel_step, tile_pixels;
-    int pixels_outside;
+    ptrdiff_t tile_pixels; /* of a run */
+    int pixels_outside;    /* runs of pixels are the outer loop, block rows the inner one */
 } subp_conv;
+
+/* A pass in equal parts: row_step block rows x pixel_step pixels each. */
+typedef struct {
+    ptrdiff_t row_step, pixel_step, parts;
+} subp_conv_parts;
 
 typedef struct {
     const float *x;        /* IN [batch][in_channels][height][width] */
@@ -43,17 +45,19 @@ typedef struct {
     float *out;            /* OUT [batch][out_channels][out_h][out_w] */
 } subp_conv_arrays;
 
-/* Passes of one image, channels to fill and work items in a pass. */
+/* Passes of one image, and channels to fill in a pass. */
 ptrdiff_t subp_conv_passes(const subp_conv *call);
 ptrdiff_t subp_conv_fills(const subp_conv *call);
-ptrdiff_t subp_conv_items(const subp_conv *call);
+
+/* Cuts a pass for so many threads, a part each. */
+subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads);
 
 /* One channel of a pass's planes; nothing to do for a convolution without copies. `planes` has room for channel_stride
  * floats of each channel to fill, and what they hold does not matter. */
 void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
                     float *planes);
-void subp_conv_item(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t item,
-                    const float *planes);
+void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
+                    const subp_conv_parts *parts, ptrdiff_t part, const float *planes);
 /* A whole pass. */
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes);
 

@@ -2,13 +2,24 @@
 
 #include "cpu.h"
 
+#define SUBP_CONVOLUTION(name, isa, channels, pixels) {#name, SUBP_ISA_##isa, channels, pixels, name},
+#define SUBP_DEPTHWISE(name, isa, size, stride)
 const subp_kernel subp_kernel_table[] = {
-#define SUBP_KERNEL(name, op, isa, channels, pixels) {#name, SUBP_OP_##op, SUBP_ISA_##isa, channels, pixels, name},
 #include "kernels.inc"
-#undef SUBP_KERNEL
 };
+#undef SUBP_CONVOLUTION
+#undef SUBP_DEPTHWISE
+
+#define SUBP_CONVOLUTION(name, isa, channels, pixels)
+#define SUBP_DEPTHWISE(name, isa, size, stride) {#name, SUBP_ISA_##isa, size, stride, name},
+const subp_depthwise_kernel subp_depthwise_table[] = {
+#include "kernels.inc"
+};
+#undef SUBP_CONVOLUTION
+#undef SUBP_DEPTHWISE
 
 const int subp_kernel_count = sizeof(subp_kernel_table) / sizeof(subp_kernel_table[0]);
+const int subp_depthwise_count = sizeof(subp_depthwise_table) / sizeof(subp_depthwise_table[0]);
 
 subp_kernel_set subp_kernel_set_at(int isa) {
     switch (isa) {
@@ -43,13 +54,32 @@ const char *subp_activation_name(int activation) {
     return names[activation];
 }
 
-const subp_kernel *subp_find_kernel(enum subp_operator op, enum subp_isa isa, ptrdiff_t channels) {
+/* Whether a kernel of one set may stand in for another's. */
+static int serves(enum subp_isa own, enum subp_isa isa) {
+    return own == isa || (own < isa && subp_kernel_set_at(own).usable);
+}
+
+const subp_kernel *subp_find_kernel(enum subp_isa isa, ptrdiff_t channels) {
     const subp_kernel *best = NULL;
     for (int i = 0; i < subp_kernel_count; i++) {
         const subp_kernel *k = &subp_kernel_table[i];
-        if (k->op != op || k->isa > isa || k->channels > channels) continue;
-        if (k->isa != isa && !subp_kernel_set_at(k->isa).usable) continue;
+        if (k->channels > channels || !serves(k->isa, isa)) continue;
         if (!best || k->isa > best->isa || (k->isa == best->isa && k->channels > best->channels)) best = k;
     }
     return best; /* never NULL: the generic set has tiles of one channel */
+}
+
+static int fits(const subp_depthwise_kernel *k, const subp_window *w) {
+    return !k->size || (w->kernel_h == k->size && w->kernel_w == k->size && w->stride_h == k->stride &&
+                        w->stride_w == k->stride && w->dilation_h == 1 && w->dilation_w == 1);
+}
+
+const subp_depthwise_kernel *subp_find_depthwise(enum subp_isa isa, const subp_window *window) {
+    const subp_depthwise_kernel *best = NULL;
+    for (int i = 0; i < subp_depthwise_count; i++) {
+        const subp_depthwise_kernel *k = &subp_depthwise_table[i];
+        if (!fits(k, window) || !serves(k->isa, isa)) continue;
+        if (!best || k->isa > best->isa || (k->isa == best->isa && k->size > best->size)) best = k;
+    }
+    return best; /* never NULL: the generic set has one for any window */
 }

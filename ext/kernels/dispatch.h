@@ -19,11 +19,16 @@ typedef struct {
 
 extern const subp_kernel subp_kernel_table[];
 extern const int subp_kernel_count;
+extern const subp_depthwise_kernel subp_depthwise_table[];
+extern const int subp_depthwise_count;
 
 subp_kernel_set subp_kernel_set_at(int isa);
 const char *subp_activation_name(int activation);
 
 /* The widest tile of at most `channels` output channels: from `isa`, else from the best usable set below it. */
-const subp_kernel *subp_find_kernel(enum subp_operator op, enum subp_isa isa, ptrdiff_t channels);
+const subp_kernel *subp_find_kernel(enum subp_isa isa, ptrdiff_t channels);
+
+/* The kernel made for a window, or else one for any: from `isa`, else from the best usable set below it. */
+const subp_depthwise_kernel *subp_find_depthwise(enum subp_isa isa, const subp_window *window);
 
 #endif

@@ -38,7 +38,6 @@
 SUBP_DEFINE_UBSCONV(f32_ubsconv_4x8__generic, 4, 8)
 SUBP_DEFINE_UBSCONV(f32_ubsconv_2x16__generic, 2, 16)
 SUBP_DEFINE_UBSCONV(f32_ubsconv_1x32__generic, 1, 32)
-SUBP_DEFINE_UBSCONV(f32_dwconv_1x32__generic, 1, 32)
 
 enum { PEAK_CHAINS = 32 };
 
@@ -53,6 +52,7 @@ float subp_peak_generic(ptrdiff_t rounds, float factor) {
 const int subp_peak_flops_generic = 2 * PEAK_CHAINS;
 
 SUBP_DEFINE_PLANES(generic)
+SUBP_DEFINE_POOL(generic)
 
 void subp_halve_generic(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
                         ptrdiff_t out_step) {

@@ -24,8 +24,6 @@ enum subp_isa {
     SUBP_ISA_COUNT
 };
 
-enum subp_operator { SUBP_OP_ubsconv, SUBP_OP_dwconv, SUBP_OP_COUNT };
-
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
  * Nothing needs room to spare: a kernel reads x[channel_offsets[k] + tap_offsets[t] .. + count), the arrays below in
  * the sizes given and residual where it writes out, and writes nothing but the run. Fetching in advance is no read. */
@@ -50,17 +48,42 @@ typedef void (*subp_tile_fn)(const subp_tile *);
 
 typedef struct {
     const char *name;
-    enum subp_operator op;
     enum subp_isa isa;
     int32_t channels, pixels;
     subp_tile_fn run;
 } subp_kernel;
 
-/* A pooling window's geometry. Parts of a window outside of the input count for nothing; an average divides by
- * row_counts[y] * column_counts[x]. */
+/* Windows over a plane; they may hang over any edge. */
 typedef struct {
     ptrdiff_t height, width, out_h, out_w;
     ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+} subp_window;
+
+/* One plane of a depthwise convolution: out = activation(sum + bias + residual). */
+typedef struct {
+    const subp_window *window;
+    const float *in;       /* IN [height][width] */
+    const float *padding;  /* IN [width] zeros */
+    const float *values;   /* IN [kernel_h][kernel_w] */
+    const float *bias;     /* IN one, or NULL */
+    const float *residual; /* IN as out, or NULL */
+    float *out;            /* OUT [out_h][out_w] */
+    int activation;        /* enum subp_activation */
+} subp_depthwise;
+
+typedef void (*subp_depthwise_fn)(const subp_depthwise *);
+
+typedef struct {
+    const char *name;
+    enum subp_isa isa;
+    int32_t size, stride; /* of square windows that are not dilated; 0 for any window */
+    subp_depthwise_fn run;
+} subp_depthwise_kernel;
+
+/* Pooling of a plane. Parts of a window outside of the input count for nothing; an average divides by
+ * row_counts[y] * column_counts[x]. */
+typedef struct {
+    subp_window window;
     int average; /* else the maximum */
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
@@ -90,8 +113,10 @@ typedef void (*subp_halve_fn)(const float *in, ptrdiff_t in_step, ptrdiff_t rows
 #include "isas.inc"
 #undef SUBP_ISA
 
-#define SUBP_KERNEL(name, op, isa, channels, pixels) void name(const subp_tile *);
+#define SUBP_CONVOLUTION(name, isa, channels, pixels) void name(const subp_tile *);
+#define SUBP_DEPTHWISE(name, isa, size, stride) void name(const subp_depthwise *);
 #include "kernels.inc"
-#undef SUBP_KERNEL
+#undef SUBP_CONVOLUTION
+#undef SUBP_DEPTHWISE
 
 #endif

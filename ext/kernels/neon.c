@@ -5,6 +5,9 @@
 enum { LANES = 4, TAIL_CHANNELS = 8 };
 typedef float32x4_t vec;
 typedef int lanes; /* how many, from the first on: NEON has no masks, so parts are built from halves and single lanes */
+typedef struct {
+    int from, to;
+} span;
 typedef float32x4x2_t cvec;
 
 static inline lanes first_lanes(int n) { return n; }
@@ -31,7 +34,17 @@ static inline vec splat(float x) { return vdupq_n_f32(x); }
 static inline vec madd(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 static inline vec add(vec a, vec b) { return vaddq_f32(a, b); }
 static inline vec relu(vec x) { return vmaxq_f32(x, vdupq_n_f32(0.0f)); }
+static inline vec relu6(vec x) { return vminq_f32(relu(x), vdupq_n_f32(6.0f)); }
+static inline vec maximum(vec a, vec b) { return vmaxq_f32(a, b); }
 static inline vec evens(vec a, vec b) { return vuzp1q_f32(a, b); }
+static inline vec odds(vec a, vec b) { return vuzp2q_f32(a, b); }
+static inline span between(int from, int to) { return (span){from, to}; }
+static inline vec load_span(const float *p, span s, vec fill) {
+    float lane[LANES];
+    vst1q_f32(lane, fill);
+    for (int i = s.from; i < s.to; i++) lane[i] = p[i];
+    return vld1q_f32(lane);
+}
 static inline cvec cload(const float *p) { return (cvec){{vld1q_f32(p), vld1q_f32(p + 4)}}; }
 static inline void cstore(float *p, cvec x) { vst1q_f32(p, x.val[0]), vst1q_f32(p + 4, x.val[1]); }
 static inline cvec csplat(float x) { return (cvec){{vdupq_n_f32(x), vdupq_n_f32(x)}}; }
@@ -55,6 +68,7 @@ static inline __attribute__((always_inline)) vec value_lane(const float *w, int 
 
 #include "planes.h"
 #include "vector.h"
+#include "window.h"
 
 DEFINE_BLOCK(8, 3)
 DEFINE_BLOCK(8, 2)
@@ -100,18 +114,20 @@ void f32_ubsconv_1x32__neon(const subp_tile *t) {
     RUN_BLOCKS(1, 1)
     RUN_REST(1)
 }
-void f32_dwconv_1x32__neon(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    RUN_BLOCKS(1, 8)
-    RUN_BLOCKS(1, 4)
-    RUN_BLOCKS(1, 1)
-    RUN_REST(1)
-}
+
+/* Seven rows divide the planes of networks for 224x224 images. */
+DEFINE_DEPTHWISE(neon, 3, 1, 7)
+DEFINE_DEPTHWISE(neon, 3, 2, 7)
+DEFINE_DEPTHWISE(neon, 5, 1, 4)
+DEFINE_DEPTHWISE(neon, 5, 2, 4)
+DEFINE_DEPTHWISE(neon, 7, 1, 4)
+DEFINE_DEPTHWISE(neon, 7, 2, 4)
 
 float subp_peak_neon(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_neon = 2 * PEAK_CHAINS * LANES;
 
 SUBP_DEFINE_PLANES(neon)
+DEFINE_POOL(neon)
 
 void subp_halve_neon(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
                      ptrdiff_t out_step) {

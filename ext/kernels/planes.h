@@ -35,26 +35,57 @@ static inline void subp_merge_strided(float *restrict to, const float *restrict 
     }
 }
 
-static inline void subp_pool_plane(const subp_pool *p, const float *in, float *out, float *row) {
-    const float start = p->average ? 0.0f : -INFINITY;
+/* Output columns [begin, end) find column j of their windows inside the input, at x * stride_w + the result. */
+static inline ptrdiff_t subp_columns_inside(const subp_window *w, ptrdiff_t j, ptrdiff_t *begin, ptrdiff_t *end) {
+    ptrdiff_t shift = j * w->dilation_w - w->pad_left, stride = w->stride_w;
+    *begin = shift < 0 ? (-shift + stride - 1) / stride : 0;
+    *end = shift < w->width ? (w->width - shift + stride - 1) / stride : 0;
+    if (*end > w->out_w) *end = w->out_w;
+    return shift;
+}
+
+/* Depthwise convolution with any window. */
+static inline void subp_depthwise_plane(const subp_depthwise *d) {
+    const subp_window *w = d->window;
+    float *restrict out = d->out;
+    for (ptrdiff_t y = 0; y < w->out_h; y++, out += w->out_w) {
+        for (ptrdiff_t x = 0; x < w->out_w; x++) out[x] = d->bias ? *d->bias : 0.0f;
+        for (ptrdiff_t i = 0; i < w->kernel_h; i++) {
+            ptrdiff_t source = y * w->stride_h - w->pad_top + i * w->dilation_h;
+            if (source < 0 || source >= w->height) continue;
+            for (ptrdiff_t j = 0; j < w->kernel_w; j++) {
+                ptrdiff_t begin, end, shift = subp_columns_inside(w, j, &begin, &end);
+                const float *restrict from = d->in + source * w->width + shift;
+                const float value = d->values[i * w->kernel_w + j];
+                if (w->stride_w == 1)
+                    for (ptrdiff_t x = begin; x < end; x++) out[x] += value * from[x];
+                else
+                    for (ptrdiff_t x = begin; x < end; x++) out[x] += value * from[x * w->stride_w];
+            }
+        }
+        const float *residual = d->residual ? d->residual + y * w->out_w : NULL;
+        for (ptrdiff_t x = 0; residual && x < w->out_w; x++) out[x] += residual[x];
+        subp_activate(out, w->out_w, d->activation);
+    }
+}
+
+static inline void subp_pool_plane(const subp_pool *pool, const float *in, float *out, float *row) {
+    const subp_window *p = &pool->window;
+    const float start = pool->average ? 0.0f : -INFINITY;
     for (ptrdiff_t y = 0; y < p->out_h; y++, out += p->out_w) {
         for (ptrdiff_t x = 0; x < p->width; x++) row[x] = start;
         for (ptrdiff_t i = 0; i < p->kernel_h; i++) {
             ptrdiff_t source = y * p->stride_h - p->pad_top + i * p->dilation_h;
             if (source >= 0 && source < p->height)
-                subp_merge(row, in + source * p->width, p->width, p->average);
+                subp_merge(row, in + source * p->width, p->width, pool->average);
         }
         for (ptrdiff_t x = 0; x < p->out_w; x++) out[x] = start;
         for (ptrdiff_t j = 0; j < p->kernel_w; j++) {
-            /* Output columns [begin, end) find this column of their windows inside the input. */
-            ptrdiff_t shift = j * p->dilation_w - p->pad_left, s = p->stride_w;
-            ptrdiff_t begin = shift < 0 ? (-shift + s - 1) / s : 0;
-            ptrdiff_t end = shift < p->width ? (p->width - shift + s - 1) / s : 0;
-            if (end > p->out_w) end = p->out_w;
-            if (begin < end) subp_merge_strided(out + begin, row + begin * s + shift, end - begin, s, p->average);
+            ptrdiff_t begin, end, s = p->stride_w, shift = subp_columns_inside(p, j, &begin, &end);
+            if (begin < end) subp_merge_strided(out + begin, row + begin * s + shift, end - begin, s, pool->average);
         }
-        if (p->average)
-            for (ptrdiff_t x = 0; x < p->out_w; x++) out[x] /= p->row_counts[y] * p->column_counts[x];
+        if (pool->average)
+            for (ptrdiff_t x = 0; x < p->out_w; x++) out[x] /= pool->row_counts[y] * pool->column_counts[x];
     }
 }
 
@@ -83,10 +114,11 @@ static inline void subp_binary_run(int multiply, const float *a, const float *b,
     subp_activate(out, count, activation);
 }
 
+#define SUBP_DEFINE_POOL(isa) \
+    void subp_pool_##isa(const subp_pool *p, const float *in, float *out, float *row) { subp_pool_plane(p, in, out, row); }
+
 #define SUBP_DEFINE_PLANES(isa)                                                                           \
-    void subp_pool_##isa(const subp_pool *p, const float *in, float *out, float *row) {                   \
-        subp_pool_plane(p, in, out, row);                                                                 \
-    }                                                                                                     \
+    void f32_dwconv_any__##isa(const subp_depthwise *d) { subp_depthwise_plane(d); }                      \
     float subp_mean_##isa(const float *in, ptrdiff_t count) { return subp_mean_run(in, count); }           \
     void subp_binary_##isa(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,      \
                            int activation, float *out) {                                                  \

@@ -1,7 +1,7 @@
 /* The convolution kernels of every vector ISA. The including file defines, for its ISA:
  *   LANES; vec, of so many floats; lanes, a mask of them; first_lanes(n); load, load_lanes (the rest is zero and not
  *   read), store, store_lanes (the rest is not written); splat(float), madd(a, b, c) = a * b + c, add,
- *   relu (NaN stays NaN), evens(a, b) the even lanes of both;
+ *   relu and relu6 (NaN stays NaN), evens(a, b) the even lanes of both;
  *   TAIL_CHANNELS; cvec, of so many floats; cload, cstore, csplat, cmadd, cadd. */
 #include "activation.h"
 #include "kernels.h"
@@ -43,10 +43,24 @@ INLINE void add_products(vec acc[MAX_CHANNELS][MAX_VECTORS], const float *x, con
     }
 }
 
-/* Three passes over the registers, each a decision taken once: read per vector, the fields would have to be loaded again
+/* Not inlined: the code of all activations would be in every kernel. */
+static NOINLINE void activate(float *x, ptrdiff_t count, int activation) { subp_activate(x, count, activation); }
+
+/* The activations that take more than an instruction or two, on all accumulators at once: they are loops, which are
+ * slow on a few numbers. */
+INLINE void activate_block(vec acc[MAX_CHANNELS][MAX_VECTORS], int channels, int vectors, int activation) {
+    float sums[MAX_CHANNELS * MAX_VECTORS * LANES];
+    UNROLL for (int c = 0; c < channels; c++)
+        UNROLL for (int v = 0; v < vectors; v++) store(sums + (c * vectors + v) * LANES, acc[c][v]);
+    activate(sums, channels * vectors * LANES, activation);
+    UNROLL for (int c = 0; c < channels; c++)
+        UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = load(sums + (c * vectors + v) * LANES);
+}
+
+/* Several passes over the registers, each a decision taken once: read per vector, the fields would have to be loaded again
  * after every store, which might alias them. */
 INLINE void store_block(const subp_tile *t, vec acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int channels,
-                        int vectors, int partial, lanes part, ptrdiff_t count) {
+                        int vectors, int partial, lanes part) {
     const ptrdiff_t stride = t->out_stride;
     const int32_t stored = t->channels, activation = t->activation;
     float *out = t->out + at;
@@ -64,11 +78,13 @@ INLINE void store_block(const subp_tile *t, vec acc[MAX_CHANNELS][MAX_VECTORS], 
     }
     if (activation == SUBP_ACT_relu)
         UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = relu(acc[c][v]);
+    else if (activation == SUBP_ACT_relu6)
+        UNROLL for (int c = 0; c < channels; c++) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = relu6(acc[c][v]);
+    else if (activation != SUBP_ACT_none)
+        activate_block(acc, channels, vectors, activation);
     UNROLL for (int c = 0; c < channels; c++)
         if (c < stored)
             UNROLL for (int v = 0; v < vectors; v++) store_part(out + c * stride + v * LANES, acc[c][v], partial, part);
-    if (activation > SUBP_ACT_relu)
-        for (int32_t c = 0; c < stored; c++) subp_activate(out + c * stride, count, activation);
 }
 
 /* One pixel of TAIL_CHANNELS channels. */
@@ -81,7 +97,7 @@ INLINE void store_pixel(const subp_tile *t, cvec acc, ptrdiff_t at) {
         if (t->activation == SUBP_ACT_relu)
             sum = subp_act_relu(sum);
         else
-            subp_activate(&sum, 1, t->activation);
+            activate(&sum, 1, t->activation);
         t->out[to] = sum;
     }
 }
@@ -117,7 +133,7 @@ INLINE void block(const subp_tile *t, ptrdiff_t at, int channels, int vectors, i
         }
     }
     if (extra) store_pixel(t, last, at + vectors * LANES);
-    store_block(t, acc, at, channels, vectors, partial, part, count);
+    store_block(t, acc, at, channels, vectors, partial, part);
 }
 
 /* The last few pixels, with a vector over the channels: a vector over pixels would be mostly empty. There are too few

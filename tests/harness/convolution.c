@@ -1,4 +1,4 @@
-/* A whole convolution: planes, bands, work items in any order, with cuts that are legal but arbitrary. */
+/* A whole convolution: planes, bands, parts in any order, with cuts that are legal but arbitrary. */
 #include <math.h>
 #include <string.h>
 
@@ -12,13 +12,12 @@ typedef struct {
     ptrdiff_t size[2], kernel[2], stride[2], dilation[2], pad[2][2], out[2]; /* height, width; pad before, after */
 } shape;
 
-static shape random_shape(int depthwise) {
+static shape random_shape(void) {
     static const ptrdiff_t kernels[] = {1, 1, 3, 3, 5, 7}, blocks[] = {1, 2, 4, 8, 16, 32, 64};
     shape s = {.batch = between(1, 2), .groups = one_in(3) ? between(2, 4) : 1};
-    s.group_in = depthwise ? 1 : between(1, one_in(4) ? 20 : 9);
-    s.group_out = depthwise ? 1 : between(1, one_in(4) ? 70 : 20);
-    s.block = depthwise ? 1 : one_in(4) ? between(1, 70) : blocks[between(0, 6)];
-    if (depthwise) s.groups = between(1, 9);
+    s.group_in = between(1, one_in(4) ? 20 : 9);
+    s.group_out = between(1, one_in(4) ? 70 : 20);
+    s.block = one_in(4) ? between(1, 70) : blocks[between(0, 6)];
     s.rows_per_group = (s.group_out + s.block - 1) / s.block;
     const ptrdiff_t usual = kernels[between(0, 5)];
     const int in_place = one_in(3); /* 1x1 without padding or stride reads the input itself */
@@ -110,22 +109,21 @@ static void run_passes(const subp_conv *call, const subp_conv_arrays *arrays, pt
     for (ptrdiff_t pass = 0; pass < subp_conv_passes(call) * batch; pass++) subp_conv_pass(call, arrays, pass, planes);
 }
 
-/* As threads that share each pass do: fills and items in any order. */
-static void run_items(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes) {
+/* As threads that share each pass do: fills and parts in any order. */
+static void run_parts(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch,
+                      const subp_conv_parts *parts, float *planes) {
     for (ptrdiff_t pass = subp_conv_passes(call) * batch - 1; pass >= 0; pass--) {
         for (ptrdiff_t channel = subp_conv_fills(call) - 1; channel >= 0; channel--)
             subp_conv_fill(call, arrays, pass, channel, planes);
-        for (ptrdiff_t item = subp_conv_items(call) - 1; item >= 0; item--)
-            subp_conv_item(call, arrays, pass, item, planes);
+        for (ptrdiff_t part = parts->parts - 1; part >= 0; part--)
+            subp_conv_part(call, arrays, pass, parts, part, planes);
     }
 }
 
 void check_convolution(int isa) {
-    const int depthwise = one_in(4);
-    const shape s = random_shape(depthwise);
+    const shape s = random_shape();
     const subp_kernel *kernels[MAX_KERNELS + 8];
     subp_conv call = {
-        .op = depthwise ? SUBP_OP_dwconv : SUBP_OP_ubsconv,
         .in_channels = s.groups * s.group_in, .height = s.size[0], .width = s.size[1],
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
@@ -136,12 +134,19 @@ void check_convolution(int isa) {
         .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
     };
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
-        kernels[k] = subp_find_kernel(call.op, isa, s.block - n);
+        kernels[k] = subp_find_kernel(isa, s.block - n);
     plan_planes(&call, &s);
     const ptrdiff_t pixels = call.band * call.out_w;
-    call.row_step = between(1, call.rows);
     call.tile_pixels = between(1, one_in(2) ? 60 : pixels);
-    call.pixel_step = call.tile_pixels * between(1, (pixels + call.tile_pixels - 1) / call.tile_pixels);
+    subp_conv_parts parts;
+    if (one_in(2)) {
+        parts = subp_conv_divide(&call, between(1, 20));
+    } else {
+        parts.row_step = between(1, call.rows);
+        parts.pixel_step = call.tile_pixels * between(1, (pixels + call.tile_pixels - 1) / call.tile_pixels);
+        parts.parts = (call.rows + parts.row_step - 1) / parts.row_step;
+        parts.parts *= (pixels + parts.pixel_step - 1) / parts.pixel_step;
+    }
     call.pixels_outside = one_in(2);
     const int has_bias = !one_in(3), has_residual = one_in(2);
     describe("set %d convolution: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel %tdx%td "
@@ -149,7 +154,7 @@ void check_convolution(int isa) {
              "row_step %td pixel_step %td tile_pixels %td outside %d activation %s bias %d residual %d",
              isa, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0], s.size[1], s.kernel[0],
              s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1], s.pad[0][0], s.pad[0][1], s.pad[1][0],
-             s.pad[1][1], call.band, call.plane_rows, call.channel_stride, call.row_step, call.pixel_step,
+             s.pad[1][1], call.band, call.plane_rows, call.channel_stride, parts.row_step, parts.pixel_step,
              call.tile_pixels, call.pixels_outside, subp_activation_name(call.activation), has_bias, has_residual);
 
     const size_t inputs = (size_t)(s.batch * call.in_channels * call.height * call.width);
@@ -174,6 +179,6 @@ void check_convolution(int isa) {
     run_passes(&call, &arrays, s.batch, planes);
     check_outputs(&call, &s, values, indices, x, residual, out);
     arrays.out = again;
-    run_items(&call, &arrays, s.batch, planes);
-    if (memcmp(out, again, outputs * sizeof(float))) fail("work items in another order gave other bits");
+    run_parts(&call, &arrays, s.batch, &parts, planes);
+    if (memcmp(out, again, outputs * sizeof(float))) fail("parts in another order gave other bits");
 }

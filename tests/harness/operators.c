@@ -5,39 +5,42 @@
 
 void check_pool(int isa) {
     subp_pool p = {.average = one_in(2)};
+    subp_window *const w = &p.window;
+    const ptrdiff_t usual = one_in(2) ? between(2, 3) : 0; /* a square window with stride 2 */
     ptrdiff_t *fields[2][6] = {
-        {&p.height, &p.out_h, &p.kernel_h, &p.stride_h, &p.dilation_h, &p.pad_top},
-        {&p.width, &p.out_w, &p.kernel_w, &p.stride_w, &p.dilation_w, &p.pad_left},
+        {&w->height, &w->out_h, &w->kernel_h, &w->stride_h, &w->dilation_h, &w->pad_top},
+        {&w->width, &w->out_w, &w->kernel_w, &w->stride_w, &w->dilation_w, &w->pad_left},
     };
     for (int d = 0; d < 2; d++) {
-        ptrdiff_t kernel = *fields[d][2] = between(1, 7), stride = *fields[d][3] = between(1, 4);
-        ptrdiff_t dilation = *fields[d][4] = one_in(3) ? between(1, 3) : 1, reach = (kernel - 1) * dilation;
+        ptrdiff_t kernel = *fields[d][2] = usual ? usual : between(1, 7);
+        ptrdiff_t stride = *fields[d][3] = usual ? 2 : between(1, 4);
+        ptrdiff_t dilation = *fields[d][4] = !usual && one_in(3) ? between(1, 3) : 1, reach = (kernel - 1) * dilation;
         ptrdiff_t pad = *fields[d][5] = between(0, kernel), after = between(0, kernel + stride);
         ptrdiff_t size = *fields[d][0] = between(reach + 1 > pad ? reach + 1 - pad : 1, reach + 40);
         *fields[d][1] = (size + pad + after - reach - 1) / stride + 1; /* windows may hang over every edge */
     }
     describe("set %d pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d", isa,
-             p.height, p.width, p.out_h, p.out_w, p.kernel_h, p.kernel_w, p.stride_h, p.stride_w, p.dilation_h,
-             p.dilation_w, p.pad_top, p.pad_left, p.average);
-    float *row_counts = random_floats((size_t)p.out_h), *column_counts = random_floats((size_t)p.out_w);
-    for (ptrdiff_t i = 0; i < p.out_h; i++) row_counts[i] = (float)between(1, 7);
-    for (ptrdiff_t i = 0; i < p.out_w; i++) column_counts[i] = (float)between(1, 7);
+             w->height, w->width, w->out_h, w->out_w, w->kernel_h, w->kernel_w, w->stride_h, w->stride_w, w->dilation_h,
+             w->dilation_w, w->pad_top, w->pad_left, p.average);
+    float *row_counts = random_floats((size_t)w->out_h), *column_counts = random_floats((size_t)w->out_w);
+    for (ptrdiff_t i = 0; i < w->out_h; i++) row_counts[i] = (float)between(1, 7);
+    for (ptrdiff_t i = 0; i < w->out_w; i++) column_counts[i] = (float)between(1, 7);
     p.row_counts = p.average ? row_counts : NULL;
     p.column_counts = p.average ? column_counts : NULL;
-    float *in = random_floats((size_t)(p.height * p.width)), *row = exact_floats((size_t)p.width, NAN);
-    if (one_in(10)) in[between(0, p.height * p.width - 1)] = NAN;
-    float *out = exact_floats((size_t)(p.out_h * p.out_w), CANARY);
+    float *in = random_floats((size_t)(w->height * w->width)), *row = exact_floats((size_t)w->width, NAN);
+    if (one_in(10)) in[between(0, w->height * w->width - 1)] = NAN;
+    float *out = exact_floats((size_t)(w->out_h * w->out_w), CANARY);
     subp_kernel_set_at(isa).pool(&p, in, out, row);
-    for (ptrdiff_t at = 0; at < p.out_h * p.out_w; at++) {
-        const ptrdiff_t y = at / p.out_w, x = at % p.out_w;
+    for (ptrdiff_t at = 0; at < w->out_h * w->out_w; at++) {
+        const ptrdiff_t y = at / w->out_w, x = at % w->out_w;
         double most = -INFINITY;
         sum s = {0, 0};
-        for (ptrdiff_t i = 0; i < p.kernel_h; i++)
-            for (ptrdiff_t j = 0; j < p.kernel_w; j++) {
-                ptrdiff_t from_y = y * p.stride_h + i * p.dilation_h - p.pad_top;
-                ptrdiff_t from_x = x * p.stride_w + j * p.dilation_w - p.pad_left;
-                if (from_y < 0 || from_y >= p.height || from_x < 0 || from_x >= p.width) continue;
-                float value = in[from_y * p.width + from_x];
+        for (ptrdiff_t i = 0; i < w->kernel_h; i++)
+            for (ptrdiff_t j = 0; j < w->kernel_w; j++) {
+                ptrdiff_t from_y = y * w->stride_h + i * w->dilation_h - w->pad_top;
+                ptrdiff_t from_x = x * w->stride_w + j * w->dilation_w - w->pad_left;
+                if (from_y < 0 || from_y >= w->height || from_x < 0 || from_x >= w->width) continue;
+                float value = in[from_y * w->width + from_x];
                 if (isnan(value) || value > most) most = isnan(most) ? most : value;
                 add_term(&s, value);
             }
@@ -45,7 +48,7 @@ void check_pool(int isa) {
             double divisor = (double)row_counts[y] * column_counts[x];
             s.value /= divisor;
             s.size /= divisor;
-            check_sum("average", at, out[at], s, p.kernel_h * p.kernel_w, SUBP_ACT_none);
+            check_sum("average", at, out[at], s, w->kernel_h * w->kernel_w, SUBP_ACT_none);
         } else if (isnan(most) ? !isnan(out[at]) : out[at] != most) {
             fail("maximum %td is %.9g; expected %.9g", at, out[at], most);
         }

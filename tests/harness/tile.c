@@ -29,9 +29,8 @@ static void random_offsets(ptrdiff_t *offsets, ptrdiff_t count, ptrdiff_t reach)
 }
 
 void check_tile(int isa, const subp_kernel *kernel) {
-    const int depthwise = kernel->op == SUBP_OP_dwconv;
     const ptrdiff_t count = random_count(kernel->pixels), width = kernel->channels;
-    const int32_t taps = random_taps(), kept = depthwise ? 1 : (int32_t)between(1, one_in(3) ? 4 : 33);
+    const int32_t taps = random_taps(), kept = (int32_t)between(1, one_in(3) ? 4 : 33);
     const int32_t channels = one_in(2) ? kernel->channels : (int32_t)between(1, width);
     const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70)), outputs = (channels - 1) * out_stride + count;
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);

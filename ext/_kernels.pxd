@@ -1,0 +1,104 @@
+# cython: language_level=3
+"""What _kernels.pyx uses of the C files in kernels/; the comments are there."""
+
+from libc.stdint cimport int32_t
+
+
+cdef extern from "kernels.h" nogil:
+    ctypedef struct subp_kernel:
+        const char *name
+        int isa
+        int32_t channels, pixels
+    ctypedef struct subp_window:
+        Py_ssize_t height, width, out_h, out_w
+        Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
+    ctypedef struct subp_depthwise:
+        const subp_window *window
+        const float *input "in"
+        const float *padding
+        const float *values
+        const float *bias
+        const float *residual
+        float *out
+        int activation
+    ctypedef struct subp_depthwise_kernel:
+        const char *name
+        int isa
+        int32_t size, stride
+        void (*run)(const subp_depthwise *) noexcept nogil
+    ctypedef struct subp_pool:
+        subp_window window
+        int average
+        const float *row_counts
+        const float *column_counts
+    ctypedef void (*subp_halve_fn)(const float *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, float *out,
+                                   Py_ssize_t out_step) noexcept nogil
+    int SUBP_ISA_COUNT
+    int SUBP_ACT_COUNT
+
+
+cdef extern from "omp.h" nogil:
+    int omp_pause_soft
+    int omp_pause_resource_all(int kind)
+
+
+cdef extern from "cpu.h" nogil:
+    const char *const subp_cpu_features[]
+    int subp_cpu_has(const char *feature)
+
+
+cdef extern from "dispatch.h" nogil:
+    ctypedef struct subp_kernel_set:
+        const char *name
+        const char *needs
+        int usable
+        float (*peak)(Py_ssize_t rounds, float factor) noexcept nogil
+        int peak_flops
+        void (*pool)(const subp_pool *p, const float *input, float *out, float *row) noexcept nogil
+        float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
+        void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
+                       float *out) noexcept nogil
+        subp_halve_fn halve
+        void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
+    const subp_kernel subp_kernel_table[]
+    const int subp_kernel_count
+    subp_kernel_set subp_kernel_set_at(int isa)
+    const char *subp_activation_name(int activation)
+    const subp_kernel *subp_find_kernel(int isa, Py_ssize_t channels)
+    const subp_depthwise_kernel subp_depthwise_table[]
+    const int subp_depthwise_count
+    const subp_depthwise_kernel *subp_find_depthwise(int isa, const subp_window *window)
+
+
+cdef extern from "conv.h" nogil:
+    ctypedef struct subp_conv:
+        Py_ssize_t in_channels, height, width, out_channels, out_h, out_w
+        Py_ssize_t groups, rows, kept, block
+        int32_t taps
+        int activation
+        subp_halve_fn halve
+        const subp_kernel *const *kernels
+        const float *values
+        const int32_t *channel_offsets
+        const float *bias
+        Py_ssize_t copies
+        const Py_ssize_t *copy_rows
+        const Py_ssize_t *copy_cols
+        Py_ssize_t pad_top, pad_left, stride_h, stride_w, band, plane_rows, channel_stride
+        const Py_ssize_t *tap_offsets
+        Py_ssize_t tile_pixels
+        int pixels_outside
+    ctypedef struct subp_conv_parts:
+        Py_ssize_t row_step, pixel_step, parts
+    ctypedef struct subp_conv_arrays:
+        const float *x
+        const float *residual
+        float *out
+    Py_ssize_t subp_conv_passes(const subp_conv *call)
+    Py_ssize_t subp_conv_fills(const subp_conv *call)
+    subp_conv_parts subp_conv_divide(const subp_conv *call, Py_ssize_t threads)
+    void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                        float *planes)
+    void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
+                        const subp_conv_parts *parts, Py_ssize_t part, const float *planes)
+    void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes)

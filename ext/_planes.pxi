@@ -1,0 +1,90 @@
+# Pooling and element-wise operators: a part of _kernels.pyx.
+
+# Elements of a work item of the element-wise operators.
+cdef enum:
+    CHUNK = 16384
+
+
+def pool(
+    str kernel_set,
+    const float[:, :, ::1] x,  # IN [planes, height, width]
+    kernel,  # (height, width), as stride, dilation and pad
+    stride,
+    dilation,
+    pad,  # (top, left)
+    counts,  # (rows, columns) float32, what an average divides by; None for the maximum
+    float[:, :, ::1] out,  # OUT [planes, out_h, out_w]
+    int threads,
+):
+    """Pools every plane; windows may hang over any edge."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef subp_pool p
+    cdef const float[::1] row_counts, column_counts
+    cdef Py_ssize_t plane, planes = x.shape[0], size = x.shape[1] * x.shape[2], out_size = out.shape[1] * out.shape[2]
+    assert planes == out.shape[0] and planes > 0 and size > 0 and out_size > 0 and threads > 0
+    _describe(&p.window, (x.shape[1], x.shape[2]), (out.shape[1], out.shape[2]), kernel, stride, dilation, pad)
+    p.average = counts is not None
+    if counts is not None:
+        row_counts, column_counts = counts
+        assert row_counts.shape[0] == p.window.out_h and column_counts.shape[0] == p.window.out_w
+        p.row_counts, p.column_counts = &row_counts[0], &column_counts[0]
+    rows = np.empty((threads, p.window.width), np.float32)
+    cdef float[:, ::1] row = rows
+    cdef const float *source = &x[0, 0, 0]
+    cdef float *target = &out[0, 0, 0]
+    for plane in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        entry.pool(&p, source + plane * size, target + plane * out_size, &row[threadid(), 0])
+
+
+def mean(
+    str kernel_set,
+    const float[:, ::1] x,  # IN [planes, pixels]
+    float[::1] out,  # OUT [planes]
+    int threads,
+):
+    """Averages every plane."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef Py_ssize_t plane, planes = x.shape[0], size = x.shape[1]
+    assert planes == out.shape[0] and planes > 0 and size > 0 and threads > 0
+    for plane in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        out[plane] = entry.mean(&x[plane, 0], size)
+
+
+def binary(
+    str kernel_set,
+    bint multiply,  # else add
+    const float[:, ::1] a,  # IN [runs, n]
+    const float[:, ::1] b,  # IN as a, or [runs, 1]
+    activation,  # a name, or None
+    float[:, ::1] out,  # OUT as a
+    int threads,
+):
+    """Computes activation(a + b) or activation(a * b)."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef int number = _activation_number(activation)
+    cdef Py_ssize_t n = a.shape[1], chunks = (n + CHUNK - 1) // CHUNK, items = a.shape[0] * chunks, i, run, at
+    cdef bint one = b.shape[1] == 1
+    assert a.shape[0] == b.shape[0] == out.shape[0] and n == out.shape[1] and (one or b.shape[1] == n)
+    assert items > 0 and threads > 0
+    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        run = i // chunks
+        at = i % chunks * CHUNK
+        entry.binary(
+            multiply, &a[run, at], &b[run, 0 if one else at], one, min(CHUNK, n - at), number, &out[run, at]
+        )
+
+
+def activate(
+    str kernel_set,
+    const float[::1] x,  # IN [n]
+    activation,  # a name
+    float[::1] out,  # OUT [n]
+    int threads,
+):
+    """Computes activation(x)."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef int number = _activation_number(activation)
+    cdef Py_ssize_t n = x.shape[0], items = (n + CHUNK - 1) // CHUNK, i
+    assert n == out.shape[0] and n > 0 and threads > 0
+    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        entry.activate(&x[i * CHUNK], min(CHUNK, n - i * CHUNK), number, &out[i * CHUNK])

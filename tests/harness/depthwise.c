@@ -1,0 +1,66 @@
+/* One plane of a depthwise convolution: the kernel that a window gets, and the one for any window. */
+#include <math.h>
+#include <string.h>
+
+#include "harness.h"
+
+static subp_window random_window(void) {
+    const int usual = !one_in(3); /* square and not dilated, as the kernels for one window want it */
+    const ptrdiff_t size = 3 + 2 * between(0, 2), stride = between(1, 2);
+    ptrdiff_t kernel[2], step[2], dilation[2], pad[2], in[2], out[2];
+    for (int d = 0; d < 2; d++) {
+        kernel[d] = usual ? size : between(1, 8);
+        step[d] = usual ? stride : between(1, 3);
+        dilation[d] = usual ? 1 : between(1, 3);
+        ptrdiff_t reach = (kernel[d] - 1) * dilation[d], after = one_in(2) ? reach / 2 : between(0, reach + 3);
+        pad[d] = one_in(2) ? reach / 2 : between(0, reach + 3);
+        ptrdiff_t least = reach + 1 - pad[d] - after;
+        in[d] = (least > 1 ? least : 1) + between(0, one_in(4) ? 120 : 20);
+        out[d] = (in[d] + pad[d] + after - reach - 1) / step[d] + 1;
+    }
+    return (subp_window){in[0],   in[1],   out[0],      out[1],      kernel[0], kernel[1],
+                         step[0], step[1], dilation[0], dilation[1], pad[0],    pad[1]};
+}
+
+static void check_plane(const subp_depthwise *d, const float *residual) {
+    const subp_window *w = d->window;
+    for (ptrdiff_t at = 0; at < w->out_h * w->out_w; at++) {
+        sum s = {0, 0};
+        for (ptrdiff_t i = 0; i < w->kernel_h; i++)
+            for (ptrdiff_t j = 0; j < w->kernel_w; j++) {
+                ptrdiff_t y = at / w->out_w * w->stride_h + i * w->dilation_h - w->pad_top;
+                ptrdiff_t x = at % w->out_w * w->stride_w + j * w->dilation_w - w->pad_left;
+                if (y >= 0 && y < w->height && x >= 0 && x < w->width)
+                    add_product(&s, d->values[i * w->kernel_w + j], d->in[y * w->width + x]);
+            }
+        if (d->bias) add_term(&s, *d->bias);
+        if (residual) add_term(&s, residual[at]);
+        check_sum("output", at, d->out[at], s, w->kernel_h * w->kernel_w, d->activation);
+    }
+}
+
+void check_depthwise(int isa) {
+    const subp_window w = random_window();
+    const subp_depthwise_kernel *kernel = subp_find_depthwise(isa, &w);
+    for (int i = 0; i < subp_depthwise_count && one_in(3); i++)
+        if (subp_depthwise_table[i].isa == (enum subp_isa)isa && !subp_depthwise_table[i].size)
+            kernel = &subp_depthwise_table[i];
+    const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
+    const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
+    describe("set %d %s: size %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td out %tdx%td "
+             "activation %s bias %d residual %d in place %d",
+             isa, kernel->name, w.height, w.width, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h,
+             w.dilation_w, w.pad_top, w.pad_left, w.out_h, w.out_w, subp_activation_name(activation), has_bias,
+             has_residual, in_place);
+    const size_t outputs = (size_t)(w.out_h * w.out_w);
+    const float *residual = has_residual ? random_floats(outputs) : NULL;
+    float *out = exact_floats(outputs, CANARY);
+    if (in_place) memcpy(out, residual, outputs * sizeof(float));
+    subp_depthwise call = {
+        .window = &w, .in = random_floats((size_t)(w.height * w.width)), .padding = exact_floats((size_t)w.width, 0.0f),
+        .values = random_floats((size_t)(w.kernel_h * w.kernel_w)), .bias = has_bias ? random_floats(1) : NULL,
+        .residual = in_place ? out : residual, .out = out, .activation = activation,
+    };
+    kernel->run(&call);
+    check_plane(&call, residual);
+}
