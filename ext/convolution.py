@@ -28,6 +28,9 @@ RUN_PIXELS = 48
 # Bytes of input beyond which every block row would fetch it anew from outside the second cache.
 CACHED_INPUT = 1024 * 1024
 
+# Input sizes that a convolution stays prepared for.
+KEPT_SIZES = 8
+
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """Returns (height, width) from one number or two.
@@ -150,6 +153,11 @@ class Convolution:
         kept = round(self.kept_share * group_in)
         return int(out_shape[0]) * outputs * kept * kh * kw * int(out_shape[2]) * int(out_shape[3])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return self._values.nbytes + self._indices.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns the height and width of the output for an input of this size.
 
@@ -210,6 +218,8 @@ class Convolution:
     def prepare(self, height: int, width: int) -> Any:
         """Returns the compiled convolution for one input size, and its output's height and width."""
         if (height, width) not in self._prepared:
+            while len(self._prepared) >= KEPT_SIZES:
+                self._prepared.pop(next(iter(self._prepared)))
             build = self._build_depthwise if self._depthwise else self._build
             self._prepared[height, width] = build(height, width), self.out_size(height, width)
         return self._prepared[height, width]

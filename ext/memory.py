@@ -1,48 +1,16 @@
-"""Memory that runs reuse: a fresh array costs page faults and cold caches on every run."""
+"""Memory: aligned arrays, and one arena for everything a run computes, planned from when each part is in use."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 # Floats of a cache line: vector loads and stores that never cross one are faster.
 LINE = 16
-
-# Bytes from which NumPy asks the system for huge pages, and from which blocks are worth rounding up to that.
-HUGE, LARGE = 4 << 20, 1 << 19
-
-
-class Arena:
-    """Arrays of one thread whose memory returns here when the last view of them is gone."""
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[np.ndarray]] = {}
-
-    def empty(self, shape: Sequence[int]) -> np.ndarray:
-        """An uninitialised C-contiguous float32 array that begins with a cache line."""
-        size = 4 * math.prod(shape)
-        size = -(-size // HUGE) * HUGE if size >= LARGE else 1 << max(12, (size - 1).bit_length())
-        free = self._free.setdefault(size, [])
-        # The latest to return is the likeliest to be in a cache.
-        storage = free.pop() if free else aligned(size // 4)
-        return np.asarray(_Block(storage, free, tuple(shape)))
-
-
-class _Block:
-    """What the arrays of one allocation hold on to."""
-
-    __slots__ = ("__array_interface__", "_free", "_storage")
-
-    def __init__(self, storage: np.ndarray, free: list[np.ndarray], shape: tuple[int, ...]) -> None:
-        self._storage, self._free = storage, free
-        data = (storage.ctypes.data, False)
-        self.__array_interface__ = {"data": data, "shape": shape, "typestr": storage.dtype.str, "version": 3}
-
-    def __del__(self) -> None:
-        self._free.append(self._storage)
 
 
 def aligned(size: int) -> np.ndarray:
@@ -53,7 +21,7 @@ def aligned(size: int) -> np.ndarray:
 
 
 def aligned_empty(shape: Sequence[int]) -> np.ndarray:
-    """As `Arena.empty`, for those without an arena."""
+    """An uninitialised C-contiguous float32 array that begins with a cache line."""
     return aligned(math.prod(shape)).reshape(shape)
 
 
@@ -69,3 +37,59 @@ def scratch(size: int) -> np.ndarray:
     if _scratch.buffer.size < size:
         _scratch.buffer = aligned(size)
     return _scratch.buffer
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory that one or more values of a run live in.
+
+    Attributes:
+        nbytes: its size.
+        first, last: the steps that write it first and touch it last.
+        home: another buffer that it is a part of, and where in it; None for memory of its own.
+        offset: where in the arena, once `place` has run.
+    """
+
+    nbytes: int
+    first: int
+    last: int
+    home: tuple[Buffer, int] | None = None
+    offset: int = 0
+
+    def root(self) -> tuple[Buffer, int]:
+        """Returns the buffer with memory of its own, and where in it this one begins."""
+        buffer, start = self, 0
+        while buffer.home:
+            buffer, start = buffer.home[0], start + buffer.home[1]
+        return buffer, start
+
+    def move_into(self, other: Buffer, start: int) -> None:
+        """Makes this buffer a part of another one, which then lives as long as both."""
+        self.home = (other, start)
+        root = other.root()[0]
+        root.first, root.last = min(root.first, self.first), max(root.last, self.last)
+
+
+def place(buffers: Sequence[Buffer]) -> int:
+    """Gives every buffer its offset, so that no two overlap while both are in use; returns the bytes of the arena.
+
+    The largest first, each at the lowest place that is free over all of its life.
+    """
+    roots = sorted((b for b in buffers if not b.home), key=lambda b: (-b.nbytes, b.first))
+    firsts, lasts, starts, ends = np.zeros((4, len(roots)), np.int64)
+    total = 0
+    for count, buffer in enumerate(roots):
+        size = -(-max(buffer.nbytes, 1) // (4 * LINE)) * 4 * LINE
+        rivals = np.flatnonzero((firsts[:count] <= buffer.last) & (lasts[:count] >= buffer.first))
+        offset = 0
+        for rival in rivals[np.argsort(starts[rivals], kind="stable")]:
+            if starts[rival] >= offset + size:
+                break
+            offset = max(offset, int(ends[rival]))
+        firsts[count], lasts[count], starts[count], ends[count] = buffer.first, buffer.last, offset, offset + size
+        buffer.offset, total = offset, max(total, offset + size)
+    for buffer in buffers:
+        if buffer.home:
+            root, start = buffer.root()
+            buffer.offset = root.offset + start
+    return total

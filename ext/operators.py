@@ -1,153 +1,26 @@
-"""Which implementation runs a node: the table from operators to kernels, and the reference for the rest."""
+"""Which implementation runs a node: the table from operators to kernels, and the reference for the rest.
+
+A maker takes the planner, the node's resolved arguments and what was packed for the node at load. It appends steps and
+returns the node's value, or None where the arguments are beyond it; the reason is then kept for the report.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from subp_ext import planes, runtime
+from subp_ext import infer, planes
 from subp_ext.convolution import Convolution
-from subp_ext.graph import ACTIVATIONS, Node, Ref
-from subp_ext.memory import Arena
+from subp_ext.graph import Node, Ref
+from subp_ext.planner import At, Call, Planner, Tensor, phantoms, tensors_in
 from subp_ext.reference import REFERENCE
 from subp_ext.sparse import UniformBlockSparse
 
-Constants = dict[str, np.ndarray | UniformBlockSparse]
-
-
-class Implementation(Protocol):
-    """A node ready to run: constants packed, arguments checked."""
-
-    kernel: str
-    kept_share: float | None
-    reads: tuple[str, ...]
-
-    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> Any:
-        """Computes the node's output from the values it reads; large results take their memory from the arena."""
-
-    def macs(self, result: Any) -> int | None:
-        """Multiply-accumulates that led to this result; None where they are not counted."""
-
-
-class ReferenceNode:
-    """Runs a node on NumPy."""
-
-    kernel = "reference"
-    kept_share = None
-
-    def __init__(self, node: Node, constants: Constants) -> None:
-        self._run = REFERENCE[node.op]
-        self._args = {name: resolve(value, constants, partial=True) for name, value in node.args.items()}
-        self.reads = _unresolved(node, constants)
-        self._weight = self._args.get("weight") if node.op == "linear" else None
-
-    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> Any:
-        return self._run(**{name: resolve(value, values) for name, value in self._args.items()})
-
-    def macs(self, result: Any) -> int | None:
-        if not isinstance(self._weight, np.ndarray):
-            return None
-        return result.size * self._weight.shape[1]
-
-
-class ConvolutionNode:
-    """Runs a conv2d node with constant weights on the kernels."""
-
-    def __init__(self, node: Node, constants: Constants) -> None:
-        args = {name: resolve(value, constants, partial=True) for name, value in node.args.items()}
-        self._input, self._residual = args.pop("input"), args.pop("residual", None)
-        self._convolution = Convolution(**args)
-        self.kernel, self.kept_share = self._convolution.kernel, self._convolution.kept_share
-        self.reads = _unresolved(node, constants)
-
-    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> np.ndarray:
-        x, residual = resolve(self._input, values), resolve(self._residual, values)
-        return self._convolution(x, residual, threads=threads, empty=arena.empty)
-
-    def macs(self, result: np.ndarray) -> int:
-        return self._convolution.macs(result.shape)
-
-
-class LinearNode:
-    """Runs a linear node with constant weights as a 1x1 convolution, the batch as its pixels."""
-
-    kept_share = None
-
-    def __init__(self, node: Node, constants: Constants) -> None:
-        args = {name: resolve(value, constants, partial=True) for name, value in node.args.items()}
-        self._input, weight = args["input"], args["weight"]
-        self._convolution = Convolution(weight[:, :, None, None], args.get("bias"), activation=args.get("activation"))
-        self.kernel, self._inputs = self._convolution.kernel, weight.shape[1]
-        self.reads = _unresolved(node, constants)
-
-    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> np.ndarray:
-        x = np.asarray(resolve(self._input, values))
-        pixels = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)
-        out = self._convolution(pixels[None, :, None, :], threads=threads)
-        return np.ascontiguousarray(out[0, :, 0, :].T).reshape(*x.shape[:-1], -1)
-
-    def macs(self, result: np.ndarray) -> int:
-        return result.size * self._inputs
-
-
-class PlanesNode(ReferenceNode):
-    """Runs a node on one of the functions of `planes`, or on the reference where that has no kernel.
-
-    `kernel` says which of them ran last.
-    """
-
-    def __init__(self, function: Callable[..., np.ndarray | None], node: Node, constants: Constants) -> None:
-        super().__init__(node, constants)
-        self._function, self._kernel = function, f"f32_{node.op}__{runtime.kernel_set()}"
-        self.kernel = self._kernel
-
-    def run(self, values: dict[str, Any], threads: int, arena: Arena) -> Any:
-        args = {name: resolve(value, values) for name, value in self._args.items()}
-        result = self._function(arena, threads, **args)
-        self.kernel = "reference" if result is None else self._kernel
-        return self._run(**args) if result is None else result
-
-
-def _conv2d(node: Node, constants: Constants) -> Implementation | None:
-    parameters = (node.args.get("weight"), node.args.get("bias"))
-    fixed = all(value is None or (isinstance(value, Ref) and value.name in constants) for value in parameters)
-    return ConvolutionNode(node, constants) if fixed else None
-
-
-def _linear(node: Node, constants: Constants) -> Implementation | None:
-    weight = constants.get(node.args["weight"].name) if isinstance(node.args.get("weight"), Ref) else None
-    bias = node.args.get("bias")
-    fixed = bias is None or (isinstance(bias, Ref) and bias.name in constants)
-    is_matrix = isinstance(weight, np.ndarray) and weight.dtype == np.float32 and weight.ndim == 2
-    return LinearNode(node, constants) if is_matrix and fixed else None
-
-
-def _planes(function: Callable[..., np.ndarray | None], *names: str) -> Callable[..., Implementation | None]:
-    """An entry for nodes with none but the named arguments."""
-
-    def make(node: Node, constants: Constants) -> Implementation | None:
-        return PlanesNode(function, node, constants) if set(node.args) <= set(names) else None
-
-    return make
-
-
-_WINDOW = ("self", "kernel_size", "stride", "padding", "ceil_mode")
-
-# Each entry returns an implementation, or None where the node's arguments are beyond it.
-KERNELS: dict[str, Callable[[Node, Constants], Implementation | None]] = {
-    "conv2d": _conv2d,
-    "linear": _linear,
-    "max_pool2d": _planes(planes.max_pool2d, *_WINDOW, "dilation"),
-    "avg_pool2d": _planes(planes.avg_pool2d, *_WINDOW, "count_include_pad", "divisor_override"),
-    "adaptive_avg_pool2d": _planes(planes.adaptive_avg_pool2d, "self", "output_size"),
-    "mean": _planes(planes.mean, "self", "dim", "keepdim"),
-    "add": _planes(planes.add, "self", "other", "alpha"),
-    "mul": _planes(planes.mul, "self", "other"),
-    **{name: _planes(partial(planes.activate, name), "self") for name in ACTIVATIONS if name in REFERENCE},
-}
+Constants = dict[str, Any]
 
 
 def supported_ops() -> tuple[str, ...]:
@@ -155,20 +28,136 @@ def supported_ops() -> tuple[str, ...]:
     return tuple(sorted(REFERENCE))
 
 
-def implement(node: Node, constants: Constants) -> Implementation:
-    """Returns the best implementation of a node."""
-    found = KERNELS[node.op](node, constants) if node.op in KERNELS else None
-    return found or ReferenceNode(node, constants)
+def pack(node: Node, constants: Constants) -> Convolution | None:
+    """Packs the weights of a convolution or linear layer, once for all plans; None if they are not constants.
+
+    Raises:
+        ValueError: arguments that do not fit.
+    """
+    if node.op not in ("conv2d", "linear"):
+        return None
+    args = {name: value for name, value in node.args.items() if name not in ("input", "residual")}
+    if any(isinstance(value, Ref) and value.name not in constants for value in args.values()):
+        return None
+    args = {name: constants[value.name] if isinstance(value, Ref) else value for name, value in args.items()}
+    weight = args.pop("weight", None)
+    if node.op == "linear" and isinstance(weight, np.ndarray) and weight.ndim == 2:
+        weight = weight[:, :, None, None]
+    is_floating = isinstance(weight, UniformBlockSparse) or getattr(weight, "dtype", None) == np.float32
+    return Convolution(weight, **args) if is_floating else None
 
 
-def resolve(value: Any, values: dict[str, Any], partial: bool = False) -> Any:
-    """Replaces references, nested ones too, by what they name; `partial` leaves the unknown ones."""
-    if isinstance(value, Ref):
-        return values.get(value.name, value) if partial else values[value.name]
-    if isinstance(value, (list, tuple)):
-        return [resolve(item, values, partial) for item in value]
-    return value
+def implement(packed: dict[str, Convolution], planner: Planner, node: Node, args: dict[str, Any]) -> Any:
+    """Plans a node on the best implementation there is; returns its value."""
+    why = "no kernel for this operator"
+    if node.output in packed:
+        maker: Callable[..., Any] | None = partial(_MAKERS[node.op], packed[node.output])
+    else:
+        maker = planes.MAKERS.get(node.op)
+    if maker:
+        found = maker(planner, **args)
+        if not isinstance(found, str):
+            return found
+        why = found
+    return _reference(planner, node.op, args, why)
 
 
-def _unresolved(node: Node, constants: Constants) -> tuple[str, ...]:
-    return tuple({ref.name for ref in node.refs() if ref.name not in constants})
+def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any:
+    """The operator on NumPy, in memory that NumPy allocates, copied to its place."""
+    specs = infer.infer(op, phantoms(args))
+    several = isinstance(specs, list)
+    outs = [planner.empty(*spec) for spec in (specs if several else [specs])]
+
+    def bind(at: At) -> Call:
+        bound, targets = {name: at(value) for name, value in args.items()}, at(outs)
+
+        def call() -> None:
+            result = REFERENCE[op](**bound)
+            for target, part in zip(targets, result if several else [result], strict=True):
+                assert target.shape == part.shape, (op, target.shape, part.shape)
+                np.copyto(target, part)
+
+        return call
+
+    macs = math.prod(outs[0].view.shape) * args["self"].view.shape[-1] if op in ("matmul", "mm", "bmm") else None
+    if op in ("conv2d", "linear"):
+        macs = math.prod(outs[0].view.shape) * math.prod(phantoms(args["weight"]).shape[1:])
+    planner.step(op, "reference", why, bind, tensors_in(args), outs, macs=macs, dense_macs=macs)
+    return outs if several else outs[0]
+
+
+def _convolve(convolution: Convolution, planner: Planner, op: str, x: Tensor, residual: Any = None) -> Tensor | str:
+    """`[B, I, H, W]` in C order to `[B, O, Ho, Wo]`."""
+    batch, channels, height, width = x.view.shape
+    group_in = convolution.shape[1]
+    if channels != group_in * convolution.groups:
+        raise ValueError(f"input has {channels} channels; the weight is for {group_in * convolution.groups}")
+    infer.infer("conv2d", _geometry_args(convolution, x))
+    compiled, out_size = convolution.prepare(height, width)
+    shape = (batch, convolution.shape[0], *out_size)
+    if residual is not None:
+        form = residual.view if isinstance(residual, Tensor) else residual
+        if form.shape != shape or form.dtype != np.float32:
+            return "the residual has another shape or dtype"
+        residual = planner.contiguous(residual)
+    out, planes_memory = planner.empty(shape), planner.scratch(compiled.scratch * planner.threads)
+    threads = planner.threads
+
+    def bind(at: At) -> Call:
+        return partial(compiled.run, at(x), at(residual), at(out), at(planes_memory), threads)
+
+    macs = convolution.macs(shape)
+    planner.step(
+        op,
+        convolution.kernel,
+        "sparse" if convolution.kept_share < 1 else "dense",
+        bind,
+        [x, residual],
+        [out, planes_memory],
+        kept_share=convolution.kept_share,
+        macs=macs,
+        dense_macs=math.prod(shape) * math.prod(convolution.shape[1:]),
+    )
+    return out
+
+
+def _geometry_args(convolution: Convolution, x: Tensor) -> dict[str, Any]:
+    return {
+        "input": x.view,
+        "weight": np.broadcast_to(np.zeros((), np.float32), convolution.shape),
+        "stride": list(convolution.stride),
+        "padding": [list(pads) for pads in convolution.padding],
+        "dilation": list(convolution.dilation),
+        "groups": convolution.groups,
+    }
+
+
+def _conv2d(
+    convolution: Convolution, planner: Planner, input: Any, residual: Any = None, **packed: Any
+) -> Tensor | str:
+    if not isinstance(input, Tensor) or input.view.dtype != np.float32 or input.view.ndim != 4:
+        return "the input is not a float32 tensor of four dimensions"
+    if 0 in input.view.shape:
+        return "the input is empty"
+    return _convolve(convolution, planner, "conv2d", planner.contiguous(input), residual)
+
+
+def _linear(convolution: Convolution, planner: Planner, input: Any, **packed: Any) -> Tensor | str:
+    """As a 1x1 convolution, the rows as its pixels. Channels that are planes in memory stay planes."""
+    if not isinstance(input, Tensor) or input.view.dtype != np.float32 or input.view.size == 0:
+        return "the input is not a float32 tensor, or empty"
+    shape, outputs = input.view.shape, convolution.shape[0]
+    last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
+    if len(shape) == 4 and input.view.transpose(last_first).flags.c_contiguous:
+        x = planner.view(input, lambda v: v.transpose(last_first))
+        out = _convolve(convolution, planner, "linear", x)
+        return planner.view(out, lambda v: v.transpose(0, 2, 3, 1))
+    rows = math.prod(shape[:-1])
+    flat = planner.view(planner.contiguous(input), lambda v: v.reshape(rows, shape[-1]))
+    pixels = planner.contiguous(planner.view(flat, lambda v: v.T))
+    x = planner.view(pixels, lambda v: v.reshape(1, shape[-1], 1, rows))
+    out = _convolve(convolution, planner, "linear", x)
+    return planner.view(out, lambda v: v.reshape(outputs, rows).T.reshape(*shape[:-1], outputs))
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {"conv2d": _conv2d, "linear": _linear}

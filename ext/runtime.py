@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from functools import cache
@@ -114,6 +115,20 @@ def _quota(directory: Path) -> float | None:
     except OSError:
         return None
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+
+
+def memory_limit() -> int:
+    """Returns the bytes this process may use: the least of physical memory, address space and control group."""
+    limits = [1 << 46]
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ImportError, OSError):
+        import resource  # not on every system
+
+        limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is none
+    return min(limits)
 
 
 def cpu_info() -> dict[str, Any]:

@@ -5,50 +5,38 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from subp_ext import runtime
-from subp_ext.format import load
-from subp_ext.graph import Graph, TensorSpec
-from subp_ext.memory import Arena
-from subp_ext.operators import Implementation, implement, supported_ops
+from subp_ext import infer, runtime
+from subp_ext.convolution import Convolution
+from subp_ext.format import FormatError, load
+from subp_ext.graph import Graph, Node, TensorSpec
+from subp_ext.operators import implement, pack, supported_ops
+from subp_ext.planner import MOST_CONSTANTS, Plan, Planner, State, compute, guarded, resolve
+from subp_ext.report import Report, report_rows
 
-# Called after each node with its position, its output and the seconds it took.
-_Observer = Callable[[int, Any, float], None]
+# Sets of input shapes that a session remembers, each with its memory.
+KEPT_PLANS = 8
 
-
-@dataclass(frozen=True)
-class ReportRow:
-    """What ran one node: `kernel` is its name or "reference"; MACs are those on kept weights; ms if profiled."""
-
-    node: str
-    op: str
-    kernel: str
-    kept_share: float | None
-    macs: int | None
-    output_shape: tuple[int, ...] | None
-    ms: float | None
-
-
-@dataclass(frozen=True)
-class _Step:
-    output: str
-    op: str
-    implementation: Implementation
-    dead: tuple[str, ...]  # values that no later step reads
+Inputs = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
 
 
 class Session:
-    """A model ready to run. Several Python threads may call `run` at once.
+    """A model ready to run.
+
+    Several Python threads may call `run` at once: each run takes memory of its own from a pool, which grows to as many
+    as ever ran together. Weights are shared.
 
     Args:
         model: path of a `.subp` file, or a Graph.
         threads: per run; by default `SUBP_NUM_THREADS`, else the CPUs this process may use. The result does not
             depend on it.
+        profile: measures every step of every run, for `report`.
 
     Attributes:
         inputs: TensorSpecs of the inputs, in the order `run` takes them; None in a shape is any size.
@@ -57,125 +45,141 @@ class Session:
         metadata: what was stored with the model.
 
     Raises:
-        FileNotFoundError, FormatError: see `load`.
-        ValueError: the graph is not valid, or has operators this version does not know.
+        FileNotFoundError, FormatError: see `load`; also for a graph that cannot run.
+        ValueError: a Graph that is not valid, has operators this version does not know, or cannot run.
         ImportError: the compiled kernels are missing; the message says how to build them.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | Graph, threads: int | None = None) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str] | Graph, threads: int | None = None, profile: bool = False
+    ) -> None:
         runtime.kernel_set()  # missing kernels and a wrong SUBP_KERNEL show before anything is read
-        self.threads = runtime.thread_count(threads)
+        self.threads, self._profile = runtime.thread_count(threads), profile
+        self._limit, self._closed, self._lock = runtime.memory_limit(), False, threading.Lock()
+        self._entries: OrderedDict[tuple[tuple[int, ...], ...], _Entry] = OrderedDict()
         if isinstance(model, Graph):
             model.validate()
-        graph = model if isinstance(model, Graph) else load(model)
+            self._build(model)
+            return
+        graph = load(model)
+        try:
+            self._build(graph)
+        except ValueError as error:
+            raise FormatError(f"{os.fspath(model)}: the network cannot run: {error}; export it again") from error
+
+    def _build(self, graph: Graph) -> None:
+        """Computes what depends on constants alone, packs weights, and plans a run where all sizes are known."""
         unknown = sorted({node.op for node in graph.nodes} - set(supported_ops()))
         if unknown:
             raise ValueError(f"the graph uses operators this subp_ext does not have: {', '.join(unknown)}")
         self.inputs, self.outputs, self.metadata = list(graph.inputs), list(graph.outputs), dict(graph.metadata)
-        self._closed, self._local = False, threading.local()
-        self._build(graph)
+        constants, nodes = _fold(graph)
+        self._packed: dict[str, Convolution] = {}
+        readers: dict[str, int] = {}
+        for ref in (ref for node in nodes for ref in node.refs()):
+            readers[ref.name] = readers.get(ref.name, 0) + 1
+        kept: list[Node] = []
+        outputs = {spec.name for spec in graph.outputs}
+        for node in nodes:
+            packed = guarded(node, partial(pack, node, constants))
+            if packed is not None:
+                self._packed[node.output] = packed
+                rest = {name: value for name, value in node.args.items() if name in ("input", "residual")}
+                for ref in node.refs():
+                    readers[ref.name] -= 1
+                    if ref.name in constants and not readers[ref.name] and ref.name not in outputs:
+                        del constants[ref.name]  # the packed form takes its place
+                node = Node(node.op, node.output, rest)
+            kept.append(node)
+        self._graph, self._constants = Graph(graph.inputs, graph.outputs, kept), constants
+        shapes = self._default_shapes()
+        if shapes:
+            self._entry(shapes)
 
-    @property
-    def _arena(self) -> Arena:
-        """The calling thread's own."""
-        if not hasattr(self._local, "arena"):
-            self._local.arena = Arena()
-        return self._local.arena
+    def _default_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """The least shapes, None if a size other than the first is free."""
+        shapes = tuple((*(size or 1 for size in spec.shape[:1]), *spec.shape[1:]) for spec in self.inputs)
+        return None if any(None in shape for shape in shapes) else shapes
 
-    def _build(self, graph: Graph) -> None:
-        """Computes what depends on constants alone, packs the rest and plans when values die."""
-        constants: dict[str, Any] = dict(graph.constants)
-        pending: list[tuple[str, str, Implementation]] = []
-        for node in graph.nodes:
-            try:
-                implementation = implement(node, constants)
-                if implementation.reads:
-                    pending.append((node.output, node.op, implementation))
-                else:
-                    constants[node.output] = implementation.run({}, self.threads, self._arena)
-            except Exception as error:
-                raise ValueError(f"node {node.output!r} ({node.op}): {error}") from error
-        outputs = {spec.name for spec in self.outputs}
-        self._fixed = {name: constants[name] for name in outputs & constants.keys()}
-        seen, steps = set(outputs), []
-        for output, op, implementation in reversed(pending):
-            dead = tuple(name for name in {*implementation.reads, output} if name not in seen)
-            seen.update(dead)
-            steps.append(_Step(output, op, implementation, dead))
-        self._steps = steps[::-1]
+    def _entry(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
+        """The plan for these shapes, made now or remembered."""
+        with self._lock:
+            entry = self._entries.get(shapes)
+            if entry is None:
+                planner = Planner(self._constants, self.threads, self._limit)
+                entry = _Entry(planner.plan(self._graph, shapes, partial(implement, self._packed)))
+                while len(self._entries) >= KEPT_PLANS:
+                    self._entries.popitem(last=False)
+                self._entries[shapes] = entry
+            self._entries.move_to_end(shapes)
+            return entry
 
-    def run(self, inputs: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]) -> Any:
+    def run(self, inputs: Inputs) -> Any:
         """Runs the model.
+
+        The first run for a set of input shapes plans it and allocates its memory; later ones allocate nothing but
+        their results, and what the reference takes for steps without a kernel (`report` names them).
 
         Args:
             inputs: one array if the model has one input, else a list in the order of `inputs` or a dict by name.
-                Arrays of another memory order are copied, float64 is rounded to float32; integers are refused
-                where the model takes floating point, because they have not been normalised.
+                Any memory order will do, float16 and float64 are rounded to float32; integers are refused where the
+                model takes floating point, because they have not been normalised.
 
         Returns:
             An array, or a tuple of arrays if the model has several outputs. They are the caller's own.
 
         Raises:
             ValueError: a name, shape or dtype that does not fit.
-            RuntimeError: a node failed; the message names it.
+            RuntimeError: a step failed; the message names it.
         """
-        return self._run(self._check_inputs(inputs), None)
-
-    def report(
-        self,
-        inputs: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray] | None = None,
-        profile: bool = False,
-    ) -> list[ReportRow]:
-        """Runs once and tells what ran each node, so that nothing is slow in silence.
-
-        Args:
-            inputs: as `run`; by default zeros, with 1 wherever any size goes.
-            profile: also measure ms per node, after one run to warm up.
-        """
-        if inputs is None:
-            inputs = [np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in self.inputs]
-        values = self._check_inputs(inputs)
-        rows: list[ReportRow] = []
-
-        def observe(position: int, result: Any, seconds: float) -> None:
-            step, shape = self._steps[position], getattr(result, "shape", None)
-            implementation = step.implementation
-            ms = seconds * 1e3 if profile else None
-            macs = implementation.macs(result)
-            rows.append(
-                ReportRow(step.output, step.op, implementation.kernel, implementation.kept_share, macs, shape, ms)
-            )
-
-        if profile:
-            self._run(dict(values), None)
-        self._run(values, observe)
-        return rows
-
-    def _run(self, values: dict[str, Any], observe: _Observer | None) -> Any:
         if self._closed:
             raise RuntimeError("the session was closed at the end of its `with` block; make another one")
-        given, arena = list(values.values()), self._arena
-        for position, step in enumerate(self._steps):
-            start = time.perf_counter()
-            try:
-                result = values[step.output] = step.implementation.run(values, self.threads, arena)
-            except Exception as error:
-                raise RuntimeError(f"node {step.output!r} ({step.op}): {error}") from error
-            if observe:
-                observe(position, result, time.perf_counter() - start)
-            for name in step.dead:
-                del values[name]
-        values.update(self._fixed)
-        results = tuple(self._own(values[spec.name], given) for spec in self.outputs)
+        arrays = self._check_inputs(inputs)
+        shapes = tuple(array.shape for array in arrays)
+        try:
+            entry = self._entry(shapes)
+        except ValueError as error:
+            found = ", ".join(str(list(shape)) for shape in shapes)
+            raise ValueError(f"the network does not run on inputs of shape {found}: {error}") from error
+        state = entry.take()
+        try:
+            for target, array in zip(state.inputs, arrays, strict=True):
+                np.copyto(target, array, casting="same_kind")
+            if self._profile:
+                entry.measure(state)
+            else:
+                entry.call(state)
+            results = tuple(np.array(output, order="C") for output in state.outputs)
+        finally:
+            entry.free.append(state)
         return results[0] if len(results) == 1 else results
 
-    def _own(self, result: Any, given: list[np.ndarray]) -> np.ndarray:
-        """A contiguous array that shares no memory with the caller's inputs or the model's constants."""
-        result = np.asarray(result)
-        shared = not result.flags.owndata or any(result is array for array in [*given, *self._fixed.values()])
-        return np.array(result, order="C") if shared else np.ascontiguousarray(result)
+    def report(self, inputs: Inputs | None = None) -> Report:
+        """Tells what runs each step, for the shapes that ran last; with `profile` also how fast.
 
-    def _check_inputs(self, inputs: Any) -> dict[str, Any]:
+        Args:
+            inputs: runs these first, twice to have something to measure. By default what ran before, or zeros in a
+                profiled session that has not run.
+
+        Raises:
+            ValueError: as `run`; or nothing ran yet, and the model leaves more than the batch size free.
+        """
+        with self._lock:
+            entry = next(reversed(self._entries.values()), None)
+        if inputs is None and entry is None:
+            free = [f"{spec.name} {list(spec.shape)}" for spec in self.inputs]
+            raise ValueError(f"the sizes of the inputs are free: {', '.join(free)}; run once, or pass inputs")
+        if inputs is None and self._profile and entry is not None and entry.seconds is None:
+            inputs = [np.zeros(t.view.shape, t.view.dtype) for t in entry.plan.inputs]
+        for _ in range(0 if inputs is None else 2):
+            self.run(inputs)
+        with self._lock:
+            shapes, entry = next(reversed(self._entries.items()))
+        weights = sum(packed.nbytes for packed in self._packed.values())
+        rows = report_rows(entry.plan, entry.seconds)
+        return Report(rows, shapes, self.threads, runtime.kernel_set(), entry.plan.nbytes, weights)
+
+    def _check_inputs(self, inputs: Any) -> list[np.ndarray]:
         names = [spec.name for spec in self.inputs]
         if isinstance(inputs, Mapping):
             if set(inputs) != set(names):
@@ -185,15 +189,76 @@ class Session:
             arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
             if len(arrays) != len(names):
                 raise ValueError(f"{len(arrays)} inputs given; expected {len(names)}: {names}")
-        sizes = [_check_input(np.asarray(a), spec) for a, spec in zip(arrays, self.inputs, strict=True)]
-        return dict(zip(names, sizes, strict=True))
+        return [_check_input(np.asarray(a), spec) for a, spec in zip(arrays, self.inputs, strict=True)]
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Drops the weights; the session cannot run any more."""
-        self._steps, self._fixed, self._closed, self._local = [], {}, True, threading.local()
+        """Drops weights and memory; the session cannot run any more."""
+        self._closed = True
+        with self._lock:
+            self._entries.clear()
+            self._packed, self._constants = {}, {}
+
+
+class _Entry:
+    """A plan, the memory of runs that are over, and what was measured."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.free: list[State] = []  # append and pop are atomic
+        self.seconds: list[float] | None = None  # of each step, the best so far
+
+    def take(self) -> State:
+        try:
+            return self.free.pop()
+        except IndexError:
+            return State(self.plan)
+
+    def call(self, state: State) -> None:
+        number = 0
+        try:
+            for number, call in enumerate(state.calls):  # noqa: B007 (read where a call fails)
+                call()
+        except Exception as error:
+            raise self._failure(number, error) from error
+
+    def measure(self, state: State) -> None:
+        seconds = []
+        try:
+            for call in state.calls:
+                start = time.perf_counter()
+                call()
+                seconds.append(time.perf_counter() - start)
+        except Exception as error:
+            raise self._failure(len(seconds), error) from error
+        before = self.seconds
+        self.seconds = seconds if before is None else list(map(min, before, seconds))
+
+    def _failure(self, number: int, error: Exception) -> RuntimeError:
+        step = self.plan.steps[number]
+        return RuntimeError(f"node {step.node!r} ({step.op}): {error}")
+
+
+def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
+    """Constants and all that follows from them, and the nodes that remain.
+
+    Raises:
+        ValueError: names the node that failed, or whose result is too large.
+    """
+    constants: dict[str, Any] = dict(graph.constants)
+    nodes, room = [], min(MOST_CONSTANTS, runtime.memory_limit())
+    for node in graph.nodes:
+        if any(ref.name not in constants for ref in node.refs()):
+            nodes.append(node)
+            continue
+        args = resolve(node.args, constants)
+        value = guarded(node, partial(compute, node.op, args, room))
+        constants[node.output] = value
+        owned = [array for array in infer.arrays_in(value) if array.flags.owndata]
+        room -= sum(array.nbytes for array in owned)
+    return constants, nodes
 
 
 def _check_input(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
@@ -215,4 +280,4 @@ def _check_input(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
         )
     if wanted.kind != "f" and array.dtype != wanted:
         raise ValueError(f"input {spec.name!r} is {array.dtype}; expected {wanted}")
-    return np.ascontiguousarray(array, wanted)
+    return array

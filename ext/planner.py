@@ -1,0 +1,388 @@
+"""From a graph and the shapes of its inputs to a plan: steps in order, and the place of every value in one arena.
+
+A planner goes through the graph with tensors that have a shape, strides and a buffer but no numbers. What depends on
+constants and sizes alone is computed on the way; views cost nothing; all else becomes steps. A `State` is the memory
+for one run at a time: an arena and the plan's steps bound to places in it, so that a run is a list of calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from subp_ext import infer
+from subp_ext.graph import Graph, Node, Ref
+from subp_ext.memory import Buffer, aligned, place
+from subp_ext.reference import REFERENCE
+from subp_ext.sparse import UniformBlockSparse
+
+# What a graph may compute from constants when it is loaded, in bytes: more than any network's tables and weights.
+MOST_CONSTANTS = 4 << 30
+
+# Sizes and counts that a graph computes; beyond are only those of hostile files.
+LARGEST_NUMBER = 1 << 62
+
+At = Callable[[Any], Any]
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A value of a run before the run.
+
+    Attributes:
+        buffer: the memory it lives in.
+        view: an array of its shape, dtype and strides, whose numbers mean nothing.
+        start: where in the buffer its first element is, in bytes.
+    """
+
+    buffer: Buffer
+    view: np.ndarray
+    start: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of its buffer, in C order."""
+        return self.start == 0 and self.view.flags.c_contiguous and self.view.nbytes == self.buffer.nbytes
+
+
+@dataclass(eq=False)
+class Step:
+    """One call of a run, and what a report says about it."""
+
+    node: str
+    op: str
+    kernel: str
+    why: str
+    bind: Callable[[At], Call]
+    reads: list[Tensor]
+    writes: list[Tensor]
+    kept_share: float | None = None
+    macs: int | None = None
+    dense_macs: int | None = None
+    in_place: list[Tensor] = field(default_factory=list)  # those read whose memory the first written may take over
+    joins: bool = False  # whether it writes its operands one after the other
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a run for one set of input shapes does."""
+
+    inputs: list[Tensor]
+    outputs: list[Any]  # Tensors, or arrays that do not depend on the inputs
+    steps: list[Step]
+    nbytes: int  # of the arena
+
+
+class Planner:
+    """Builds a Plan; the makers of `operators` call its methods.
+
+    Args:
+        constants: what is known, by name; `run` adds the values it computes.
+        threads: for the kernels.
+        limit: bytes that the arena and each value may take.
+    """
+
+    def __init__(self, constants: Mapping[str, Any], threads: int, limit: int) -> None:
+        self.values, self.threads, self.limit = dict(constants), threads, limit
+        self.steps: list[Step] = []
+        self._buffers: list[Buffer] = []
+        self._phantom = np.empty(0, np.uint8)
+        self._node = ""
+
+    def plan(self, graph: Graph, shapes: Sequence[tuple[int, ...]], implement: Callable[..., Any]) -> Plan:
+        """Plans a run.
+
+        Raises:
+            ValueError: names the node whose arguments do not fit, or whose result is beyond the limit.
+        """
+        inputs = [self.empty(shape, spec.dtype) for shape, spec in zip(shapes, graph.inputs, strict=True)]
+        self.values.update({spec.name: tensor for spec, tensor in zip(graph.inputs, inputs, strict=True)})
+        for node in graph.nodes:
+            if node.output not in self.values:
+                self._node = node.output
+                self.values[node.output] = guarded(node, lambda node=node: self._value(node, implement))
+        outputs = [self.values[spec.name] for spec in graph.outputs]
+        for spec, output in zip(graph.outputs, outputs, strict=True):
+            if not isinstance(output, (Tensor, np.ndarray, int, float)):
+                raise ValueError(f"output {spec.name!r} is not a tensor")
+        for tensor in inputs:
+            tensor.buffer.first = -1
+        for tensor in tensors_in(outputs):
+            tensor.buffer.last = len(self.steps)
+        self._join_parts()
+        self._reuse_operands()
+        nbytes = place(self._buffers)
+        if nbytes > self.limit:
+            raise ValueError(f"needs {nbytes / 1e9:.1f} GB to run; this process may use {self.limit / 1e9:.1f} GB")
+        return Plan(inputs, outputs, [step for step in self.steps if step.writes], nbytes)
+
+    def _value(self, node: Node, implement: Callable[..., Any]) -> Any:
+        args = resolve(node.args, self.values)
+        if not tensors_in(args):
+            return compute(node.op, args, self.limit)
+        if node.op in infer.NUMBERS:
+            return compute(node.op, phantoms(args), self.limit)
+        if node.op in infer.VIEWS:
+            return self._view(node.op, args)
+        return implement(self, node, args)
+
+    def empty(self, shape: Sequence[int], dtype: Any = np.float32, order: Sequence[int] | None = None) -> Tensor:
+        """A new tensor with memory of its own.
+
+        Args:
+            shape: of the tensor.
+            dtype: of the tensor.
+            order: its axes from the outermost in memory to the innermost; C order by default.
+        """
+        dtype, shape = np.dtype(dtype), tuple(int(size) for size in shape)
+        nbytes = check_size(shape, dtype, self.limit)
+        if nbytes > self._phantom.nbytes:
+            self._phantom = np.empty(nbytes, np.uint8)
+        buffer = Buffer(nbytes, len(self.steps), len(self.steps))
+        self._buffers.append(buffer)
+        laid = shape if order is None else tuple(shape[axis] for axis in order)
+        view = np.ndarray(laid, dtype, self._phantom)
+        return Tensor(buffer, view if order is None else view.transpose(np.argsort(order)))
+
+    def scratch(self, floats: int) -> Tensor:
+        """Memory for the next step alone."""
+        return self.empty([max(floats, 1)])
+
+    def view(self, tensor: Tensor, function: Callable[[np.ndarray], np.ndarray]) -> Tensor | None:
+        """The part of a tensor that an array function returns; None if it would have to copy."""
+        result = function(tensor.view)
+        if not np.may_share_memory(result, tensor.view) and result.size:
+            return None
+        start = result.ctypes.data - tensor.view.ctypes.data if result.size else 0
+        return Tensor(tensor.buffer, result, tensor.start + start)
+
+    def contiguous(self, value: Any) -> Any:
+        """The tensor or array in C order, copied by a step of its own where it is not."""
+        if isinstance(value, np.ndarray):
+            return np.ascontiguousarray(value)
+        return value if value.view.flags.c_contiguous else self.copy(value)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """The tensor in C order in memory of its own."""
+        out = self.empty(tensor.view.shape, tensor.view.dtype)
+        self.step("copy", "numpy", "another memory order", _copy_into(out, tensor), [tensor], [out])
+        return out
+
+    def step(
+        self,
+        op: str,
+        kernel: str,
+        why: str,
+        bind: Callable[[At], Call],
+        reads: Sequence[Any],
+        writes: Sequence[Tensor],
+        **facts: Any,
+    ) -> None:
+        """Appends a step. What it reads may be constants too; scratch belongs to what it writes."""
+        read, number = [value for value in reads if isinstance(value, Tensor)], len(self.steps)
+        for tensor in (*read, *writes):
+            tensor.buffer.last = number
+        self.steps.append(Step(self._node, op, kernel, why, bind, read, list(writes), **facts))
+
+    def _view(self, op: str, args: dict[str, Any]) -> Any:
+        shown = phantoms(args)
+        infer.check_parts(op, shown)
+        if op == "getitem":
+            return args["self"][args["index"]]
+        source, result = args.get("self", args.get("input")), REFERENCE[op](**shown)
+        if not isinstance(source, Tensor):
+            return result  # a known one, of a size that follows the input's
+        if isinstance(result, (list, tuple)):
+            return [self.view(source, lambda _, part=part: part) for part in result]
+        found = self.view(source, lambda _: result)
+        # A reshape of what is not contiguous: the copy is.
+        return found or self._view(op, {n: self.copy(v) if v is source else v for n, v in args.items()})
+
+    def _join_parts(self) -> None:
+        """Computes what is joined in the place where it is joined, the last joint first: it may hold earlier ones."""
+        for step in reversed(self.steps):
+            if not step.joins:
+                continue
+            out, start, copied, joined = step.writes[0], 0, [], len(step.reads)
+            for part in step.reads:
+                if not _settle(part, out, start):
+                    copied.append((part, start))
+                start += part.view.nbytes
+            first, begin = step.reads[0].buffer.root(), step.reads[0].start
+            if len(copied) == len(step.reads) and _adjacent(step.reads) and not out.buffer.home:
+                # All of them live side by side in a later joint already.
+                out.buffer.move_into(first[0], first[1] + begin)
+                copied = []
+            step.bind = _copies(out, copied)
+            step.reads = [part for part, _ in copied]
+            step.why = f"{joined - len(copied)} of {joined} parts are computed in place"
+            step.kernel = "numpy" if copied else "none"
+
+    def _reuse_operands(self) -> None:
+        """Lets a result continue in the memory of an operand that nothing else reads."""
+        joints = {id(b.root()[0]) for b in self._buffers if b.home}
+        for number, step in enumerate(self.steps):
+            target = step.writes[0].buffer
+            for operand in step.in_place:
+                source, start = operand.buffer.root()
+                free = source.last == number and start + operand.start == 0 and id(source) not in joints
+                if free and id(target) not in joints and not target.home and source.nbytes == target.nbytes:
+                    target.move_into(source, 0)
+                    break
+
+
+def _settle(part: Tensor, out: Tensor, start: int) -> bool:
+    """Makes a part of a joint live inside it, if it is a buffer of its own."""
+    if part.buffer.home or not part.whole or part.buffer is out.buffer.root()[0]:
+        return False
+    part.buffer.move_into(out.buffer, start)
+    return True
+
+
+def _adjacent(parts: Sequence[Tensor]) -> bool:
+    """Whether they follow each other in one buffer."""
+    places = [(root, start + part.start) for part in parts for root, start in [part.buffer.root()]]
+    ends = [at + part.view.nbytes for part, (_, at) in zip(parts, places, strict=True)]
+    same = all(root is places[0][0] for root, _ in places) and all(part.view.flags.c_contiguous for part in parts)
+    return same and all(end == at for end, (_, at) in zip(ends[:-1], places[1:], strict=True))
+
+
+def _copy_into(out: Tensor, source: Tensor) -> Callable[[At], Call]:
+    def bind(at: At) -> Call:
+        target, origin = at(out), at(source)
+        return lambda: np.copyto(target, origin)
+
+    return bind
+
+
+def _copies(out: Tensor, parts: Sequence[tuple[Tensor, int]]) -> Callable[[At], Call]:
+    """Copies contiguous parts into a contiguous whole, each at its byte."""
+
+    def bind(at: At) -> Call:
+        whole = at(out).reshape(-1)
+        size = whole.itemsize
+        pairs = [
+            (whole[start // size : (start + part.view.nbytes) // size], at(part).reshape(-1)) for part, start in parts
+        ]
+
+        def call() -> None:
+            for target, source in pairs:
+                np.copyto(target, source)
+
+        return call
+
+    return bind
+
+
+class State:
+    """Memory for one run at a time of a plan.
+
+    Attributes:
+        inputs: arrays to fill before a run.
+        outputs: arrays to read after it.
+        calls: one per step of the plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        memory = aligned(-(-plan.nbytes // 4)).view(np.uint8)
+
+        def at(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                view, offset = value.view, value.buffer.offset + value.start
+                return np.ndarray(view.shape, view.dtype, memory, offset, view.strides)
+            if isinstance(value, (list, tuple)):
+                return [at(item) for item in value]
+            return value
+
+        self.inputs, self.outputs = at(plan.inputs), at(plan.outputs)
+        self.calls = [step.bind(at) for step in plan.steps]
+
+
+def guarded(node: Node, function: Callable[[], Any]) -> Any:
+    """Calls, with the node's name in front of what goes wrong.
+
+    Raises:
+        ValueError: anything did.
+    """
+    try:
+        return function()
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, MemoryError) as error:
+        text = str(error) or type(error).__name__
+        raise ValueError(f"node {node.output!r} ({node.op}): {text}") from error
+
+
+def check_size(shape: Sequence[int], dtype: np.dtype, limit: int) -> int:
+    """Returns the bytes of a tensor.
+
+    Raises:
+        ValueError: they are more than `limit`.
+    """
+    nbytes = math.prod(int(size) for size in shape) * dtype.itemsize
+    if nbytes > limit or len(shape) > 32:
+        sizes = ", ".join(str(size) for size in shape)
+        raise ValueError(
+            f"a {dtype} tensor of shape [{sizes}] takes {nbytes / 1e9:.3g} GB; there is room for {limit / 1e9:.1f} GB"
+        )
+    return nbytes
+
+
+def compute(op: str, args: dict[str, Any], limit: int) -> Any:
+    """Runs the reference on known values, after a check that the result has a reasonable size.
+
+    Raises:
+        ValueError: it has not; and whatever the reference raises.
+    """
+    if op in infer.VIEWS:
+        infer.check_parts(op, args)
+    elif op not in infer.NUMBERS and (infer.arrays_in(args) or op in infer.RULES) and not _masks(op, args):
+        found = infer.infer(op, {name: _dense_form(value) for name, value in args.items()})
+        for shape, dtype in found if isinstance(found, list) else [found]:
+            check_size(shape, dtype, limit)
+    with np.errstate(all="ignore"):
+        result = REFERENCE[op](**args)
+    if isinstance(result, (int, float, np.generic)) and abs(result) > LARGEST_NUMBER and math.isfinite(result):
+        raise ValueError(f"computes {result:.3g}, which is no size of a tensor")
+    return result
+
+
+def _masks(op: str, args: dict[str, Any]) -> bool:
+    """Whether known masks select: the result is then no larger than what they select from."""
+    return op == "index" and all(i is None or i.dtype.kind == "b" for i in args["indices"])
+
+
+def _dense_form(value: Any) -> Any:
+    """An array of a sparse weight's dense shape."""
+    if isinstance(value, UniformBlockSparse):
+        return np.broadcast_to(np.zeros((), np.float32), value.shape)
+    return value
+
+
+def resolve(value: Any, values: Mapping[str, Any]) -> Any:
+    """Replaces references, nested ones too, by what they name."""
+    if isinstance(value, Ref):
+        return values[value.name]
+    if isinstance(value, dict):
+        return {name: resolve(item, values) for name, item in value.items()}
+    return [resolve(item, values) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every Tensor in an argument, nested ones too."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]
+
+
+def phantoms(value: Any) -> Any:
+    """The argument with an array of the same form in place of each Tensor and sparse weight."""
+    if isinstance(value, Tensor):
+        return value.view
+    if isinstance(value, dict):
+        return {name: phantoms(item) for name, item in value.items()}
+    return [phantoms(item) for item in value] if isinstance(value, (list, tuple)) else _dense_form(value)

@@ -1,0 +1,156 @@
+"""What runs where, and how fast: nothing is slow in silence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from subp_ext.planner import Plan
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One step of a run.
+
+    Attributes:
+        node: the value it computes.
+        op: the operator.
+        kernel: what runs it: a kernel's name, "numpy" (a loop of NumPy's that writes to the arena), "none" (no work
+            is left) or "reference" (NumPy, in memory of its own).
+        why: the reason for that choice.
+        shape: of the result.
+        kept_share: blocks kept over all blocks; None without weights.
+        macs: multiply-accumulates on kept weights; None where they are not counted.
+        dense_macs: those of the same layer without zeros.
+        ms: best of the runs so far; None unless profiled.
+    """
+
+    node: str
+    op: str
+    kernel: str
+    why: str
+    shape: tuple[int, ...]
+    kept_share: float | None
+    macs: int | None
+    dense_macs: int | None
+    ms: float | None
+
+    @property
+    def gflops(self) -> float | None:
+        """GFLOP/s on kept weights; None unless profiled."""
+        return 2e-6 * self.macs / self.ms if self.macs and self.ms else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All steps for one set of input shapes.
+
+    Attributes:
+        rows: in the order they run.
+        input_shapes: that they are for.
+        threads: per run.
+        kernel_set: in use.
+        arena_bytes: memory of one run beside the weights.
+        weight_bytes: packed weights.
+    """
+
+    rows: tuple[ReportRow, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    threads: int
+    kernel_set: str
+    arena_bytes: int
+    weight_bytes: int
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of all kept MACs those on sparse kernels, on dense kernels and on fallbacks; 0 without any."""
+        groups = {"sparse": 0, "dense": 0, "fallback": 0}
+        for row in self.rows:
+            sparse = row.kept_share is not None and row.kept_share < 1
+            groups["fallback" if row.kernel == "reference" else "sparse" if sparse else "dense"] += row.macs or 0
+        total = sum(groups.values())
+        return {name: macs / total if total else 0.0 for name, macs in groups.items()}
+
+    @property
+    def fallbacks(self) -> tuple[ReportRow, ...]:
+        """The steps on the reference."""
+        return tuple(row for row in self.rows if row.kernel == "reference")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values: the attributes, with `gflops` in each row, `shares`, `macs`, `dense_macs` and `ms`."""
+        rows = [asdict(row) | {"shape": list(row.shape), "gflops": row.gflops} for row in self.rows]
+        return asdict(self) | {
+            "rows": rows,
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "shares": self.shares,
+            "fallbacks": len(self.fallbacks),
+            **self._totals(),
+        }
+
+    def _totals(self) -> dict[str, Any]:
+        profiled = all(row.ms is not None for row in self.rows)
+        return {
+            "macs": sum(row.macs or 0 for row in self.rows),
+            "dense_macs": sum(row.dense_macs or 0 for row in self.rows),
+            "ms": sum(row.ms or 0 for row in self.rows) if profiled else None,
+        }
+
+    def __str__(self) -> str:
+        """A table, and the totals below it."""
+        head = ("node", "op", "shape", "kept", "kernel", "why", "MMACs", "ms", "GFLOP/s")
+        table = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i in (3, 6, 7, 8) else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.input_shapes)
+        totals, shares = self._totals(), self.shares
+        lines += [
+            "",
+            f"input {shapes}; {self.threads} threads; {self.kernel_set}; arena {self.arena_bytes / 1e6:.1f} MB, "
+            f"weights {self.weight_bytes / 1e6:.1f} MB",
+            f"MACs: {totals['macs'] / 1e6:.1f} M of {totals['dense_macs'] / 1e6:.1f} M; "
+            + ", ".join(f"{share:.1%} on {name} kernels" for name, share in list(shares.items())[:2])
+            + f", {shares['fallback']:.1%} on fallbacks",
+            f"steps on the reference: {len(self.fallbacks)} of {len(self.rows)}",
+        ]
+        return "\n".join(lines)
+
+
+def _cells(row: ReportRow) -> tuple[str, ...]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return (
+        row.node,
+        row.op,
+        "x".join(map(str, row.shape)),
+        number(row.kept_share, ".0%"),
+        row.kernel,
+        row.why,
+        number(row.macs / 1e6 if row.macs else None, ".1f"),
+        number(row.ms, ".3f"),
+        number(row.gflops, ".1f"),
+    )
+
+
+def report_rows(plan: Plan, seconds: list[float] | None) -> tuple[ReportRow, ...]:
+    """The rows of a plan; `seconds` per step if they were measured."""
+    return tuple(
+        ReportRow(
+            step.node,
+            step.op,
+            step.kernel,
+            step.why,
+            step.writes[0].view.shape,
+            step.kept_share,
+            step.macs,
+            step.dense_macs,
+            None if seconds is None else seconds[number] * 1e3,
+        )
+        for number, step in enumerate(plan.steps)
+    )

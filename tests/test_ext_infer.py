@@ -1,0 +1,68 @@
+"""What operators will return, against what the reference returns on every case that the reference is tested with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_ext_reference import CASES
+
+from subp_ext import infer
+from subp_ext.reference import REFERENCE
+
+KNOWN = [
+    case
+    for case in CASES
+    if case[0] not in infer.VIEWS | infer.NUMBERS
+    and not any(array.dtype.kind == "b" for array in infer.arrays_in(case[1].get("indices")))
+]
+
+
+def form(result):
+    return [form(part) for part in result] if isinstance(result, (list, tuple)) else (result.shape, result.dtype)
+
+
+def test_every_operator_is_in_one_group():
+    groups = [set(infer.RULES), infer.VIEWS, infer.ELEMENTWISE, infer.SHRINKING, infer.NUMBERS]
+    assert set().union(*groups) == set(REFERENCE)
+    assert sum(map(len, groups)) == len(REFERENCE)
+
+
+@pytest.mark.parametrize("number", range(len(KNOWN)))
+def test_shapes_and_dtypes_are_those_of_the_reference(number):
+    op, args, _ = KNOWN[number]
+    want = REFERENCE[op](**args)
+    if isinstance(want, (np.ndarray, list, tuple)):
+        assert infer.infer(op, args) == form(want)
+
+
+def test_nothing_is_computed():
+    """Sizes that no machine has: only what is not allocated can be that large."""
+    huge = np.broadcast_to(np.zeros((), np.float32), (1, 4, 1 << 20, 1 << 20))
+    row = huge[0, 0, :1]
+    assert infer.infer("add", {"self": huge, "other": 1.0})[0] == huge.shape
+    assert infer.infer("cat", {"tensors": [huge, huge], "dim": 1})[0] == (1, 8, 1 << 20, 1 << 20)
+    assert infer.infer("matmul", {"self": row.T, "other": row})[0] == (1 << 20, 1 << 20)
+    assert infer.infer("repeat", {"self": row, "repeats": [1 << 30, 1]})[0] == (1 << 30, 1 << 20)
+    assert infer.infer("zeros", {"size": [1 << 40]}) == ((1 << 40,), np.float32)
+    with pytest.raises(ValueError, match="pieces"):
+        infer.check_parts("split", {"self": row, "split_size": 1, "dim": 1})
+
+
+@pytest.mark.parametrize(
+    "op, args",
+    [
+        ("max_pool2d", {"self": np.zeros((1, 1, 4, 4)), "kernel_size": 10**9, "padding": 5 * 10**8}),
+        ("conv2d", {"input": np.zeros((1, 1, 4, 4)), "weight": np.zeros((1, 1, 3, 3)), "padding": 10**6}),
+        ("conv2d", {"input": np.zeros((1, 1, 4, 4)), "weight": np.zeros((1, 1, 3, 3)), "dilation": 3}),
+        ("conv2d", {"input": np.zeros((1, 2, 4, 4)), "weight": np.zeros((1, 1, 3, 3))}),
+        ("adaptive_avg_pool2d", {"self": np.zeros((1, 1, 4, 4)), "output_size": [10**6, 1]}),
+        ("matmul", {"self": np.zeros((2, 3)), "other": np.zeros((2, 3))}),
+        ("cat", {"tensors": [np.zeros((2, 3)), np.zeros((3, 2))], "dim": 0}),
+        ("select", {"self": np.zeros((2, 3)), "dim": 0, "index": 2}),
+        ("zeros", {"size": [-1]}),
+        ("einsum", {"equation": "...i,ij->...j", "tensors": [np.zeros((2, 3)), np.zeros((3, 2))]}),
+    ],
+)
+def test_arguments_that_do_not_fit(op, args):
+    with pytest.raises(ValueError):
+        infer.infer(op, args)
