@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -74,10 +74,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
         size = os.fstat(file.fileno()).st_size
         try:
             header_crc, header_bytes = _read_preamble(file.read(ALIGNMENT), size)
-            data = file.read()
-            if ALIGNMENT + len(data) != size:
-                raise FormatError(f"changed while it was read: {ALIGNMENT + len(data)} bytes, expected {size}")
-            return _parse(data, header_bytes, header_crc)
+            return _parse(file, header_bytes, header_crc, size)
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from error
         # Validation of the graph and its weights raises ValueError or TypeError; deep nesting RecursionError.
@@ -154,41 +151,60 @@ def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
     return header_crc, header_bytes
 
 
-def _parse(data: bytes, header_bytes: int, header_crc: int) -> Graph:
+def _parse(file: BinaryIO, header_bytes: int, header_crc: int, size: int) -> Graph:
     """Reads what follows the preamble."""
-    raw = data[:header_bytes]
+    raw = file.read(header_bytes)
     if zlib.crc32(raw) != header_crc:
         raise FormatError("the header is damaged (checksum); copy or export the file again")
     header = json.loads(raw)
-    payload = _align(ALIGNMENT + header_bytes) - ALIGNMENT
+    start = _align(ALIGNMENT + header_bytes)
     try:
-        tensors = [_read_tensor(entry, i, memoryview(data)[payload:]) for i, entry in enumerate(header["tensors"])]
+        _check_table(header["tensors"], size - start)
+        tensors = [_read_tensor(entry, number, file, start) for number, entry in enumerate(header["tensors"])]
         constants: dict[str, np.ndarray | UniformBlockSparse] = {}
+        used: set[int] = set()
         for entry in header["constants"]:
-            if entry["name"] in constants:
-                raise FormatError(f"constant {entry['name']!r} is listed twice")
+            parts = [entry[part] for part in ("tensor", "values", "indices") if part in entry]
+            if entry["name"] in constants or used.intersection(parts):
+                raise FormatError(f"constant {entry['name']!r} is listed twice, or a tensor of it")
+            used.update(parts)
             constants[entry["name"]] = _read_constant(entry, tensors)
         return Graph.from_json(header["graph"], constants)
     except (KeyError, IndexError, AttributeError, OverflowError) as error:
         raise FormatError(f"the header lacks a part or has one of the wrong kind: {error!r}") from error
 
 
-def _read_tensor(entry: dict[str, Any], number: int, payload: memoryview) -> np.ndarray:
-    """A read-only view of one tensor; nothing is allocated for sizes the file does not have."""
-    dtype, shape, offset, nbytes = entry["dtype"], entry["shape"], entry["offset"], entry["nbytes"]
-    if dtype not in _STORED_DTYPES:
-        raise FormatError(f"tensor {number}: dtype {dtype!r} is not one of {', '.join(_STORED_DTYPES)}")
-    if not all(type(size) is int and size >= 0 for size in [*shape, offset, nbytes]):
-        raise FormatError(f"tensor {number}: shape {shape}, offset {offset} or size {nbytes} is not a natural number")
-    kind = np.dtype(dtype).newbyteorder("<")
-    if math.prod(shape) * kind.itemsize != nbytes or offset % ALIGNMENT or offset + nbytes > len(payload):
-        raise FormatError(
-            f"tensor {number}: {nbytes} bytes at {offset} for {dtype} {shape} do not fit the {len(payload)} bytes there"
-        )
-    raw = payload[offset : offset + nbytes]
+def _check_table(entries: list[dict[str, Any]], available: int) -> None:
+    """Checks that all tensors together lie within the file, before memory is allocated for any."""
+    total = 0
+    for number, entry in enumerate(entries):
+        dtype, shape, offset, nbytes = entry["dtype"], entry["shape"], entry["offset"], entry["nbytes"]
+        if dtype not in _STORED_DTYPES:
+            raise FormatError(f"tensor {number}: dtype {dtype!r} is not one of {', '.join(_STORED_DTYPES)}")
+        if not all(type(size) is int and size >= 0 for size in [*shape, offset, nbytes]):
+            raise FormatError(
+                f"tensor {number}: shape {shape}, offset {offset} or size {nbytes} is not a natural number"
+            )
+        wanted = math.prod(shape) * np.dtype(dtype).itemsize
+        if wanted != nbytes or offset % ALIGNMENT or offset + nbytes > available:
+            raise FormatError(
+                f"tensor {number}: {nbytes} bytes at {offset} for {dtype} {shape} do not fit the {available} bytes of "
+                "the file"
+            )
+        total += nbytes
+    if total > available:
+        raise FormatError(f"tensors of {total} bytes in a file with room for {available}: some overlap")
+
+
+def _read_tensor(entry: dict[str, Any], number: int, file: BinaryIO, start: int) -> np.ndarray:
+    array = np.empty(entry["shape"], np.dtype(entry["dtype"]).newbyteorder("<"))
+    raw = array.reshape(-1).view(np.uint8)
+    file.seek(start + entry["offset"])
+    if file.readinto(raw) != entry["nbytes"]:
+        raise FormatError("changed while it was read; copy or export the file again")
     if zlib.crc32(raw) != entry["crc32"]:
         raise FormatError(f"tensor {number} is damaged (checksum); copy or export the file again")
-    return np.frombuffer(raw, kind).reshape(shape).astype(dtype, copy=False)
+    return array.astype(entry["dtype"], copy=False)
 
 
 def _read_constant(entry: dict[str, Any], tensors: list[np.ndarray]) -> np.ndarray | UniformBlockSparse:

@@ -28,6 +28,9 @@ ACTIVATIONS = (
     "leaky_relu",
 )
 
+# Far beyond any network: nodes of a graph, and lists within lists of an argument.
+MOST_NODES, DEEPEST_LIST = 1 << 16, 8
+
 DTYPES = ("float32", "float64", "int64", "int32", "uint8", "bool")
 
 
@@ -95,6 +98,8 @@ class Graph:
             raise ValueError(
                 f"graph has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected one or more"
             )
+        if len(self.nodes) > MOST_NODES:
+            raise ValueError(f"graph has {len(self.nodes)} nodes; expected at most {MOST_NODES}")
         known: set[str] = set()
         for spec in self.inputs:
             _check_spec(spec)
@@ -121,6 +126,9 @@ class Graph:
             if not isinstance(name, str):
                 raise ValueError(f"{where}: argument name {name!r} is not a string")
             _check_value(value, f"{where}: argument {name!r}")
+        dtype = node.args.get("dtype")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"{where}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         for ref in node.refs():
             if ref.name not in known:
                 raise ValueError(
@@ -188,10 +196,12 @@ def _check_constant(name: str, constant: Any) -> None:
         raise ValueError(f"constant {name!r}: dtype {constant.dtype} is not one of {', '.join(DTYPES)}; convert it")
 
 
-def _check_value(value: Any, where: str) -> None:
+def _check_value(value: Any, where: str, depth: int = 0) -> None:
     if isinstance(value, (list, tuple)):
+        if depth == DEEPEST_LIST:
+            raise ValueError(f"{where}: lists nest deeper than {DEEPEST_LIST}")
         for item in value:
-            _check_value(item, where)
+            _check_value(item, where, depth + 1)
     elif not (value is None or isinstance(value, (bool, int, float, str, Ref))):
         raise ValueError(
             f"{where} is a {type(value).__name__}; expected a number, string, None, Ref or a list of these"

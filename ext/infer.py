@@ -63,6 +63,9 @@ NUMBERS = frozenset(
 # Parts that one node may cut a tensor into.
 MOST_PARTS = 1 << 14
 
+# Pairs of elements that an operator may relate to each other in memory of its own.
+MOST_PAIRS = 1 << 30
+
 
 def infer(op: str, args: dict[str, Any]) -> Spec | list[Spec]:
     """Returns shape and dtype of each result of an operator that is neither of `VIEWS` nor of `NUMBERS`.
@@ -231,12 +234,16 @@ def _einsum(equation: str, tensors: list[Any], **rest: Any) -> Spec:
         for letter, size in zip(letters, tensor.shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise ValueError(f"einsum {equation!r}: {letter!r} is both {sizes[letter]} and {size}")
+    if math.prod(sizes.values()) > MOST_PAIRS:
+        raise ValueError(f"einsum {equation!r} with sizes {sizes} may need {math.prod(sizes.values())} numbers")
     return tuple(sizes[letter] for letter in result), np.result_type(*tensors)
 
 
 @_rule("scaled_dot_product_attention")
 def _attention(query: Any, key: Any, value: Any, enable_gqa: bool = False, **rest: Any) -> Spec:
     lead = query.shape[:-2] if enable_gqa else np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    if math.prod(lead) * query.shape[-2] * key.shape[-2] > MOST_PAIRS:
+        raise ValueError(f"{math.prod(lead)} heads of {query.shape[-2]} queries and {key.shape[-2]} keys are too many")
     return (*lead, query.shape[-2], value.shape[-1]), query.dtype
 
 
@@ -338,7 +345,9 @@ def _upsample(
     x = self if input is None else input
     scales = scale_factors if scale_factors is not None else [scales_h, scales_w]
     out = output_size if output_size is not None else [int(n * s) for n, s in zip(x.shape[-2:], scales, strict=True)]
-    if 0 in x.shape or len(out) != 2 or min(_sizes(out)) < 1:
+    # The reference interpolates with a matrix per axis.
+    large = any(n * size > MOST_PAIRS for n, size in zip(x.shape[-2:], out, strict=False))
+    if 0 in x.shape or len(out) != 2 or min(_sizes(out)) < 1 or large:
         raise ValueError(f"sizes {out} do not fit the input {list(x.shape)}")
     return (*x.shape[:-2], *_sizes(out)), x.dtype
 

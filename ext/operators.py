@@ -92,15 +92,15 @@ def _convolve(convolution: Convolution, planner: Planner, op: str, x: Tensor, re
     group_in = convolution.shape[1]
     if channels != group_in * convolution.groups:
         raise ValueError(f"input has {channels} channels; the weight is for {group_in * convolution.groups}")
-    infer.infer("conv2d", _geometry_args(convolution, x))
-    compiled, out_size = convolution.prepare(height, width)
-    shape = (batch, convolution.shape[0], *out_size)
+    shape, _ = infer.infer("conv2d", _geometry_args(convolution, x))
+    out = planner.empty(shape)  # the first to refuse what is too large
+    compiled, _ = convolution.prepare(height, width)
     if residual is not None:
         form = residual.view if isinstance(residual, Tensor) else residual
         if form.shape != shape or form.dtype != np.float32:
             return "the residual has another shape or dtype"
         residual = planner.contiguous(residual)
-    out, planes_memory = planner.empty(shape), planner.scratch(compiled.scratch * planner.threads)
+    planes_memory = planner.scratch(compiled.scratch * planner.threads)
     threads = planner.threads
 
     def bind(at: At) -> Call:

@@ -311,7 +311,7 @@ def guarded(node: Node, function: Callable[[], Any]) -> Any:
     """
     try:
         return function()
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError) as error:
         text = str(error) or type(error).__name__
         raise ValueError(f"node {node.output!r} ({node.op}): {text}") from error
 
@@ -337,6 +337,8 @@ def compute(op: str, args: dict[str, Any], limit: int) -> Any:
     Raises:
         ValueError: it has not; and whatever the reference raises.
     """
+    if op in infer.ELEMENTWISE and any(isinstance(args.get(name), (str, list)) for name in ("self", "other")):
+        raise ValueError("takes tensors and numbers")
     if op in infer.VIEWS:
         infer.check_parts(op, args)
     elif op not in infer.NUMBERS and (infer.arrays_in(args) or op in infer.RULES) and not _masks(op, args):

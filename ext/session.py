@@ -55,7 +55,8 @@ class Session:
     ) -> None:
         runtime.kernel_set()  # missing kernels and a wrong SUBP_KERNEL show before anything is read
         self.threads, self._profile = runtime.thread_count(threads), profile
-        self._limit, self._closed, self._lock = runtime.memory_limit(), False, threading.Lock()
+        self._closed, self._lock = False, threading.Lock()
+        self._limit = runtime.memory_limit() // 2  # as much again for weights, and what the reference takes
         self._entries: OrderedDict[tuple[tuple[int, ...], ...], _Entry] = OrderedDict()
         if isinstance(model, Graph):
             model.validate()
