@@ -6,8 +6,11 @@
 #   launch/train.sh resnet50 --data-dir DIR ...      any timm model; all flags: launch/train.sh --help
 #
 #   NPROC=4            ranks on this machine; by default one per GPU, or two on a CPU
-#   MAX_RESTARTS=3     restarts after a failure; each resumes from the last checkpoint
-#   NNODES=2 NODE_RANK=0 RDZV_ENDPOINT=host0:29400     several machines: the same command on each
+#   MAX_RESTARTS=3     restarts after a failure, each from the last checkpoint; the flag --max-restarts is the same
+#   NNODES=2 RDZV_ENDPOINT=host0:29400     several machines: the same command on each
+#   LOCAL_ADDR=ADDR    this machine as the others reach it, where its host name does not say
+#   JOIN_MINUTES=30    how long to wait for machines that are missing, at the start and after a failure
+#   STOP_SECONDS=120   after SIGTERM, how long the ranks have to save before they are killed
 #   VENV=DIR           the virtual environment, if not .venv
 #
 # This file is a bash script and a Python program at once, so that both commands work, each starting every rank once:
@@ -39,10 +42,25 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))
 
 where=(--standalone)
 if [[ ${NNODES:-1} != 1 ]]; then
-    : "${RDZV_ENDPOINT:?set RDZV_ENDPOINT=HOST:PORT, the same on every machine}" "${NODE_RANK:?set NODE_RANK, from 0}"
-    where=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --rdzv-backend c10d
-        --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-subp}")
+    : "${RDZV_ENDPOINT:?set RDZV_ENDPOINT=HOST:PORT, the same on every machine}"
+    where=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-subp}"
+        --rdzv-conf "join_timeout=$((60 * ${JOIN_MINUTES:-30}))${RDZV_CONF:+,$RDZV_CONF}"
+        ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"})
 fi
+# How long torchrun waits for ranks that it has told to stop.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${STOP_SECONDS:-120}
+
+# torchrun has this flag before the program, people write it anywhere.
+flags=()
+while (($#)); do
+    case $1 in
+    --max-restarts) MAX_RESTARTS=${2:?--max-restarts needs a number} && shift ;;
+    --max-restarts=*) MAX_RESTARTS=${1#*=} ;;
+    *) flags+=("$1") ;;
+    esac
+    shift
+done
+set -- ${flags[@]+"${flags[@]}"}
 
 train() {
     "$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" -m subp_dist.train "$@"

@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, and complete enough that a resumed run ends like an undisturbed one.
 
-Random states are not stored: every epoch seeds its generators from (seed, epoch, rank), and every mask is drawn from
-(seed, epoch, layer), so the epoch stands for them. The model's entry has the keys of the *parametrized* model (latent
-weights and masks); ``model.safetensors`` in the run's folder is the plain one.
+Random states are not stored: every optimizer step, every image and every mask seeds its generators from its place in
+the run. The model's entry has the keys of the *parametrized* model (latent weights and masks); ``model.safetensors`` in
+the run's folder is the plain one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from torch import Tensor
 
 from .errors import UsageError
 
+NEWEST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+
+def write_atomically(path: Path, write: Callable[[Path], None], previous: Path | None = None) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename: readers see the old file or the new one.
+
+    Args:
+        path: the file.
+        write: writes to the path it is given.
+        previous: where the file that is replaced goes on living; a process that dies between the two renames leaves
+            that one alone, complete.
 
     Raises:
         OSError: the file could not be written; nothing is left behind, and the old one is as it was.
@@ -30,17 +38,32 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its file writer.
-        raise OSError(f"cannot write {path}: {error}") from error
+        # torch.save hides what happened to its file behind a RuntimeError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
+        raise OSError(f"cannot write {path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write a dict of tensors and plain values with ``torch.save``."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of processes that were killed while they wrote."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict, previous: Path | None = None) -> None:
+    """Write a dict of tensors and plain values; see ``write_atomically``."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+
+    write_atomically(path, write, previous)
 
 
 def save_plain_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -70,3 +93,20 @@ def load_checkpoint(path: Path) -> dict:
     if missing:
         raise UsageError(f"{path}: not a checkpoint of a pruning run: it has no {', '.join(sorted(missing))}")
     return state
+
+
+def load_newest(folder: Path) -> tuple[dict | None, list[str]]:
+    """The newest complete checkpoint of a run's folder, or None, and what is wrong with newer ones."""
+    problems = []
+    for path in (folder / NEWEST, folder / PREVIOUS):
+        if path.exists():
+            try:
+                return load_checkpoint(path), problems
+            except UsageError as error:
+                problems.append(str(error))
+    return None, problems
+
+
+def position(state: dict) -> tuple[int, int]:
+    """Where a run goes on from a checkpoint: the epoch, and the optimizer steps of it that are done."""
+    return (state["epoch"], state["in_epoch"]["step"]) if state.get("in_epoch") else (state["epoch"] + 1, 0)

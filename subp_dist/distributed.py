@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+
+from .errors import DivergedError, LostRankError, UsageError
 
 T = TypeVar("T")
 
@@ -32,7 +35,7 @@ class Rank:
         return self.rank == 0
 
 
-def init_process_group(device: str = "auto", timeout_minutes: float = 30) -> Rank:
+def init_process_group(device: str = "auto", timeout_minutes: float = 10) -> Rank:
     """Join the process group that torchrun describes, or stand alone without one.
 
     Args:
@@ -71,7 +74,8 @@ def _store_of_this_attempt(timeout: timedelta) -> dict:
     """Where the ranks of one machine meet, apart from where they met before a restart.
 
     torchrun may keep its store over restarts, and a new rank could read the address of one that was killed. On several
-    machines the counts of restarts may differ, so that they cannot tell attempts apart; torch's own way is left there.
+    machines the counts of restarts may differ, so that they cannot tell attempts apart; ``subp_dist.launch`` has
+    torchrun open a new store for each attempt instead.
     """
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return {}
@@ -93,24 +97,56 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     return total.tolist()
 
 
-def on_primary(function: Callable[[], T]) -> T:
-    """Call a function on rank 0 and give its result to every rank: what it reads need not be on all machines.
+def on_rank(rank: int, function: Callable[[], T]) -> T:
+    """Call a function on one rank and give its result to every rank: what it reads need not be on all machines.
 
     Raises:
-        ValueError: the function did, on rank 0; the same is raised on every rank.
+        UsageError: the function raised a ValueError there; the same is raised on every rank.
     """
     if not dist.is_initialized():
         return function()
     box: list = [None, None]
-    if dist.get_rank() == 0:
+    if dist.get_rank() == rank:
         try:
             box[0] = function()
         except ValueError as error:
             box[1] = str(error)
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=rank)
     if box[1] is not None:
-        raise ValueError(box[1])
+        raise UsageError(box[1])
     return box[0]
+
+
+def on_primary(function: Callable[[], T]) -> T:
+    """``on_rank`` 0."""
+    return on_rank(0, function)
+
+
+def gather(value: T) -> list[T]:
+    """A plain value of every rank, by rank, on every rank."""
+    rank, world_size = world()
+    values: list = [None] * world_size
+    values[rank] = value
+    if world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """Tell the loss of another rank apart from this rank's own failures.
+
+    Raises:
+        LostRankError: a collective failed, because a peer closed its connection or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors, which name the file they come from.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            reason = str(error).strip().splitlines()[0]
+            raise LostRankError(reason.rpartition("] ")[2] if reason.startswith("[") else reason) from error
+        raise
 
 
 def share_out(costs: Sequence[float], world_size: int) -> list[int]:
@@ -145,17 +181,17 @@ def compute_shared(
     return views
 
 
-def verify_identical_masks(masks: dict[str, Tensor], device: torch.device) -> None:
-    """Prove that all ranks hold the same masks.
+def verify_identical(tensors: dict[str, Tensor], what: str, device: torch.device) -> None:
+    """Prove that all ranks hold the same tensors; ``what`` they are is for the message.
 
     Raises:
-        RuntimeError: on every rank, with one and the same message that names the layers and ranks that differ.
+        DivergedError: on every rank, with one and the same message that names the layers and ranks that differ.
     """
     _, world_size = world()
     if world_size == 1:
         return
-    checksums = [zlib.crc32(mask.cpu().numpy().tobytes()) for mask in masks.values()]
-    gathered = torch.empty(world_size, len(masks), dtype=torch.int64, device=device)
+    checksums = [_checksum(tensor) for tensor in tensors.values()]
+    gathered = torch.empty(world_size, len(tensors), dtype=torch.int64, device=device)
     dist.all_gather(list(gathered.unbind(0)), torch.tensor(checksums, dtype=torch.int64, device=device))
     # What most ranks hold is taken as right; where there is no majority, all ranks are named.
     usual = gathered.mode(dim=0).values
@@ -164,11 +200,19 @@ def verify_identical_masks(masks: dict[str, Tensor], device: torch.device) -> No
     if differs.any():
         found = [
             f"{name} on rank {', '.join(map(str, differs[:, column].nonzero().flatten().tolist()))}"
-            for column, name in enumerate(masks)
+            for column, name in enumerate(tensors)
             if differs[:, column].any()
         ]
-        raise RuntimeError(
-            f"masks differ between ranks after an update: {'; '.join(found[:5])}"
-            f"{f' and {len(found) - 5} more layers' if len(found) > 5 else ''}. Their seeds, epochs or schedules "
-            "differ: stop all ranks and resume from the last checkpoint"
+        raise DivergedError(
+            f"{what} differ between ranks: {'; '.join(found[:5])}"
+            f"{f' and {len(found) - 5} more layers' if len(found) > 5 else ''}. Resume from the last checkpoint; if it "
+            "happens again, the ranks' seeds, epochs, schedules or machines differ"
         )
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of a mask; of a weight the sum of its bits, which is taken where it lies and costs one reading."""
+    if tensor.is_floating_point():
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+        return int(tensor.detach().view(bits).sum(dtype=torch.int64))
+    return zlib.crc32(tensor.cpu().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and how a command ends with one."""
+"""Errors that end a command, and how it ends with one: a line instead of a traceback, and an exit code of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ class UsageError(ValueError):
     """Bad input: the message says what was found, what was expected and what to do."""
 
 
-EXIT_USAGE = 2
+class DivergedError(RuntimeError):
+    """The ranks hold different masks or weights; raised on every rank, with the same message."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank does not answer any more: it failed, or its machine or the network did."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop, on every rank, and has been saved."""
+
+
+EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK = 2, 3, 4
+EXIT_INTERRUPTED, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 def _say(text: str) -> None:
@@ -22,9 +35,9 @@ def _say(text: str) -> None:
 
 
 def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """End a command with one line instead of a traceback when the input is at fault (exit code 2) or on Ctrl-C (130).
+    """End a command with one line and an exit code where the error has been explained; others keep their traceback.
 
-    All local ranks find the same fault; the first of each machine speaks for them.
+    All ranks of a machine have the same to say; the first speaks for them.
     """
 
     @functools.wraps(command)
@@ -34,8 +47,17 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
         except UsageError as error:
             _say(f"error: {error}")
             sys.exit(EXIT_USAGE)
+        except DivergedError as error:
+            _say(f"error: {error}")
+            sys.exit(EXIT_DIVERGED)
+        except LostRankError as error:
+            _say(f"lost another rank: {error}")
+            sys.exit(EXIT_LOST_RANK)
+        except Stopped as stopped:
+            _say(str(stopped))
+            sys.exit(EXIT_STOPPED)
         except KeyboardInterrupt:
-            _say("interrupted; a training goes on from its last complete epoch with --resume auto")
-            sys.exit(128 + signal.SIGINT)
+            _say("interrupted; a training goes on from its last checkpoint with --resume auto")
+            sys.exit(EXIT_INTERRUPTED)
 
     return wrapped

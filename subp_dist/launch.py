@@ -1,46 +1,145 @@
 """torchrun, with failures told in one place: ``python -m subp_dist.launch [torchrun's flags] -m subp_dist.train ...``.
 
-torchrun itself ends a failed run with its own traceback and a report on every rank. A user wants the error of the rank
-that failed first, once.
+torchrun itself ends a failed run with its own traceback and a report on every rank; a user wants the error of the rank
+that failed first, once. Three more things differ from plain torchrun: input that is at fault is not tried again, each
+attempt meets at a new store (see ``_fresh_stores``), and a machine that loses the rendezvous waits for it to come back.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import sys
+import time
 
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousTimeoutError,
+)
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.launcher import api
+from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
-from .errors import EXIT_USAGE
+from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE
+
+_RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
+
+
+class _Agent(LocalElasticAgent):
+    """torchrun's agent, which also says what it restarts for, and leaves faulty input alone."""
+
+    def _monitor_workers(self, worker_group) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.FAILED:
+            if any(failure.exitcode == EXIT_USAGE for failure in result.failures.values()):
+                self._remaining_restarts = 0
+            if self._remaining_restarts:
+                allowed = worker_group.spec.max_restarts
+                count = allowed - self._remaining_restarts + 1
+                _say(f"{_first_error(result.failures)}; restart {count} of {allowed}, from the last checkpoint")
+        return result
 
 
 def main() -> None:
     """Run torchrun's command line; exit with the code of the rank that failed first."""
     # It logs each process it ends and each exit code it sees; what matters of that is said below.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    _fresh_stores()
+    api.LocalElasticAgent = _Agent
     try:
         torchrun()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        # A usage error has been printed by the rank itself.
-        if failure.exitcode != EXIT_USAGE:
-            print(f"\nerror: rank {rank} failed first: {_cause(failure)}\n", file=sys.stderr)
+        _, failure = _first(error.failures)
+        # These have been explained by the ranks themselves.
+        if failure.exitcode not in (EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED):
+            _say(f"error: {_first_error(error.failures)}")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(EXIT_INTERRUPTED)
+    except RendezvousConnectionError as error:
+        _wait_and_start_again(error)
+    except RendezvousTimeoutError:
+        _say("error: the other machines did not come to the rendezvous in time")
+        sys.exit(1)
+    except RendezvousClosedError:
+        _say("error: another machine has ended the run: the first error is in the output there")
+        sys.exit(EXIT_LOST_RANK)
 
 
-def _cause(failure) -> str:
+def _say(text: str) -> None:
+    print(f"\n{text}\n", file=sys.stderr, flush=True)
+
+
+def _fresh_stores() -> None:
+    """Have each attempt meet at a store of its own, on a free port that rank 0 opens.
+
+    By default torchrun keeps one store for all attempts: new ranks can read addresses of killed ones there, and a
+    machine that joins later waits for an address that the others have long read and do not write again.
+    """
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+
+
+def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The rank that failed first: others, which lost it, may notice within the same second."""
+    return min(failures.items(), key=lambda item: (item[1].exitcode == EXIT_LOST_RANK, item[1].timestamp, item[0]))
+
+
+def _first_error(failures: dict[int, ProcessFailure]) -> str:
+    rank, failure = _first(failures)
+    if failure.exitcode == EXIT_LOST_RANK:
+        return f"rank {rank} lost a rank of another machine: the first error is in the output there"
+    if failure.exitcode == EXIT_STOPPED:
+        return f"rank {rank} was stopped"
+    if failure.exitcode == EXIT_DIVERGED:
+        return "the ranks have diverged"
     if failure.exitcode < 0:
-        return f"killed by {signal.Signals(-failure.exitcode).name}"
+        return f"rank {rank} failed first: killed by {signal.Signals(-failure.exitcode).name}"
     message = failure.message
     text = message.get("message", str(message)) if isinstance(message, dict) else str(message)
-    return f"{text.splitlines()[0] if text else ''} (exit code {failure.exitcode}; its traceback is above)"
+    first_line = text.splitlines()[0] if text else ""
+    return f"rank {rank} failed first: {first_line} (exit code {failure.exitcode}; its traceback is above)"
+
+
+def _wait_and_start_again(error: RendezvousConnectionError) -> None:
+    """Start this launcher again once the rendezvous answers, as often as ``--max-restarts`` says, or give up."""
+    args = get_args_parser().parse_args(sys.argv[1:])
+    restarts = int(os.environ.get(_RESTARTS, 0))
+    where = args.rdzv_endpoint or "this machine"
+    reason = str(error.__cause__ or error).strip().splitlines()[0]
+    if args.standalone or restarts >= args.max_restarts:
+        _say(f"error: no rendezvous at {where}: {reason}")
+        sys.exit(1)
+    _say(f"lost the rendezvous at {where} ({reason}); waiting for it, restart {restarts + 1} of {args.max_restarts}")
+    minutes = float(os.environ.get("JOIN_MINUTES", 30))
+    if not _answers(*parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=29400), 60 * minutes):
+        _say(f"error: no rendezvous at {where} for {minutes:g} minutes")
+        sys.exit(1)
+    os.environ[_RESTARTS] = str(restarts + 1)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "subp_dist.launch", *sys.argv[1:]])
+
+
+def _answers(host: str, port: int, seconds: float) -> bool:
+    """Whether something listens there within that time; the machine that the address belongs to opens it itself."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(1)
 
 
 if __name__ == "__main__":

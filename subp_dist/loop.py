@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -12,51 +13,65 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .distributed import sum_over_ranks
-from .training import Training
+from .seeds import derive_seed, seed_all
+from .training import Progress, Training
 
 
-def train_epoch(training: Training, loader: DataLoader, epoch: int) -> dict[str, float]:
-    """Train for one epoch.
+def train_epoch(
+    training: Training, loader: DataLoader, epoch: int, after_step: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Train for one epoch, or for what is left of it after ``training.progress``.
+
+    Args:
+        training: the run.
+        loader: delivers the batches that are left.
+        epoch: this epoch, from 0.
+        after_step: called after each optimizer step, with ``training.progress`` up to date.
 
     Returns:
         Mean ``loss`` over all ranks and images, ``img_per_s`` of all ranks together, and ``data_time``, the share of
         the time spent waiting for data.
     """
-    args, device = training.args, training.rank.device
+    args, device, progress = training.args, training.rank.device, training.progress
     training.wrapped.train()
     accumulate = args.grad_accum_steps
     batches, steps = len(loader), math.ceil(len(loader) / accumulate)
-    loss_sum, images_seen, data_seconds = torch.zeros((), dtype=torch.float64, device=device), 0, 0.0
-    norm, waiting_since = None, time.perf_counter()
-    epoch_start = waiting_since
-    for batch, (images, targets) in enumerate(training.monitor.progress(loader, f"epoch {epoch}")):
+    first_step, images_before, data_seconds = progress.step, progress.images, 0.0
+    loss_sum = progress.loss_sum = torch.tensor(float(progress.loss_sum), dtype=torch.float64, device=device)
+    epoch_start = waiting_since = time.perf_counter()
+    for batch, (images, targets) in enumerate(
+        training.monitor.progress(loader, f"epoch {epoch}"), start=first_step * accumulate
+    ):
         data_seconds += time.perf_counter() - waiting_since
         step, position = divmod(batch, accumulate)
         global_step = epoch * steps + step
-        if position == 0 and args.prune_interval and global_step % args.prune_interval == 0:
-            training.update_masks(epoch + step / steps, global_step)
+        if position == 0:
+            seed_all(derive_seed(args.seed, global_step, training.rank.rank))
+            if args.prune_interval and global_step % args.prune_interval == 0:
+                training.update_masks(epoch + step / steps, global_step)
         # The last step of an epoch may have fewer batches than the others.
         in_step = min(accumulate, batches - step * accumulate)
         is_last = position == in_step - 1
         images, targets = _to_device(images, targets, training)
         loss = _backward(training, images, targets, in_step, is_last)
         loss_sum += loss.double() * len(images)
-        images_seen += len(images)
+        progress.images += len(images)
         if is_last:
             norm = _optimizer_step(training)
             if args.sched_on_updates:
                 training.scheduler.step_update(global_step + 1)
             if global_step % args.log_interval == 0:
                 _log_step(training, loss, norm, global_step, epoch)
+            progress.step = step + 1
+            after_step()
         waiting_since = time.perf_counter()
     seconds = time.perf_counter() - epoch_start
-    total_loss, total_images = sum_over_ranks([loss_sum.item(), images_seen], device)
-    metrics = {
-        "loss": total_loss / total_images,
-        "img_per_s": total_images / seconds,
-        "data_time": data_seconds / seconds,
-    }
-    training.image_rates.append(metrics["img_per_s"])
+    new_images = progress.images - images_before
+    sums = sum_over_ranks([loss_sum.item(), progress.images, new_images], device)
+    training.progress = Progress()
+    metrics = {"loss": sums[0] / sums[1], "img_per_s": sums[2] / seconds, "data_time": data_seconds / seconds}
+    if new_images:
+        training.image_rates.append(metrics["img_per_s"])
     training.monitor.scalars({f"train/{k}": v for k, v in metrics.items() if k != "loss"}, (epoch + 1) * steps)
     return metrics
 
@@ -110,7 +125,7 @@ def _log_step(training: Training, loss: Tensor, norm: Tensor, global_step: int, 
     if not math.isfinite(value) and not training.scaler.is_enabled():
         raise RuntimeError(
             f"the loss is {value} at epoch {epoch}, step {global_step}: lower --lr, or set --clip-grad; the last "
-            "complete epoch is in last.pt"
+            "checkpoint is in last.pt"
         )
     lr = training.optimizer.param_groups[0]["lr"]
     training.monitor.scalars({"train/loss": value, "train/lr": lr, "train/grad_norm": norm.item()}, global_step)

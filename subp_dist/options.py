@@ -172,6 +172,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", default="output", metavar="DIR", help="folder of all runs")
     add("--experiment", default="", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
     add("--resume", metavar="FILE", help="last.pt of a run to go on with, or 'auto': this run's own, if there is one")
+    add("--recovery-interval", type=int, default=0, metavar="STEPS", help="also save every so many optimizer steps")
+    add("--timeout", type=float, default=10, metavar="MINUTES", help="how long a rank may wait for another")
     add("--seed", type=int, default=42, help="seed of initial weights, data order and masks")
     add("--device", default="auto", help="cpu, cuda, or auto")
     add("--log-interval", type=int, default=50, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
@@ -245,9 +247,11 @@ def _check_ranges(args: argparse.Namespace) -> None:
     for flag in ("img_size", "num_classes", "in_chans", "validation_batch_size"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
-    for flag in ("workers", "prune_interval", "sr_ste_decay", "warmup_epochs", "mixup", "cutmix"):
+    for flag in ("workers", "prune_interval", "recovery_interval", "sr_ste_decay", "warmup_epochs", "mixup", "cutmix"):
         if getattr(args, flag) < 0:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 or more")
+    if not args.timeout > 0:
+        raise UsageError(f"--timeout {args.timeout}: expected minutes above 0")
     if not args.tau > 0:
         raise UsageError(f"--tau {args.tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
     parse_layer_rates(args.layer_rates)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import masks
 from .blocks import BLOCK_SIZES, to_blocks
-from .distributed import compute_shared, verify_identical_masks
+from .distributed import compute_shared, verify_identical
 from .parametrization import BlockMask, block_mask_of, mask_weight
 from .plan import plan_layers, reparametrised
 from .schedule import PruneSchedule
@@ -146,11 +146,14 @@ class SUBPPruner:
     def step(self, epoch: float) -> MaskUpdate:
         """Update all masks for a time in epochs; fractions are fine, for updates within an epoch.
 
-        Every rank scores its share of the layers, all draw the same masks, and a checksum proves it.
+        Every rank scores its share of the layers, all draw the same masks, and a checksum proves it; so it does for
+        the weights, which would be scored differently by another rank.
 
         Raises:
-            RuntimeError: the ranks' masks differ.
+            DivergedError: the ranks' weights or masks differ.
         """
+        latents = {name: module.parametrizations.weight.original for name, module in self.layers.items()}
+        verify_identical(latents, "weights", next(iter(latents.values())).device)
         scores = self._scores()
         flipped = regrown = 0
         for name, score in scores.items():
@@ -162,7 +165,7 @@ class SUBPPruner:
             flipped += int((new != old).sum())
             regrown += int((new & ~old).sum())
             old.copy_(new)
-        verify_identical_masks(self.masks, next(iter(scores.values())).device)
+        verify_identical(self.masks, "masks", next(iter(scores.values())).device)
         blocks = sum(mask.numel() for mask in self.masks.values())
         return MaskUpdate(self.schedule.pruned_rate(epoch), self.pruned_share(), flipped / blocks, regrown, scores)
 

@@ -13,22 +13,25 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
-import yaml
-from timm.utils import distribute_bn, random_seed
+from timm.utils import distribute_bn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
-from .checkpoint import load_checkpoint, save_checkpoint, save_plain_weights
-from .data import Data
-from .distributed import init_process_group, on_primary
-from .errors import UsageError, report_usage_errors
+from .checkpoint import BEST, NEWEST, PREVIOUS, load_checkpoint, save_checkpoint, save_plain_weights
+from .data import Data, ResumableLoader
+from .distributed import init_process_group, lost_ranks_named, on_primary
+from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
 from .loop import train_epoch, validate
 from .monitor import Monitor
 from .options import parse_args
 from .parametrization import plain_state_dict
 from .report import run_report
+from .run_folder import find_checkpoint, folder_of, start_folder
+from .stopping import StopRequest
 from .training import Training, checkpoint_state, create_model_and_data, prepare, restore
+
+_logger = logging.getLogger(__name__)
 
 
 @record
@@ -44,110 +47,129 @@ def main(args: argparse.Namespace) -> Path:
     """Run one training from the flags to the exported model; returns the run's folder.
 
     Raises:
-        UsageError: the input is at fault; nothing has been written.
+        UsageError: the input is at fault, and nothing has been written; or the run's folder cannot be written any more.
+        DivergedError, LostRankError: the ranks do not agree, or one is gone.
+        Stopped: SIGTERM was received, and the run has been saved.
     """
-    try:
-        rank = init_process_group(args.device)
-        folder, resume_from = on_primary(lambda: locate_run(args))
-        checkpoint = on_primary(lambda: load_checkpoint(resume_from)) if resume_from else None
-        model, data = create_model_and_data(args)
-        training = prepare(args, rank, model, data)
-        loaders = data.train_loader(args, rank), data.val_loader(args, rank)
-        first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
-        on_primary(lambda: start_folder(folder, args))
-    except ValueError as error:
-        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-    steps = -(-len(loaders[0]) // args.grad_accum_steps)
-    training.monitor = Monitor(folder if rank.is_primary else None, first_epoch, first_epoch * steps)
-    try:
-        run_epochs(training, loaders, folder, first_epoch, best)
-        if rank.is_primary:
-            finish(training, data, folder)
-        if dist.is_initialized():
-            dist.barrier()
-    finally:
-        training.monitor.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with lost_ranks_named():
+        try:
+            rank = init_process_group(args.device, args.timeout)
+            folder = folder_of(args)
+            checkpoint = find_checkpoint(folder, args)
+            model, data = create_model_and_data(args)
+            training = prepare(args, rank, model, data)
+            loaders = data.train_loader(args, rank), data.val_loader(args, rank)
+            first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
+            start_folder(folder, args, checkpoint)
+        except ValueError as error:
+            raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+        run = Run(training, loaders, folder, best, checkpoint["val"] if checkpoint else None)
+        training.monitor = Monitor(folder if rank.is_primary else None, first_epoch, run.global_step(first_epoch))
+        try:
+            run.epochs(first_epoch)
+            on_primary(lambda: finish(training, data, folder))
+        finally:
+            training.monitor.close()
+            if dist.is_initialized():
+                dist.destroy_process_group()
     return folder
 
 
-def locate_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to go on with if there is one.
+class Run:
+    """Trains, validates and saves, epoch by epoch.
 
-    After torchrun restarted the ranks, the run goes on from its own last checkpoint without being told.
-
-    Raises:
-        UsageError: the folder holds another run.
+    Args:
+        training: all parts of the run.
+        loaders: for training and validation.
+        folder: where checkpoints go.
+        best: the best top-1 so far, at the target rate.
+        val_metrics: of the last validation.
     """
-    name = args.experiment or f"{args.model}-{args.target_macs or format(args.prune_rate, 'g')}"
-    folder = Path(args.output) / name.replace("/", "_")
-    own = folder / "last.pt"
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    if args.resume == "auto" or (restarted and own.exists()):
-        return folder, own if own.exists() else None
-    if args.resume:
-        return folder, Path(args.resume)
-    if (folder / "args.yaml").exists() and not restarted:
-        raise UsageError(
-            f"{folder} already holds a run: pass --resume auto to go on with it, or another --experiment name"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; the run needs a folder of that name")
-    return folder, None
 
+    def __init__(
+        self,
+        training: Training,
+        loaders: tuple[ResumableLoader, DataLoader],
+        folder: Path,
+        best: float | None,
+        val_metrics: dict[str, float] | None,
+    ) -> None:
+        self.training, self.folder = training, folder
+        self.train_loader, self.val_loader = loaders
+        self.best, self.val_metrics = best, val_metrics
+        self.steps = -(-len(self.train_loader) // training.args.grad_accum_steps)
 
-def start_folder(folder: Path, args: argparse.Namespace) -> None:
-    """Create the run's folder with its flags; called only once everything else has been checked.
+    def global_step(self, epoch: int) -> int:
+        """Optimizer steps of the whole run that are done, in an epoch."""
+        return epoch * self.steps + self.training.progress.step
 
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        flags = {flag: value for flag, value in vars(args).items() if flag not in ("config", "resume")}
-        (folder / "args.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
-    except OSError as error:
-        raise UsageError(f"cannot write the run's folder {folder}: {error}") from error
+    def epochs(self, first_epoch: int) -> None:
+        """Run from an epoch, or from where ``training.progress`` is in it, to the end.
 
+        Raises:
+            Stopped: SIGTERM was received by a rank; the run has been saved.
+        """
+        with StopRequest(self.training.args.timeout) as stop:
+            for epoch in range(first_epoch, self.training.args.epochs):
+                self._epoch(epoch, stop)
+                if epoch + 1 < self.training.args.epochs and stop.poll():
+                    raise Stopped(f"stopped and saved after epoch {epoch}; --resume auto goes on there")
 
-def run_epochs(
-    training: Training, loaders: tuple[DataLoader, DataLoader], folder: Path, first_epoch: int, best: float | None
-) -> None:
-    """Train, validate and checkpoint, epoch by epoch."""
-    args, pruner, monitor = training.args, training.pruner, training.monitor
-    train_loader, val_loader = loaders
-    steps = -(-len(train_loader) // args.grad_accum_steps)
-    for epoch in range(first_epoch, args.epochs):
+    def _epoch(self, epoch: int, stop: StopRequest) -> None:
+        training, monitor = self.training, self.training.monitor
+        args, progress = training.args, training.progress
         started = time.perf_counter()
-        # Stands for saved random states: an epoch draws the same numbers whether or not the run was interrupted.
-        random_seed((args.seed + 1_000_003 * epoch) % 2**31, training.rank.rank)
-        train_loader.sampler.set_epoch(epoch)
-        if not args.prune_interval:
-            training.update_masks(epoch, epoch * steps)
-        train_metrics = train_epoch(training, train_loader, epoch)
-        val_metrics = evaluate(training, val_loader)
-        training.scheduler.step(epoch + 1, val_metrics["top1"])
+        self.train_loader.set_epoch(epoch, first_batch=progress.step * args.grad_accum_steps)
+        if not args.prune_interval and progress.step == 0:
+            training.update_masks(epoch, self.global_step(epoch))
+        train_metrics = train_epoch(training, self.train_loader, epoch, lambda: self._after_step(epoch, stop))
+        self.val_metrics = evaluate(training, self.val_loader)
+        training.scheduler.step(epoch + 1, self.val_metrics["top1"])
         # A model that is denser than asked for must not become the best one.
-        is_best = pruner.at_target and (best is None or val_metrics["top1"] >= best)
-        best = val_metrics["top1"] if is_best else best
-        if training.rank.is_primary:
-            state = checkpoint_state(training, epoch, best, val_metrics)
-            save_checkpoint(folder / "last.pt", state)
-            if is_best:
-                save_checkpoint(folder / "best.pt", state)
+        top1 = self.val_metrics["top1"]
+        is_best = training.pruner.at_target and (self.best is None or top1 >= self.best)
+        self.best = top1 if is_best else self.best
+        self._save(epoch, is_best)
         row = {"epoch": epoch}
         row |= {f"train_{key}": value for key, value in train_metrics.items()}
-        row |= {f"val_{key}": value for key, value in val_metrics.items()}
-        row |= {"sparsity": pruner.pruned_share(), "lr": training.optimizer.param_groups[0]["lr"]}
+        row |= {f"val_{key}": value for key, value in self.val_metrics.items()}
+        row |= {"sparsity": training.pruner.pruned_share(), "lr": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = time.perf_counter() - started
         monitor.summary(row)
-        monitor.scalars({f"val/{key}": value for key, value in val_metrics.items()}, (epoch + 1) * steps)
+        monitor.scalars({f"val/{k}": value for k, value in self.val_metrics.items()}, self.global_step(epoch + 1))
         monitor.line(
             f"epoch {epoch:3d}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
             f"top-1 {row['val_top1']:.2f} %  pruned {100 * row['sparsity']:.1f} %  "
             f"{row['train_img_per_s']:.0f} images/s  {row['seconds']:.1f} s{'  best' if is_best else ''}"
         )
+
+    def _after_step(self, epoch: int, stop: StopRequest) -> None:
+        step, interval = self.training.progress.step, self.training.args.recovery_interval
+        if stop.poll():
+            self._save(epoch)
+            raise Stopped(
+                f"stopped and saved in epoch {epoch}, after {step} of {self.steps} steps; --resume auto goes on there"
+            )
+        if interval and self.global_step(epoch) % interval == 0 and step < self.steps:
+            self._save(epoch)
+
+    def _save(self, epoch: int, is_best: bool = False) -> None:
+        """Write the checkpoint, on rank 0; if that fails, every rank ends."""
+        state = checkpoint_state(self.training, epoch, self.best, self.val_metrics)
+
+        def write() -> None:
+            try:
+                # The best one first: a run that is killed between the two trains this epoch again, to the same end.
+                if is_best:
+                    save_checkpoint(self.folder / BEST, state)
+                save_checkpoint(self.folder / NEWEST, state, self.folder / PREVIOUS)
+            except OSError as error:
+                raise UsageError(
+                    f"{error}. The checkpoint before is complete: make room or mend the folder, and go on with "
+                    "--resume auto"
+                ) from error
+
+        on_primary(write)
 
 
 def evaluate(training: Training, val_loader: DataLoader) -> dict[str, float]:
@@ -171,8 +193,11 @@ def evaluate(training: Training, val_loader: DataLoader) -> dict[str, float]:
 def finish(training: Training, data: Data, folder: Path) -> None:
     """Export the best model of the run and write its report, on rank 0."""
     args = training.args
-    chosen = folder / "best.pt" if (folder / "best.pt").exists() else folder / "last.pt"
-    checkpoint = load_checkpoint(chosen)
+    try:
+        checkpoint = load_checkpoint(folder / (BEST if (folder / BEST).exists() else NEWEST))
+    except UsageError as error:
+        _logger.warning("%s; exporting the last epoch instead", error)
+        checkpoint = load_checkpoint(folder / NEWEST)
     model = training.model
     model.load_state_dict(checkpoint["ema" if training.ema else "model"])
     model.to("cpu").eval()

@@ -20,9 +20,10 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .checkpoint import position
 from .data import Data, create_data
 from .distillation import Distillation, create_distillation
-from .distributed import Rank, on_primary
+from .distributed import Rank, gather, on_primary
 from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
@@ -38,6 +39,15 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
+class Progress:
+    """How far this rank is in an epoch: optimizer ``step``s done, ``images`` seen, and the sum of their losses."""
+
+    step: int = 0
+    images: int = 0
+    loss_sum: float | torch.Tensor = 0.0
+
+
+@dataclass
 class Training:
     """All parts of a run that take part in a step.
 
@@ -47,6 +57,7 @@ class Training:
         distillation: the teacher, where there is one.
         wrapped: the same model as it is called in training (compiled, in DDP).
         scaler: disabled unless the precision needs it.
+        progress: how far the epoch is.
         updates: optimizer steps that really happened, for the moving average.
         mask_seconds: time spent in ``mask_updates`` mask updates.
     """
@@ -65,6 +76,7 @@ class Training:
     ema: ModelEmaV3 | None
     monitor: Monitor
     distillation: Distillation | None = None
+    progress: Progress = field(default_factory=Progress)
     updates: int = 0
     mask_seconds: float = 0.0
     mask_updates: int = 0
@@ -273,7 +285,7 @@ def create_mixup(args: argparse.Namespace) -> Mixup | None:
 
 
 def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
-    """Load a checkpoint into a run; returns the next epoch and the best top-1 so far.
+    """Load a checkpoint into a run; returns the epoch to go on with and the best top-1 so far.
 
     Raises:
         UsageError: it belongs to a run that this one cannot continue.
@@ -289,7 +301,10 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
             )
     if bool(training.ema) != ("ema" in checkpoint):
         raise UsageError("--resume: the run and its checkpoint must agree on --model-ema")
-    ignored = ("resume", "output", "experiment", "config")
+    in_epoch = checkpoint.get("in_epoch")
+    if in_epoch:
+        _check_same_steps(training, saved, in_epoch)
+    ignored = ("resume", "output", "experiment", "config", "recovery_interval", "timeout")
     changed = [key for key, value in vars(args).items() if key not in ignored and saved.get(key) != value]
     if changed:
         _logger.warning(
@@ -302,13 +317,47 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
     training.updates = checkpoint["updates"]
     if training.ema:
         training.ema.module.load_state_dict(checkpoint["ema"])
-    return checkpoint["epoch"] + 1, checkpoint["best"]
+    if in_epoch:
+        own = in_epoch["ranks"][training.rank.rank]
+        training.progress = Progress(in_epoch["step"], own["images"], own["loss_sum"])
+        for buffers, values in zip(_own_buffers(training), own["buffers"], strict=True):
+            for name, value in values.items():
+                buffers[name].copy_(value)
+    return position(checkpoint)[0], checkpoint["best"]
 
 
-def checkpoint_state(training: Training, epoch: int, best: float | None, val_metrics: dict[str, float]) -> dict:
-    """All that ``restore`` needs, after an epoch."""
+def _check_same_steps(training: Training, saved: dict, in_epoch: dict) -> None:
+    """In the middle of an epoch, a step must be what it was."""
+    now = vars(training.args) | {"ranks": training.rank.world_size}
+    then = saved | {"ranks": len(in_epoch["ranks"])}
+    for what in ("ranks", "batch_size", "grad_accum_steps", "seed"):
+        if then[what] != now[what]:
+            raise UsageError(
+                f"--resume: the checkpoint is from the middle of an epoch of a run with {what.replace('_', '-')} "
+                f"{then[what]}, this one has {now[what]}; go on with the same, or from the end of an epoch (best.pt)"
+            )
+
+
+def _own_buffers(training: Training) -> list[dict[str, torch.Tensor]]:
+    """Buffers that differ between ranks until an epoch ends: the batch-norm statistics, and their moving average."""
+    models = [training.model] + ([training.ema.module] if training.ema else [])
+    return [{name: b for name, b in model.named_buffers() if b.is_floating_point()} for model in models]
+
+
+def checkpoint_state(training: Training, epoch: int, best: float | None, val_metrics: dict[str, float] | None) -> dict:
+    """All that ``restore`` needs, after an epoch or in the middle of one; to be called on every rank.
+
+    ``in_epoch`` is None after an epoch; else it has the ``step`` and what differs between ``ranks``.
+    """
+    in_epoch = None
+    if training.progress.step:
+        buffers = [{name: b.cpu() for name, b in buffers.items()} for buffers in _own_buffers(training)]
+        progress = training.progress
+        own = {"images": progress.images, "loss_sum": float(progress.loss_sum), "buffers": buffers}
+        in_epoch = {"step": progress.step, "ranks": gather(own)}
     state = {
         "epoch": epoch,
+        "in_epoch": in_epoch,
         "best": best,
         "val": val_metrics,
         "args": vars(training.args),

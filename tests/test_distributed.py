@@ -32,7 +32,7 @@ from subp_dist.distributed import (
     init_process_group,
     share_out,
     sum_over_ranks,
-    verify_identical_masks,
+    verify_identical,
     world,
 )
 from subp_dist.pruner import SUBPPruner
@@ -111,15 +111,15 @@ def work_of_a_rank(folder: Path, rank: int, world_size: int) -> None:
     result["shared"], result["calls"] = compute_shared(compute, SHAPES, COSTS, CPU), calls
     result["updates"] = updates(small_pruner())
     result["sums"] = sum_over_ranks([rank + 1, 2**50 + rank, 0.5, -3], CPU)
-    result["no message"] = message_of(lambda: verify_identical_masks(two_masks(), CPU))
+    result["no message"] = message_of(lambda: verify_identical(two_masks(), "masks", CPU))
     masks = two_masks()
     if rank == 1:
         masks["layer2.conv"][2, 5] ^= True
-    result["one bit"] = message_of(lambda: verify_identical_masks(masks, CPU))
+    result["one bit"] = message_of(lambda: verify_identical(masks, "masks", CPU))
     many = {f"layer{i}": torch.zeros(2, 3, dtype=torch.bool) for i in range(8)}
     if rank == world_size - 1:
         many = {name: ~mask for name, mask in many.items()}
-    result["many layers"] = message_of(lambda: verify_identical_masks(many, CPU))
+    result["many layers"] = message_of(lambda: verify_identical(many, "masks", CPU))
     pruner = small_pruner(draw_seed=int(rank == 1))
     result["other seed"] = message_of(lambda: pruner.step(4))
 
@@ -260,7 +260,7 @@ def test_alone_sums_are_the_values():
 
 
 def test_alone_masks_are_identical():
-    verify_identical_masks(two_masks(), CPU)
+    verify_identical(two_masks(), "masks", CPU)
 
 
 def test_cuda_without_a_gpu_is_an_error_that_points_to_the_cpu(no_torchrun, monkeypatch):
@@ -368,8 +368,8 @@ def test_the_error_of_many_layers_is_cut_short(ranks):
 def test_a_rank_with_another_seed_fails_the_update_on_every_rank(ranks):
     messages = {rank["other seed"] for rank in ranks}
     assert len(messages) == 1
-    assert "masks differ between ranks after an update: " in (message := messages.pop())
-    assert "resume from the last checkpoint" in message
+    assert "masks differ between ranks: " in (message := messages.pop())
+    assert "Resume from the last checkpoint" in message
 
 
 if __name__ == "__main__":

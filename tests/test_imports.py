@@ -15,6 +15,7 @@ ALLOWED = {
     "blocks": set(),
     "errors": set(),
     "schedule": set(),
+    "seeds": set(),
     "flops": set(),
     "distributed": set(),
     "scores": {"blocks"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "layer_table": {"blocks", "masks", "plan"},
     "distillation": {"errors"},
     "checkpoint": {"errors"},
-    "data": {"distributed", "errors"},
+    "data": {"distributed", "errors", "seeds"},
     "export": {
         "blocks",
         "checkpoint",

@@ -47,7 +47,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_run_directory_is_complete(finished):
     assert {path.name for path in finished.iterdir()} == {
-        *("args.yaml", "summary.csv", "last.pt", "best.pt", "tensorboard", "model.safetensors", "model.subp"),
+        *("args.yaml", "summary.csv", "last.pt", "previous.pt", "best.pt", "tensorboard", "model.safetensors", "model.subp"),
         "report.json",
     }
     assert yaml.safe_load((finished / "args.yaml").read_text())["num_classes"] == 10
@@ -68,10 +68,10 @@ def test_no_best_before_the_target_rate(few_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "finish", lambda *_: None)
     original = train.train_epoch
 
-    def stop_after_one(training, loader, epoch):
+    def stop_after_one(training, loader, epoch, *rest):
         if epoch == 1:
             raise KeyboardInterrupt
-        return original(training, loader, epoch)
+        return original(training, loader, epoch, *rest)
 
     monkeypatch.setattr(train, "train_epoch", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
@@ -154,10 +154,10 @@ def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch
     undisturbed = run(tmp_path / "a", *flags)
     original = train.train_epoch
 
-    def die(training, loader, epoch):
+    def die(training, loader, epoch, *rest):
         if epoch == 1:
             raise KeyboardInterrupt
-        return original(training, loader, epoch)
+        return original(training, loader, epoch, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_epoch", die)

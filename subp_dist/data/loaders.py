@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm.data
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ..distributed import Rank
 from ..errors import UsageError
 from . import digits
+from .resumable import ResumableLoader
 
 _VAL_FOLDERS = ("val", "validation", "valid", "test", "eval")
 
@@ -36,32 +37,30 @@ class Data:
     std: tuple[float, ...]
     class_names: list[str] | None = None
 
-    def train_loader(self, args: argparse.Namespace, rank: Rank) -> DataLoader:
-        """Shuffled anew each epoch (``loader.sampler.set_epoch``); incomplete batches are dropped.
+    def train_loader(self, args: argparse.Namespace, rank: Rank) -> ResumableLoader:
+        """Shuffled anew each epoch (``loader.set_epoch``); incomplete batches are dropped.
 
         Raises:
             UsageError: a rank's share is smaller than a batch.
         """
-        sampler = DistributedSampler(
-            self.train, rank.world_size, rank.rank, shuffle=True, seed=args.seed, drop_last=True
-        )
-        if len(sampler) < args.batch_size:
+        share = len(self.train) // rank.world_size
+        if share < args.batch_size:
             raise UsageError(
-                f"{len(self.train)} training images over {rank.world_size} ranks are {len(sampler)} each, less than a "
+                f"{len(self.train)} training images over {rank.world_size} ranks are {share} each, less than a "
                 f"batch of {args.batch_size}: set a smaller --batch-size, or NPROC"
             )
-        return self._loader(self.train, args.batch_size, args, rank, sampler=sampler, drop_last=True)
+        settings = _loading(args, rank)
+        return ResumableLoader(self.train, args.batch_size, rank.rank, rank.world_size, args.seed, **settings)
 
     def val_loader(self, args: argparse.Namespace, rank: Rank) -> DataLoader:
         """This rank's share of the validation images, in order: no padding, so sums over ranks are exact."""
         share = Subset(self.val, range(rank.rank, len(self.val), rank.world_size))
-        return self._loader(share, args.validation_batch_size or args.batch_size, args, rank)
+        return DataLoader(share, args.validation_batch_size or args.batch_size, **_loading(args, rank))
 
-    def _loader(self, dataset: Dataset, batch_size: int, args: argparse.Namespace, rank: Rank, **kwargs) -> DataLoader:
-        # Workers are started anew each epoch, for then they are seeded anew from the epoch, which is what lets a
-        # resumed run see the same crops as one that was not interrupted.
-        workers = 0 if args.data_dir == "builtin" else min(args.workers, len(os.sched_getaffinity(0)))
-        return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=rank.device.type == "cuda", **kwargs)
+
+def _loading(args: argparse.Namespace, rank: Rank) -> dict:
+    workers = 0 if args.data_dir == "builtin" else min(args.workers, len(os.sched_getaffinity(0)))
+    return {"num_workers": workers, "pin_memory": rank.device.type == "cuda"}
 
 
 def create_data(args: argparse.Namespace, model_config: dict) -> Data:

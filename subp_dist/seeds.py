@@ -1,0 +1,47 @@
+"""Random numbers that follow from where they are drawn, so that no random state has to be saved.
+
+Every optimizer step and every training image seeds the generators anew, from its own place in the run: a run that goes
+on in the middle of an epoch draws what the undisturbed run drew, and images do not depend on ranks or workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive_seed(*place: int) -> int:
+    """A seed of 63 bits that belongs to a place, such as (seed, epoch, image)."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(place)}q", *place), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_cpu(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the CPU's generators and those of all GPUs."""
+    seed_cpu(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def kept_cpu_generators() -> Iterator[None]:
+    """Give Python's, NumPy's and torch's CPU generator their states back at the end."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)

@@ -1,0 +1,71 @@
+"""Starting runs of several ranks as real processes, and comparing what they leave, for the tests of faults."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH = [sys.executable, "-m", "subp_dist.launch"]
+FLAGS = [
+    *("test_resnet", "--data-dir", "builtin", "--epochs", "3", "--batch-size", "32", "--lr", "0.05", "--no-export"),
+    *("--prune-start", "0", "--prune-end", "1", "--experiment", "run"),
+]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without torchrun's, on one thread a rank."""
+    base = {key: value for key, value in os.environ.items() if not key.startswith(("TORCHELASTIC", "LOCAL_", "RANK"))}
+    return base | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | extra
+
+
+def start(output: Path, *flags: str, torchrun: tuple[str, ...] = (), prefix: tuple[str, ...] = (), **extra: str):
+    """Start ranks on few digits; ``torchrun`` flags come after those of one machine with two ranks."""
+    where = [] if any(flag.startswith("--nnodes") for flag in torchrun) else ["--standalone", "--nproc-per-node=2"]
+    output.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        [*prefix, *LAUNCH, *where, *torchrun, str(ROOT / "tests/faults.py"), *FLAGS, "--output", str(output), *flags],
+        env=environment(FAULT_MARK=str(output / "mark"), **extra),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, seconds: float = 300) -> subprocess.CompletedProcess:
+    """Wait for a run's end; kill it all if it does not come."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {seconds} s\n{out}\n{err}") from None
+    return subprocess.CompletedProcess([], process.returncode, out, err)
+
+
+def states_equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(states_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(states_equal, a, b))
+    return a == b
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    """Weights, masks, optimizer, best epoch, and every epoch's figures are those of the undisturbed run, bit for bit."""
+    a, b = (torch.load(run / "last.pt", weights_only=True) for run in (folder, expected))
+    for part in ("epoch", "in_epoch", "model", "optimizer", "scheduler", "updates", "best", "val"):
+        assert states_equal(a[part], b[part]), part
+    assert states_equal(load_file(folder / "model.safetensors"), load_file(expected / "model.safetensors"))
+    rows = [list(csv.DictReader((run / "summary.csv").open())) for run in (folder, expected)]
+    for row in rows[0] + rows[1]:
+        for timing in ("seconds", "train_img_per_s", "train_data_time"):
+            del row[timing]
+    assert rows[0] == rows[1]
+    assert not list(folder.glob(".*.tmp")), "leftovers"
