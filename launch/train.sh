@@ -62,9 +62,8 @@ while (($#)); do
 done
 set -- ${flags[@]+"${flags[@]}"}
 
-train() {
-    "$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" -m subp_dist.train "$@"
-}
+train=("$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}"
+    -m subp_dist.train)
 
 banner() { printf "%s\n" "" "=== $* ==="; }
 
@@ -77,14 +76,14 @@ case ${1:-} in
     rm -rf "$runs"
     recipe=(--config "$root/launch/recipes/digits.yaml" --output "$runs")
     banner "1/3  a dense network learns 4000 real digits, on $NPROC ranks"
-    train "${recipe[@]}" --experiment dense --prune-rate 0 --no-export
+    "${train[@]}" "${recipe[@]}" --experiment dense --prune-rate 0 --no-export
     banner "2/3  the same network learns them while half of its 1x16 blocks are pruned"
-    train "${recipe[@]}" --experiment sparse
+    "${train[@]}" "${recipe[@]}" --experiment sparse
     banner "3/3  the exported network runs on subp_ext, and is compared with torch on 1000 test digits"
     exec "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
     ;;
 *)
-    train "$@"
+    exec "${train[@]}" "$@" # so that a signal to this process reaches torchrun
     ;;
 esac
 exit

@@ -121,7 +121,8 @@ def _optimizer_step(training: Training) -> Tensor:
 
 
 def _log_step(training: Training, loss: Tensor, norm: Tensor, global_step: int, epoch: int) -> None:
-    value = loss.item()
+    rank, device = training.rank, training.rank.device
+    value = sum_over_ranks([loss.item()], device)[0] / rank.world_size
     if not math.isfinite(value) and not training.scaler.is_enabled():
         raise RuntimeError(
             f"the loss is {value} at epoch {epoch}, step {global_step}: lower --lr, or set --clip-grad; the last "

@@ -1,7 +1,7 @@
 """A training program that kills itself: ``python -m subp_dist.launch ... tests/faults.py FLAGS``, on few digits.
 
-``FAULT=MOMENT:RANK:COUNT`` sends a real SIGKILL (or the signal that ``FAULT_SIGNAL`` names) to that rank when it gets to
-that moment for the COUNT-th time, once: ``FAULT_MARK`` is a file that remembers it over restarts.
+``FAULT=MOMENT:RANK:COUNT`` sends a real SIGKILL (or the signal that ``FAULT_SIGNAL`` names) to that rank when it gets
+to that moment for the COUNT-th time, once: ``FAULT_MARK`` is a file that remembers it over restarts.
 """
 
 from __future__ import annotations

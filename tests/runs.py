@@ -58,7 +58,7 @@ def states_equal(a, b) -> bool:
 
 
 def assert_same_end(folder: Path, expected: Path) -> None:
-    """Weights, masks, optimizer, best epoch, and every epoch's figures are those of the undisturbed run, bit for bit."""
+    """Weights, masks, optimizer, best epoch and every epoch's figures are those of the other run, bit for bit."""
     a, b = (torch.load(run / "last.pt", weights_only=True) for run in (folder, expected))
     for part in ("epoch", "in_epoch", "model", "optimizer", "scheduler", "updates", "best", "val"):
         assert states_equal(a[part], b[part]), part

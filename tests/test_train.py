@@ -47,7 +47,16 @@ def finished(tmp_path_factory) -> Path:
 
 def test_run_directory_is_complete(finished):
     assert {path.name for path in finished.iterdir()} == {
-        *("args.yaml", "summary.csv", "last.pt", "previous.pt", "best.pt", "tensorboard", "model.safetensors", "model.subp"),
+        *(
+            "args.yaml",
+            "summary.csv",
+            "last.pt",
+            "previous.pt",
+            "best.pt",
+            "tensorboard",
+            "model.safetensors",
+            "model.subp",
+        ),
         "report.json",
     }
     assert yaml.safe_load((finished / "args.yaml").read_text())["num_classes"] == 10
