@@ -21,7 +21,7 @@ from subp_dist.data import digits
 
 def strike() -> None:
     Path(os.environ["FAULT_MARK"]).touch()
-    os.kill(os.getpid(), getattr(signal, os.environ.get("FAULT_SIGNAL", "SIGKILL")))
+    signal.raise_signal(getattr(signal, os.environ.get("FAULT_SIGNAL", "SIGKILL")))
 
 
 def counted(count: int) -> Callable[[], None]:

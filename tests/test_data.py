@@ -3,6 +3,8 @@
 Folders are made of the digits themselves as PNG files, 3 classes of 14 and 7 pictures.
 """
 
+import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -91,6 +93,40 @@ def test_training_shares_are_disjoint_and_new_each_epoch():
         assert not set(shares[0]) & set(shares[1])
         orders.append(shares)
     assert orders[0] != orders[1]
+
+
+def batches_of(loader) -> list[torch.Tensor]:
+    return [images for images, _ in loader]
+
+
+def train_loader(pictures, workers: int):
+    args = flags("--data-dir", str(pictures), "--img-size", "32", "--batch-size", "4", "--workers", str(workers))
+    return create_data(args, CONFIG).train_loader(args, rank(0, 1))
+
+
+def test_an_epoch_continues_anywhere_with_the_same_images(pictures):
+    # 42 pictures, cropped and flipped at random: 10 batches.
+    loader = train_loader(pictures, workers=0)
+    loader.set_epoch(3)
+    whole = batches_of(loader)
+    loader.set_epoch(3, first_batch=6)
+    assert len(whole) == len(loader) == 10
+    assert torch.equal(torch.stack(batches_of(loader)), torch.stack(whole[6:]))
+    loader.set_epoch(4)
+    assert not any(torch.equal(a, b) for a, b in zip(batches_of(loader), whole, strict=True))
+
+
+def test_images_do_not_depend_on_the_processes_that_load_them(pictures):
+    alone, helped = train_loader(pictures, workers=0), train_loader(pictures, workers=2)
+    assert torch.equal(torch.stack(batches_of(alone)), torch.stack(batches_of(helped)))
+
+
+def test_workers_outlive_the_signal_that_stops_a_job(pictures):
+    loader = train_loader(pictures, workers=1)
+    batches = iter(loader)
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    assert len(list(batches)) == 9
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
-"""launch/train.sh and torchrun with real processes: both ways to start, user errors, killed ranks.
+"""launch/train.sh, torchrun and launch/train.slurm with real processes: all ways to start, user errors.
 
 Two ranks on gloo, `test_resnet` on the built-in digits. Every command has a timeout. The scripts themselves install
 nothing here: the environment that runs the tests is the one they find.
 """
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,10 +64,9 @@ def test_torchrun_without_python_runs_the_script_once_per_rank(undisturbed, tmp_
     assert_equal_weights(next(tmp_path.iterdir()), undisturbed)
 
 
-def test_user_error_is_printed_once_without_traceback(tmp_path):
-    done = execute(
-        [str(ROOT / "launch/train.sh"), "resnet5O", "--data-dir", "builtin", "--output", str(tmp_path / "x")]
-    )
+def test_user_error_is_printed_once_without_traceback_or_restart(tmp_path):
+    flags = ["resnet5O", "--max-restarts", "2", "--data-dir", "builtin", "--output", str(tmp_path / "x")]
+    done = execute([str(ROOT / "launch/train.sh"), *flags])
     assert done.returncode == 2
     assert done.stderr.count("has no model 'resnet5O'; did you mean resnet50") == 1
     assert "Traceback" not in done.stderr
@@ -82,46 +79,36 @@ def test_help_needs_no_ranks():
     assert "--prune-rate" in done.stdout
 
 
-def rank_processes(parent: int) -> list[int]:
-    """Process ids of the ranks below a launcher."""
-    found, queue = [], [parent]
-    while queue:
-        pid = queue.pop()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if Path(f"/proc/{pid}").exists() else []
-        for child in map(int, children):
-            queue.append(child)
-            try:
-                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"subp_dist.train" in command and b"subp_dist.launch" not in command:
-                found.append(child)
-    return found
+def command(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+    (folder / name).chmod(0o755)
 
 
-def start_and_kill_a_rank(output: Path, max_restarts: str) -> subprocess.CompletedProcess:
-    """Start a run, kill -9 one rank once the first epoch is saved, and wait for the end."""
-    process = subprocess.Popen(
-        [str(ROOT / "launch/train.sh"), *FLAGS, "--output", str(output), "--experiment", "run"],
-        env=environment(MAX_RESTARTS=max_restarts), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+@pytest.mark.slow
+@pytest.mark.parametrize("machines", [1, 2])
+def test_slurm_script_trains_on_its_machines(undisturbed, tmp_path, machines):
+    # SLURM's commands are replaced: srun starts the tasks here, as many as there are machines, one rank or two each.
+    bin = tmp_path / "bin"
+    command(bin, "scontrol", "echo 127.0.0.1")
+    command(bin, "srun", 'shift; for ((i = 0; i < NNODES; i++)); do "$@" & pids+=($!); done; wait -f "${pids[@]}"')
+    slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[0-1]"}
+    done = execute(
+        [str(ROOT / "launch/train.slurm"), *FLAGS, "--output", str(tmp_path)],
+        **slurm, SLURM_JOB_NUM_NODES=str(machines), NPROC=str(2 // machines), PATH=f"{bin}:{os.environ['PATH']}",
+        LOCAL_ADDR="127.0.0.1",
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not (output / "run/last.pt").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the first epoch was never saved"
-        time.sleep(0.05)
-    os.kill(rank_processes(process.pid)[-1], signal.SIGKILL)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess([], process.returncode, out, err)
-
-
-def test_killed_rank_ends_the_run_with_its_cause(tmp_path):
-    done = start_and_kill_a_rank(tmp_path, max_restarts="0")
-    assert done.returncode != 0
-    assert "failed first: killed by SIGKILL" in done.stderr
-
-
-def test_killed_rank_is_restarted_and_ends_like_the_undisturbed_run(undisturbed, tmp_path):
-    done = start_and_kill_a_rank(tmp_path, max_restarts="3")
     assert done.returncode == 0, done.stderr
-    assert_equal_weights(tmp_path / "run", undisturbed)
+    assert done.stdout.count("everything is in") == 1
+    assert_equal_weights(tmp_path / "test_resnet-0.5", undisturbed)
+
+
+@pytest.mark.slow
+def test_slurm_script_asks_for_the_queue_after_a_stop(tmp_path):
+    command(tmp_path, "scontrol", 'echo "$@" >>"${0%/*}/asked"; echo 127.0.0.1')
+    command(tmp_path, "srun", "exit 143")
+    slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_NUM_NODES": "1"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = execute([str(ROOT / "launch/train.slurm"), *FLAGS], **slurm, PATH=path)
+    assert done.returncode == 143, done.stderr
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 77"

@@ -6,8 +6,10 @@ scope: accuracy beyond "it learns".
 """
 
 import csv
+import itertools
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import subp_ext
-from subp_dist import train
+from subp_dist import loop, train
 from subp_dist.data import digits
-from subp_dist.errors import UsageError
+from subp_dist.errors import Stopped, UsageError
 from subp_dist.options import parse_args
 from subp_dist.parametrization import block_mask_of
 
@@ -161,16 +163,16 @@ def states_equal(a, b) -> bool:
 def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch, features):
     flags = ["--epochs", "3", "--prune-start", "0", "--prune-end", "1", *features]
     undisturbed = run(tmp_path / "a", *flags)
-    original = train.train_epoch
+    backward, batches = loop._backward, itertools.count(1)
 
-    def die(training, loader, epoch, *rest):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return original(training, loader, epoch, *rest)
+    def stopped_on_the_way(*args):
+        if next(batches) == 17:
+            signal.raise_signal(signal.SIGTERM)
+        return backward(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_epoch", die)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_backward", stopped_on_the_way)
+        with pytest.raises(Stopped, match=f"in epoch 1, after {'2 of 4' if '3' in features else '5 of 12'} steps"):
             run(tmp_path / "b", *flags)
     resumed = run(tmp_path / "b", *flags, "--resume", "auto")
     a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (undisturbed, resumed))

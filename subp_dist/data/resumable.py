@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from itertools import islice
 
@@ -32,6 +33,11 @@ class SeededDataset(Dataset):
         return items
 
 
+def _leave_stopping_to_the_rank(worker: int) -> None:
+    """Schedulers send SIGTERM to every process of a job; the rank needs its workers until it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class _Sampler(DistributedSampler):
     """A rank's share of an epoch, from one of its images on."""
 
@@ -51,7 +57,9 @@ class ResumableLoader(DataLoader):
     def __init__(self, dataset: Dataset, batch_size: int, rank: int, world_size: int, seed: int, **kwargs) -> None:
         sampler = _Sampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
         seeded = SeededDataset(dataset, seed)
-        super().__init__(seeded, batch_size, sampler=sampler, drop_last=True, **kwargs)
+        super().__init__(
+            seeded, batch_size, sampler=sampler, drop_last=True, worker_init_fn=_leave_stopping_to_the_rank, **kwargs
+        )
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch that is iterated next; batches before ``first_batch`` are left out, and cost nothing."""
