@@ -1,13 +1,13 @@
 """The compiled part of subp_ext; everything else about the package is in setup.cfg."""
 
 import platform
-from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "ext/kernels"
-HEADERS, LISTS = (sorted(glob(f"{KERNELS}/*.{suffix}")) for suffix in ("h", "inc"))
+HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
 # kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
 # SUBP_HAVE_<NAME> is defined for everything, and guards its lines in the lists.
