@@ -72,6 +72,7 @@ def train_epoch(
     metrics = {"loss": sums[0] / sums[1], "img_per_s": sums[2] / seconds, "data_time": data_seconds / seconds}
     if new_images:
         training.image_rates.append(metrics["img_per_s"])
+        training.data_shares.append(metrics["data_time"])
     training.monitor.scalars({f"train/{k}": v for k, v in metrics.items() if k != "loss"}, (epoch + 1) * steps)
     return metrics
 

@@ -60,13 +60,19 @@ def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--data-dir", metavar="DIR", help="folder with train/ and val/ of class folders, or 'builtin': real digits")
+    add(
+        "--data-dir", metavar="DIR", help="train/ and val/ of class folders, or .beton files; or 'builtin': real digits"
+    )
+    add("--loader", default="auto", choices=["auto", "ffcv", "timm"], help="ffcv for .beton files, timm for pictures")
     add("--dataset", default="", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
     add("--train-split", default="train", help="name of the training split")
     add("--val-split", default="validation", help="name of the validation split")
     add("--num-classes", type=int, help="classes; counted in the data by default")
     add("--in-chans", type=int, help="input channels; 3, and 1 for the built-in digits, by default")
     add("--img-size", type=int, metavar="PIXELS", help="square image size; the model's, or the digits' 28, by default")
+    add(
+        "--res-schedule", nargs="+", default=[], metavar="EPOCH:PIXELS", help="training image sizes, as in 0:160 30:224"
+    )
     add("--crop-pct", type=float, help="share of the image that the validation crop covers; the model's by default")
     add("--mean", type=float, nargs="+", help="mean per channel; the model's by default")
     add("--std", type=float, nargs="+", help="standard deviation per channel; the model's by default")

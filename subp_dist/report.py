@@ -34,7 +34,7 @@ def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
         for row in layers
         if row["reason"] is None
     )
-    rates = sorted(training.image_rates)
+    rates, data_shares = sorted(training.image_rates), sorted(training.data_shares)
     exported = [path for name in ("model.safetensors", "model.subp") if (path := folder / name).exists()]
     val = checkpoint["val"]
     report = {
@@ -47,6 +47,8 @@ def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
         "files": {path.name: path.stat().st_size for path in exported},
         "timings": {
             "images_per_s": rates[len(rates) // 2] if rates else None,
+            "data_share": data_shares[len(data_shares) // 2] if data_shares else None,
+            "loader": args.loader,
             "mask_update_s": training.mask_seconds / max(1, training.mask_updates),
             "ranks": training.rank.world_size,
             "device": str(training.rank.device),

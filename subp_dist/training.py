@@ -58,6 +58,7 @@ class Training:
         wrapped: the same model as it is called in training (compiled, in DDP).
         scaler: disabled unless the precision needs it.
         progress: how far the epoch is.
+        image_rates, data_shares: images/s, and share of the time spent waiting for data, of each epoch.
         updates: optimizer steps that really happened, for the moving average.
         mask_seconds: time spent in ``mask_updates`` mask updates.
     """
@@ -81,6 +82,7 @@ class Training:
     mask_seconds: float = 0.0
     mask_updates: int = 0
     image_rates: list[float] = field(default_factory=list)
+    data_shares: list[float] = field(default_factory=list)
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""

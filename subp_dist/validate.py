@@ -20,13 +20,13 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 import subp_ext
 from subp_ext.runtime import thread_count
 
 from .data import Data, create_data
+from .distributed import Rank
 from .errors import UsageError, report_usage_errors
 from .models import create_model, model_arguments
 from .options import build_parser
@@ -56,7 +56,7 @@ class Run:
         # Flags that are newer than the run get their defaults.
         values = vars(build_parser().parse_args([])) | yaml.safe_load((folder / "args.yaml").read_text())
         if data_dir:
-            values["data_dir"] = data_dir
+            values |= {"data_dir": data_dir, "loader": "auto"}
         args = argparse.Namespace(**values)
         model = create_model(args.model, **model_arguments(args))
         try:
@@ -131,9 +131,7 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
 
 def predict(run: Run, session: subp_ext.Session, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels ``[n]``, and logits ``[n, classes]`` of torch and of the session, over the validation images."""
-    images = Subset(run.data.val, range(min(limit or len(run.data.val), len(run.data.val))))
-    workers = 0 if run.args.data_dir == "builtin" else min(run.args.workers, 4)
-    loader = DataLoader(images, run.args.validation_batch_size or run.args.batch_size, num_workers=workers)
+    loader = run.data.val_loader(run.args, Rank(0, 1, torch.device("cpu")), limit)
     labels, in_torch, exported = [], [], []
     with torch.inference_mode():
         for batch, targets in tqdm(loader, desc="compare", leave=False, delay=3):

@@ -26,7 +26,7 @@ ALLOWED = {
     "layer_table": {"blocks", "masks", "plan"},
     "distillation": {"errors"},
     "checkpoint": {"errors"},
-    "data": {"distributed", "errors", "seeds"},
+    "data": {"checkpoint", "distributed", "errors", "seeds"},
     "export": {
         "blocks",
         "checkpoint",

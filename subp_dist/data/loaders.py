@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from ..distributed import Rank
 from ..errors import UsageError
 from . import digits
+from .augment import ImageAugment
+from .beton import Beton
+from .choice import VAL_FOLDERS, choose_loader
+from .ffcv_loader import Crop, FFCVLoader, Output, choose_reading
+from .resolutions import Resolutions
 from .resumable import ResumableLoader
 
-_VAL_FOLDERS = ("val", "validation", "valid", "test", "eval")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,21 +30,27 @@ class Data:
     """What a run learns from.
 
     Attributes:
-        train, val: data sets of (image ``[C, H, W]`` float32, label).
+        train, val: data sets of (image ``[C, H, W]`` float32, label), or FFCV's files.
         num_classes, input_size: classes, and (channels, height, width) of an image.
         mean, std: normalisation per channel, for whoever serves the model later.
         class_names: name of each class, or None where the data has none.
+        resolutions: size of training images by epoch.
+        transform: makes the training transform for a size, for pictures.
+        crop_share: side of the central square that validation looks at, for FFCV's files.
     """
 
-    train: Dataset
-    val: Dataset
+    train: Dataset | Beton
+    val: Dataset | Beton
     num_classes: int
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: list[str] | None = None
+    resolutions: Resolutions | None = None
+    transform: Callable[[int], Callable] | None = None
+    crop_share: float = 0.875
 
-    def train_loader(self, args: argparse.Namespace, rank: Rank) -> ResumableLoader:
+    def train_loader(self, args: argparse.Namespace, rank: Rank) -> ResumableLoader | FFCVLoader:
         """Shuffled anew each epoch (``loader.set_epoch``); incomplete batches are dropped.
 
         Raises:
@@ -49,13 +62,64 @@ class Data:
                 f"{len(self.train)} training images over {rank.world_size} ranks are {share} each, less than a "
                 f"batch of {args.batch_size}: set a smaller --batch-size, or NPROC"
             )
-        settings = _loading(args, rank)
+        if isinstance(self.train, Beton):
+            crop = Crop(True, tuple(args.scale), tuple(args.ratio), args.hflip)
+            size = self.resolutions.at
+            return self._ffcv_loader(self.train, args, rank, args.batch_size, size, crop, ImageAugment.from_args(args))
+
+        def resize(epoch: int) -> None:
+            if self.transform is not None:
+                self.train.transform = self.transform(self.resolutions.at(epoch))
+
+        settings = _loading(args, rank) | {"on_epoch": resize}
         return ResumableLoader(self.train, args.batch_size, rank.rank, rank.world_size, args.seed, **settings)
 
-    def val_loader(self, args: argparse.Namespace, rank: Rank) -> DataLoader:
-        """This rank's share of the validation images, in order: no padding, so sums over ranks are exact."""
-        share = Subset(self.val, range(rank.rank, len(self.val), rank.world_size))
-        return DataLoader(share, args.validation_batch_size or args.batch_size, **_loading(args, rank))
+    def val_loader(self, args: argparse.Namespace, rank: Rank, limit: int | None = None) -> DataLoader | FFCVLoader:
+        """This rank's share of the validation images, in order: no padding, so sums over ranks are exact.
+
+        Args:
+            args: the run's flags.
+            rank: this process.
+            limit: look at so many images of all only.
+        """
+        batch_size = args.validation_batch_size or args.batch_size
+        if isinstance(self.val, Beton):
+            crop = Crop(False, share=self.crop_share)
+            return self._ffcv_loader(self.val, args, rank, batch_size, self.input_size[1], crop, limit=limit)
+        count = min(len(self.val), limit or len(self.val))
+        share = Subset(self.val, range(rank.rank, count, rank.world_size))
+        return DataLoader(share, batch_size, **_loading(args, rank))
+
+    def _ffcv_loader(
+        self,
+        beton: Beton,
+        args: argparse.Namespace,
+        rank: Rank,
+        batch_size: int,
+        size: int | Callable[[int], int],
+        crop: Crop,
+        augment: ImageAugment | None = None,
+        limit: int | None = None,
+    ) -> FFCVLoader:
+        import psutil
+
+        available = psutil.virtual_memory().available
+        page_cache, why = choose_reading(beton.file_size, available, rank.world_size, ordered=not crop.train)
+        _logger.info("%s: %d images, %s", beton.path.name, len(beton), why)
+        output = Output(self.mean, self.std, rank.device, args.channels_last, augment)
+        return FFCVLoader(
+            beton,
+            batch_size,
+            size,
+            crop,
+            output,
+            rank.rank,
+            rank.world_size,
+            args.seed,
+            args.workers,
+            page_cache,
+            limit,
+        )
 
 
 def _loading(args: argparse.Namespace, rank: Rank) -> dict:
@@ -78,31 +142,70 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
     if args.data_dir == "builtin":
         return _digits(args)
     config = _resolve_config(args, model_config)
+    betons = choose_loader(args)
+    args.loader = "ffcv" if betons else "timm"
+    resolutions = Resolutions.parse(args.res_schedule, config["input_size"][1], args.epochs)
+    if betons:
+        return _from_betons(args, config, betons, resolutions)
     train, val = _datasets(args)
-    shared = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
-    train.transform = timm.data.create_transform(
-        **shared,
-        is_training=True,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        color_jitter=args.color_jitter or None,
-        auto_augment=args.aa,
-        re_prob=args.reprob,
-    )
-    val.transform = timm.data.create_transform(**shared, crop_pct=config["crop_pct"], crop_mode=config["crop_mode"])
+    shared = {key: config[key] for key in ("interpolation", "mean", "std")}
+
+    def transform(size: int) -> Callable:
+        return timm.data.create_transform(
+            (config["input_size"][0], size, size),
+            **shared,
+            is_training=True,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            color_jitter=args.color_jitter or None,
+            auto_augment=args.aa,
+            re_prob=args.reprob,
+        )
+
+    train.transform = transform(config["input_size"][1])
+    crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
+    val.transform = timm.data.create_transform(config["input_size"], **shared, **crop)
     names = _class_names(train)
     if names is not None and names != _class_names(val):
         raise UsageError(
             f"{args.data_dir}: the class folders of training ({len(names)}) and validation "
             f"({len(_class_names(val) or [])}) differ; both need the same names"
         )
+    num_classes = _count_classes(args, names, f"--dataset {args.dataset}")
+    shared = config["mean"], config["std"], names, resolutions
+    return Data(train, val, num_classes, config["input_size"], *shared, transform)
+
+
+def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path], resolutions: Resolutions) -> Data:
+    channels, size, _ = config["input_size"]
+    if channels != 3:
+        raise UsageError(f"--in-chans {channels}: .beton files hold colour pictures; --loader timm reads grey ones")
+    if config["crop_mode"] != "center":
+        raise UsageError(f"--loader ffcv crops the centre of an image; {args.model} wants {config['crop_mode']!r}")
+    train, val = (Beton.open(path) for path in paths)
+    if train.class_names != val.class_names:
+        both = " and ".join(f"{beton.path.name} ({len(beton.class_names or [])})" for beton in (train, val))
+        raise UsageError(
+            f"the classes of {both} differ; both need the same: write them together with launch/write_ffcv.sh"
+        )
+    num_classes = _count_classes(args, train.class_names, f"{paths[0].name}, which was not written by this package,")
+    for beton in (train, val):
+        if beton.labels.max() >= num_classes:
+            raise UsageError(f"--num-classes {num_classes}: {beton.path.name} has the label {beton.labels.max()}")
+    # What timm's resize and crop leave of the shorter side.
+    share = size / int(size / config["crop_pct"])
+    shared = config["mean"], config["std"], train.class_names, resolutions
+    return Data(train, val, num_classes, config["input_size"], *shared, crop_share=share)
+
+
+def _count_classes(args: argparse.Namespace, names: list[str] | None, source: str) -> int:
     num_classes = args.num_classes or (len(names) if names else None)
     if num_classes is None:
-        raise UsageError(f"--dataset {args.dataset} does not say how many classes it has: set --num-classes")
+        raise UsageError(f"{source} does not say how many classes it has: set --num-classes")
     if names is not None and num_classes < len(names):
         raise UsageError(f"--num-classes {num_classes}: the data has {len(names)} classes")
-    return Data(train, val, num_classes, config["input_size"], config["mean"], config["std"], names)
+    return num_classes
 
 
 def _resolve_config(args: argparse.Namespace, model_config: dict) -> dict:
@@ -124,6 +227,9 @@ def _digits(args: argparse.Namespace) -> Data:
         raise UsageError(f"--in-chans {args.in_chans}: the built-in digits are grey; leave it out")
     if args.num_classes not in (None, digits.NUM_CLASSES):
         raise UsageError(f"--num-classes {args.num_classes}: the built-in digits have {digits.NUM_CLASSES}")
+    if args.loader == "ffcv" or args.res_schedule:
+        flag = "--res-schedule" if args.res_schedule else "--loader ffcv"
+        raise UsageError(f"{flag}: the built-in digits lie in memory, in one size; leave it out")
     size = args.img_size or digits.SIZE
     train, val = digits.Digits(train=True, size=size), digits.Digits(train=False, size=size)
     names = [str(digit) for digit in range(digits.NUM_CLASSES)]
@@ -137,7 +243,7 @@ def _datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
             raise UsageError(f"--data-dir {root}: no such folder; expected one with train/ and val/ in it")
         if not (root / args.train_split).is_dir():
             raise UsageError(f"--data-dir {root}: it has no {args.train_split}/ (see --train-split)")
-        if not any((root / name).is_dir() for name in (args.val_split, *_VAL_FOLDERS)):
+        if not any((root / name).is_dir() for name in (args.val_split, *VAL_FOLDERS)):
             raise UsageError(f"--data-dir {root}: it has no val/ or validation/ (see --val-split)")
     mode = "L" if args.in_chans == 1 else "RGB"
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -54,15 +54,26 @@ class ResumableLoader(DataLoader):
     epoch wherever it starts.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, rank: int, world_size: int, seed: int, **kwargs) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        on_epoch: Callable[[int], None] = lambda _: None,
+        **kwargs,
+    ) -> None:
         sampler = _Sampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
         seeded = SeededDataset(dataset, seed)
         super().__init__(
             seeded, batch_size, sampler=sampler, drop_last=True, worker_init_fn=_leave_stopping_to_the_rank, **kwargs
         )
+        self.on_epoch = on_epoch
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch that is iterated next; batches before ``first_batch`` are left out, and cost nothing."""
+        self.on_epoch(epoch)
         self.sampler.set_epoch(epoch)
         self.dataset.epoch = epoch
         self.sampler.first = first_batch * self.batch_size

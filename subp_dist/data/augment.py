@@ -1,0 +1,57 @@
+"""timm's augmentations beyond crop and flip, for batches of FFCV's loader."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import timm.data
+from PIL import Image
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """What ``--color-jitter``, ``--aa`` and ``--reprob`` ask for.
+
+    Colours are timm's own transforms on PIL images, one image after the other: they cost several times what FFCV needs
+    for all the rest. Erasing works on the normalised batch. Both draw from (seed, epoch, images) alone.
+
+    Attributes:
+        colours: PIL image -> PIL image, or None.
+        erasing: batch ``[n, 3, H, W]``, changed in place, or None.
+    """
+
+    colours: Callable[[Image.Image], Image.Image] | None
+    erasing: RandomErasing | None
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> ImageAugment | None:
+        """For the flags of a run; None if they ask for nothing."""
+        colours = erasing = None
+        if args.color_jitter or args.aa:
+            flags = {"color_jitter": args.color_jitter or None, "auto_augment": args.aa, "separate": True}
+            size = args.img_size or 224
+            _, colours, _ = timm.data.create_transform(size, is_training=True, **flags)
+        if args.reprob:
+            erasing = RandomErasing(args.reprob, device="cpu")
+        return cls(colours, erasing) if colours or erasing else None
+
+    def recolour(self, images: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> None:
+        """Change ``[n, H, W, 3]`` uint8 in place; every image draws for itself."""
+        with kept_cpu_generators():
+            for image, index in zip(images, indices, strict=True):
+                seed_cpu(derive_seed(seed, epoch, int(index)))
+                image[:] = self.colours(Image.fromarray(image))
+
+    def erase(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> None:
+        """Erase rectangles of ``[n, 3, H, W]`` in place."""
+        with kept_cpu_generators():
+            for image, index in zip(images, indices, strict=True):
+                seed_cpu(derive_seed(seed, epoch, int(index), 1))
+                self.erasing(image)

@@ -1,0 +1,66 @@
+"""Which loader a run uses: FFCV on ``.beton`` files, or torch's on pictures; and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+from pathlib import Path
+
+from ..errors import UsageError
+from .beton import INSTALL, find_beton
+
+_logger = logging.getLogger(__name__)
+VAL_FOLDERS = ("val", "validation", "valid", "test", "eval")
+
+
+def choose_loader(args: argparse.Namespace) -> tuple[Path, Path] | None:
+    """The ``.beton`` files of training and validation to read, or None for pictures read by torch's loader.
+
+    ``--loader auto`` takes FFCV where its files are there and it is installed; what was taken, and why, is logged.
+
+    Raises:
+        UsageError: the loader that was asked for cannot be had.
+    """
+    files, why_not = _betons(args)
+    if args.loader == "ffcv":
+        if not files:
+            raise UsageError(f"--loader ffcv: {why_not}")
+        return files
+    has_pictures = bool(args.dataset) or (Path(args.data_dir) / args.train_split).is_dir()
+    if args.loader == "timm":
+        if files and not has_pictures:
+            raise UsageError(
+                f"--loader timm reads folders of pictures, and {args.data_dir} holds .beton files: leave --loader out"
+            )
+        return None
+    if files and importlib.util.find_spec("ffcv") is None:
+        if not has_pictures:
+            raise UsageError(f"{files[0]}: .beton files need ffcv, which is not installed: {INSTALL}")
+        files, why_not = None, f"ffcv, which reads the .beton files there much faster, is not installed: {INSTALL}"
+    if files:
+        _logger.info("loader: ffcv, because %s and %s are there", files[0].name, files[1].name)
+    elif has_pictures or not why_not.startswith("found only"):
+        _logger.info("loader: timm, because %s", why_not)
+    else:
+        raise UsageError(f"--data-dir {args.data_dir}: {why_not}")
+    return files
+
+
+def _betons(args: argparse.Namespace) -> tuple[tuple[Path, Path] | None, str]:
+    """Both files, or why not."""
+    if args.dataset:
+        return None, "--dataset names pictures, not .beton files"
+    root = Path(args.data_dir)
+    if not root.is_dir():
+        raise UsageError(
+            f"--data-dir {root}: no such folder; expected one with train/ and val/, or .beton files, in it"
+        )
+    train = find_beton(root, (args.train_split,))
+    val = find_beton(root, (args.val_split, *VAL_FOLDERS))
+    if train and val:
+        return (train, val), ""
+    if train or val:
+        missing = args.train_split if val else args.val_split
+        return None, f"found only {(train or val).name}, and no file of the split {missing!r} beside it"
+    return None, f"{root} has no .beton files (launch/write_ffcv.sh writes them)"

@@ -1,0 +1,335 @@
+"""Write pictures into ``.beton`` files: ``python -m subp_dist.data.write SRC DST [PRESET]``.
+
+SRC is a folder with train/ and val/ of class folders, or the root of a timm data set (--dataset). Every image is
+decoded first, so that broken ones are known by name before anything is written. A file appears whole or not at all,
+with its classes and its size in a small JSON file beside it. PRESET is MAXRESOLUTION_JPEGSHARE_QUALITY, as in 500_0.50_90: the
+longer side is at most 500 pixels, half of the images are stored as JPEG of quality 90, the others as raw pixels.
+"""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import timm.data
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+from tqdm import tqdm
+
+from ..checkpoint import write_atomically
+from ..errors import UsageError, report_usage_errors
+from .beton import require_ffcv, sidecar_of
+from .choice import VAL_FOLDERS
+
+_CHUNK = 32  # images per task of a worker
+_SMALLEST_PAGE, _LARGEST_PAGE = 1 << 23, 1 << 31
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How images are stored.
+
+    Attributes:
+        max_resolution: larger images are shrunk until their longer side has so many pixels; 0: never.
+        jpeg_share: share of the images that are stored as JPEG, the others raw.
+        quality: of the JPEGs, 1 to 100.
+    """
+
+    max_resolution: int = 500
+    jpeg_share: float = 0.5
+    quality: int = 90
+
+    @classmethod
+    def parse(cls, text: str) -> Storage:
+        """From a preset, such as ``500_0.50_90``.
+
+        Raises:
+            UsageError: not a preset.
+        """
+        found = re.fullmatch(r"(\d+)_([01](?:\.\d+)?)_(\d+)", text)
+        if not found or float(found[2]) > 1 or not 1 <= int(found[3]) <= 100:
+            raise UsageError(
+                f"{text!r}: expected MAXRESOLUTION_JPEGSHARE_QUALITY, such as 500_0.50_90 (256_1.0_90: small JPEGs; "
+                "256_0.0_90: small raw images; 0 keeps the size)"
+            )
+        return cls(int(found[1]), float(found[2]), int(found[3]))
+
+    def __str__(self) -> str:
+        return f"{self.max_resolution}_{self.jpeg_share:.2f}_{self.quality}"
+
+    def field(self):
+        """FFCV's description of the same."""
+        from ffcv.fields import RGBImageField
+
+        mode = {0.0: "raw", 1.0: "jpg"}.get(self.jpeg_share, "proportion")
+        return RGBImageField(
+            write_mode=mode,
+            max_resolution=self.max_resolution or None,
+            compress_probability=self.jpeg_share,
+            jpeg_quality=self.quality,
+        )
+
+
+class Pictures(Dataset):
+    """Undecoded access to a timm or torchvision data set; items are (RGB ``[H, W, 3]`` uint8, label).
+
+    timm's own ``__getitem__`` takes the next image in place of one that it cannot open; here that raises.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.reader = dataset, getattr(dataset, "reader", None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image, label = self.dataset[index] if self.reader is None else self.reader[index]
+        if not isinstance(image, Image.Image):
+            image = Image.open(image)
+        return np.asarray(image.convert("RGB")), int(label)
+
+    def name(self, index: int) -> str:
+        """How a person finds the image."""
+        return f"image {index}" if self.reader is None else str(self.reader.filename(index, absolute=True))
+
+    @property
+    def class_to_idx(self) -> dict[str, int] | None:
+        """Classes by name, where the data knows them."""
+        return getattr(self.reader or self.dataset, "class_to_idx", None)
+
+
+@report_usage_errors
+def cli() -> None:
+    """Console entry."""
+    # What a kill leaves is what an exception leaves: nothing.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    args = _parse()
+    require_ffcv()
+    storage = Storage.parse("_".join(args.preset))
+    destination = Path(args.dst)
+    jobs = []
+    for split, name in ((args.train_split, "train"), (args.val_split, "val")):
+        if args.only in (None, name):
+            path = destination / f"{name}_{storage}.beton"
+            if path.exists() and not args.overwrite:
+                raise UsageError(f"{path} is there already: pass --overwrite, or write to another folder")
+            jobs.append((path, open_pictures(args.dataset, args.src, split)))
+    classes = [pictures.class_to_idx for _, pictures in jobs]
+    if classes[0] != classes[-1]:
+        counts = " and ".join(str(len(mapping or [])) for mapping in classes)
+        raise UsageError(f"{args.src}: the classes of the two splits differ ({counts}); both need the same folders")
+    # All images of both splits first: nobody wants to hear of a broken one after an hour of writing.
+    checked = [verify(pictures, args.workers, args.broken == "skip") for _, pictures in jobs]
+    for (path, pictures), (indices, largest) in zip(jobs, checked, strict=True):
+        write(path, pictures, indices, storage, args.workers, largest)
+        print(f"{path}: {len(indices)} images, {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="write_ffcv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("src", metavar="SRC", help="folder with train/ and val/, or the root of --dataset")
+    add("dst", metavar="DST", help="folder for train_PRESET.beton and val_PRESET.beton")
+    add("preset", metavar="PRESET", nargs="*", default=["500_0.50_90"], help="or three words: 500 0.50 90 (default)")
+    add("--dataset", default="", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
+    add("--train-split", default="train", help="name of the training split")
+    add("--val-split", default="validation", help="name of the validation split")
+    add("--only", choices=["train", "val"], help="write one of the two")
+    add(
+        "--broken",
+        choices=["fail", "skip"],
+        default="fail",
+        help="images that cannot be decoded end it, or are left out",
+    )
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; all usable cores by default")
+    add("--overwrite", action="store_true", help="replace files that are there")
+    args = parser.parse_args()
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: expected 1 or more")
+    return args
+
+
+def open_pictures(dataset: str, root: str, split: str) -> Pictures:
+    """One split of a folder or a timm data set.
+
+    Raises:
+        UsageError: there is no such thing, or nothing in it.
+    """
+    if not dataset:
+        if not Path(root).is_dir():
+            raise UsageError(f"{root}: no such folder; expected one with train/ and val/ of class folders in it")
+        names = (split, *VAL_FOLDERS) if split in (*VAL_FOLDERS, "validation") else (split,)
+        if not any((Path(root) / name).is_dir() for name in names):
+            raise UsageError(f"{root}: it has no {names[0]}/; name it with --train-split or --val-split, or use --only")
+    try:
+        pictures = timm.data.create_dataset(dataset, root, split=split)
+    except (AssertionError, OSError, RuntimeError, ValueError, ImportError) as error:
+        raise UsageError(f"cannot read the split {split!r} of {dataset or root}: {error}") from error
+    if isinstance(pictures, IterableDataset):
+        raise UsageError(f"--dataset {dataset}: streams are not supported; unpack it to a folder of pictures")
+    if not len(pictures):
+        raise UsageError(f"{dataset or root}: the split {split!r} has no images")
+    return Pictures(pictures)
+
+
+def verify(pictures: Pictures, workers: int, skip: bool) -> tuple[np.ndarray, int]:
+    """Decode every image.
+
+    Returns:
+        Indices of the images that can be decoded, and the pixels of the largest.
+
+    Raises:
+        UsageError: some cannot, and ``skip`` is off; or none can.
+    """
+    chunks = [range(i, min(i + _CHUNK, len(pictures))) for i in range(0, len(pictures), _CHUNK)]
+    broken, largest = {}, 0
+    try:
+        with ProcessPoolExecutor(min(workers, len(chunks))) as pool, tqdm(total=len(pictures), desc="verify") as bar:
+            for chunk, (pixels, found) in zip(chunks, pool.map(_verify, repeat(pictures), chunks), strict=True):
+                broken |= found
+                largest = max(largest, pixels)
+                bar.update(len(chunk))
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "a process that decodes images was killed, perhaps for its memory: try fewer --workers"
+        ) from error
+    for index, error in broken.items():
+        print(f"broken: {pictures.name(index)}: {error}", file=sys.stderr)
+    if broken and not skip:
+        raise UsageError(
+            f"{len(broken)} of {len(pictures)} images cannot be decoded (named above): mend them, or leave them out "
+            "with --broken skip"
+        )
+    if broken:
+        print(f"left out: {len(broken)} of {len(pictures)} images that cannot be decoded", file=sys.stderr)
+    if len(broken) == len(pictures):
+        raise UsageError("none of the images can be decoded")
+    return np.array([index for index in range(len(pictures)) if index not in broken]), largest
+
+
+def _verify(pictures: Pictures, indices: range) -> tuple[int, dict[int, str]]:
+    """Pixels of the largest image, and what is wrong by index."""
+    broken, largest = {}, 0
+    for index in indices:
+        try:
+            image, label = pictures[index]
+            if label < 0:
+                raise ValueError("it has no label")
+            largest = max(largest, image.shape[0] * image.shape[1])
+        except Exception as error:  # a decoder raises whatever a damaged file leads it to
+            broken[index] = f"{type(error).__name__}: {error}"
+    return largest, broken
+
+
+def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Storage, workers: int, largest: int) -> None:
+    """Write images, in the order of ``indices``, and the sidecar.
+
+    Args:
+        path: the file; replaced if it is there.
+        pictures: where they come from.
+        indices: which, all of them sound.
+        storage: how they are stored.
+        workers: processes.
+        largest: pixels of the largest image.
+
+    Raises:
+        UsageError: the folder cannot be written, or a process died; nothing is left behind.
+    """
+    from ffcv.fields import IntField
+    from ffcv.writer import DatasetWriter
+
+    if storage.max_resolution:
+        largest = min(largest, storage.max_resolution**2)
+    # An image lies in one page; twice the pixels, for a JPEG of noise is larger than its pixels.
+    page = max(_SMALLEST_PAGE, 1 << (2 * 3 * largest - 1).bit_length())
+    if page > _LARGEST_PAGE:
+        raise UsageError(
+            f"an image has {largest / 1e6:.0f} million pixels, too many for a page: set a largest resolution"
+        )
+    sidecar = sidecar_of(path)
+
+    def fill(temporary: Path) -> None:
+        fields = {"image": storage.field(), "label": IntField()}
+        writer = DatasetWriter(str(temporary), fields, page_size=page, num_workers=min(workers, len(indices)))
+        with _watched(writer):
+            # Small pieces, for the last one must not keep one process alone for long.
+            writer.from_indexed_dataset(pictures, indices=list(indices), chunksize=_CHUNK)
+        content = {
+            "class_to_idx": pictures.class_to_idx,
+            "images": len(indices),
+            "bytes": temporary.stat().st_size,
+            "storage": str(storage),
+        }
+        write_atomically(sidecar, lambda file: file.write_text(json.dumps(content, indent=1) + "\n"))
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, fill)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error}") from error
+    finally:
+        if not path.exists():
+            sidecar.unlink(missing_ok=True)
+
+
+@contextmanager
+def _watched(writer) -> Iterator[None]:
+    """Let FFCV write, which waits for ever once one of its processes has died; end with an error instead.
+
+    Raises:
+        OSError: a process died; its own traceback, if it left one, has been printed.
+    """
+    done, died = threading.Event(), []
+    before = set(multiprocessing.active_children())
+
+    def watch() -> None:
+        processes = set()
+        while not done.wait(0.2):
+            processes |= set(multiprocessing.active_children()) - before
+            codes = [process.exitcode for process in processes if process.exitcode]
+            if codes and not died:
+                died.extend(codes)
+                _thread.interrupt_main()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if died:
+            raise OSError(
+                f"a writing process died (exit code {died[0]}): is the disk full, or memory? What it said is above"
+            ) from None
+        raise
+    finally:
+        done.set()
+        for process in set(multiprocessing.active_children()) - before:
+            # Not terminate(): on its way out a process of FFCV waits for its turn to write.
+            process.kill()
+            process.join()
+        shared = getattr(writer, "metadata_sm", None)
+        if shared is not None:
+            shared.close()
+            with suppress(FileNotFoundError):  # the writer came to its end
+                shared.unlink()
+
+
+if __name__ == "__main__":
+    cli()
