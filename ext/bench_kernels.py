@@ -7,6 +7,8 @@ pays for moving activations between layers. Every number is the best of many run
 several rounds: what else a machine is doing comes and goes over seconds, and must not hit one layer alone.
 
     python -m subp_ext.bench_kernels --shapes resnet50 --prune-rate 0.516 --block-size 16 --threads 1
+
+With --balance it compares uniform block rows with rows that keep different numbers of blocks: see bench_balance.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext import runtime
+from subp_ext import bench_balance, runtime
 from subp_ext.convolution import Convolution
 from subp_ext.memory import aligned_empty
 from subp_ext.sparse import UniformBlockSparse, block_rows
@@ -94,11 +96,19 @@ def best_seconds(run: Callable[[], Any], seconds: float) -> float:
     return best
 
 
-def best_in_rounds(contenders: Sequence[Callable[[], Any] | None], rounds: int, seconds: float) -> list[float]:
-    """The best seconds of each, `seconds` spent on each in all; infinite for None."""
-    best = [float("inf")] * len(contenders)
+def best_in_rounds(
+    contenders: Sequence[Callable[[], Any] | None], rounds: int, seconds: float, pace: Callable[[], Any] | None = None
+) -> list[float]:
+    """The best seconds of each, `seconds` spent on each in all; infinite for None.
+
+    Those of `pace` come last: it runs for a moment before each of the others, because what it measures, the clock,
+    changes from one moment to the next.
+    """
+    best = [float("inf")] * (len(contenders) + 1)
     for _ in range(rounds):
         for position, run in enumerate(contenders):
+            if run and pace:
+                best[-1] = min(best[-1], best_seconds(pace, 0))
             if run:
                 best[position] = min(best[position], best_seconds(run, seconds / rounds))
     return best
@@ -154,8 +164,8 @@ def measure(layers: dict[Layer, int], args: argparse.Namespace) -> tuple[float, 
     others = [
         torch_run(layer, args.threads, last) if args.against else None for layer in layers for last in (True, False)
     ]
-    runs = [peak, *(run for _, run in own), *others]
-    peak_seconds, *best = best_in_rounds(runs, args.rounds, args.seconds)
+    runs = [*(run for _, run in own), *others]
+    *best, peak_seconds = best_in_rounds(runs, args.rounds, args.seconds, peak)
     peak_gflops, results = flops / peak_seconds / 1e9, []
     for position, ((layer, count), (convolution, run)) in enumerate(zip(layers.items(), own, strict=True)):
         seconds = best[position]
@@ -200,10 +210,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each layer and contender")
     parser.add_argument("--rounds", type=int, default=5, help="turns in which that time is spent")
     parser.add_argument("--against", choices=["torch"], help="also run PyTorch's dense convolutions")
+    parser.add_argument("--balance", action="store_true", help="compare uniform with non-uniform block rows instead")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --balance: draw it (needs matplotlib)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
     args = parser.parse_args(argv)
     if not 0 <= args.prune_rate < 1 or min(args.block_size, args.rounds) < 1:
         parser.error("--prune-rate must be in [0, 1), --block-size and --rounds at least 1")
+    if args.plot and not args.balance:
+        parser.error("--plot draws what --balance measures; pass --balance too")
+    if args.balance and args.against:
+        parser.error("--balance runs this package's kernels alone; leave out --against")
     args.threads = runtime.thread_count(args.threads)
     return args
 
@@ -233,24 +249,42 @@ def show(results: Sequence[Result], total: dict[str, float | None]) -> None:
     print(f"\nall layers {total['ms']:.2f} ms{versus}; time-weighted share of peak {total['share_of_peak']:.1%}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args, kernel_set = parse(argv), runtime.kernel_set()
-    peak, results = measure(distinct(read_shapes(args.shapes)), args)
+def compare_layers(layers: dict[Layer, int], args: argparse.Namespace) -> dict[str, Any]:
+    """Measures and prints every layer; returns what the document says of it."""
+    peak, results = measure(layers, args)
     total = summary(results)
-    print(f"{args.shapes}, {args.prune_rate:.1%} pruned, 1x{args.block_size}, {args.threads} threads, {kernel_set}")
     print(f"FMA peak {peak:.0f} GFLOP/s; GFLOP/s below count kept work, and dense-equivalent work\n")
     show(results, total)
+    return {"peak_gflops": peak, "layers": [dataclasses.asdict(r) for r in results], **total}
+
+
+def compare_balance(layers: dict[Layer, int], args: argparse.Namespace) -> dict[str, Any]:
+    """Measures, prints and draws uniform against non-uniform rows; returns what the document says of it."""
+    measured, imbalance = bench_balance.measure(
+        layers, args, lambda runs: best_in_rounds(runs, args.rounds, args.seconds)[:-1]
+    )
+    bench_balance.show(measured, imbalance)
+    if args.plot:
+        bench_balance.plot(measured, imbalance, args.plot)
+    return {
+        "balance": [dataclasses.asdict(each) for each in measured],
+        "imbalance": [dataclasses.asdict(each) for each in imbalance],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, kernel_set = parse(argv), runtime.kernel_set()
+    layers = distinct(read_shapes(args.shapes))
+    print(f"{args.shapes}, {args.prune_rate:.1%} pruned, 1x{args.block_size}, {args.threads} threads, {kernel_set}")
+    document = {
+        "shapes": args.shapes,
+        "prune_rate": args.prune_rate,
+        "block_size": args.block_size,
+        "threads": args.threads,
+        "kernel_set": kernel_set,
+        **(compare_balance if args.balance else compare_layers)(layers, args),
+    }
     if args.json:
-        document = {
-            "shapes": args.shapes,
-            "prune_rate": args.prune_rate,
-            "block_size": args.block_size,
-            "threads": args.threads,
-            "kernel_set": kernel_set,
-            "peak_gflops": peak,
-            "layers": [dataclasses.asdict(r) for r in results],
-            **total,
-        }
         args.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -6,13 +6,17 @@ The times themselves are not looked at. Runs of a hundredth of a second per laye
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
+from subp_ext import UniformBlockSparse, _kernels, bench_balance
 from subp_ext.bench_kernels import SHAPES, main, read_shapes
+from subp_ext.convolution import Convolution
 
 NETWORKS = sorted(path.stem for path in SHAPES.glob("*.csv"))
 
@@ -66,6 +70,56 @@ def test_torch_can_stand_beside_it(tmp_path):
     done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=200, check=True)
     assert "torch ms" in done.stdout
     assert all(layer["torch_ms"] > 0 for layer in json.loads(file.read_text())["layers"])
+
+
+def test_balance_compares_equal_totals(tmp_path, capsys):
+    file, picture = tmp_path / "balance.json", tmp_path / "balance.png"
+    flags = ["--shapes", "resnet18", "--threads", "2", "--seconds", "0.01", "--rounds", "1", "--balance"]
+    main([*flags, "--json", str(file), *(["--plot", str(picture)] if find_spec("matplotlib") else [])])
+    document = json.loads(file.read_text())
+    assert [b["threads"] for b in document["balance"]] == [1, 2]
+    assert all(b[f"{kind}_ms"] > 0 for b in document["balance"] for kind in ("uniform", "static", "dynamic"))
+    assert [i["threads"] for i in document["imbalance"]] == [2, 4, 8, 16]
+    assert "busiest thread over average" in capsys.readouterr().out
+    if find_spec("matplotlib"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit, match="pip install matplotlib"):
+        bench_balance.plot([], [], tmp_path / "balance.png")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.516, 0.99])
+def test_free_counts_add_up_to_the_uniform_ones(rate):
+    layer = next(layer for layer in read_shapes("resnet50") if layer.pruned)
+    counts = bench_balance.free_counts(layer, rate, 16, np.random.default_rng(0))
+    uniform = bench_balance.uniform_count(layer, rate)
+    assert len(counts) == 4 and counts.sum() == 4 * uniform and counts.min() >= 1
+    assert (len(set(counts)) == 1) == (uniform in (1, layer.inputs))
+
+
+def test_imbalance_by_hand():
+    counts = np.array([4, 2, 1, 1])
+    assert bench_balance.static_imbalance(counts, 2) == 6 / 4
+    assert bench_balance.dynamic_imbalance(counts, 2) == 4 / 4
+    assert bench_balance.static_imbalance(np.array([3, 3, 3]), 2) == 6 / 4.5
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1)])
+def test_rows_with_counts_of_their_own_compute_what_each_does_alone(kernel, padding, dynamic):
+    rng, rows = np.random.default_rng(0), []
+    for count in (3, 7, 1):
+        values = rng.standard_normal((1, count, kernel, kernel, 16), np.float32)
+        indices = np.sort(rng.permutation(12)[:count]).astype(np.int32)[None]
+        rows.append(Convolution(UniformBlockSparse(values, indices, (16, 12, kernel, kernel), 16, 1), None, 1, padding))
+    x = rng.standard_normal((1, 12, 17, 15), np.float32)
+    compiled, outs = [row.prepare(17, 15)[0] for row in rows], [np.empty((1, 16, 17, 15), np.float32) for _ in rows]
+    _kernels.run_rows(compiled, x, outs, np.empty(max(1, compiled[0].scratch), np.float32), 2, dynamic)
+    for row, out in zip(rows, outs, strict=True):
+        assert np.array_equal(out, row(x))
 
 
 def test_a_bad_rate_is_refused():

@@ -135,18 +135,46 @@ def test_every_block_size_on_network_planes(kernel_set, block, size):
     check_case(case, geometry, (2, *size), block, True, kernel_set)
 
 
+@st.composite
+def depthwise_cases(draw):
+    """Mostly the windows that have kernels of their own, on planes around the widths of a vector."""
+    size, stride = draw(st.sampled_from([3, 5, 7])), draw(st.sampled_from([1, 2]))
+    usual = draw(st.integers(0, 3)) > 0
+    kernel = (size, size) if usual else (draw(st.integers(1, 5)), draw(st.integers(1, 8)))
+    pads = st.integers(0, 5)
+    geometry = {
+        "stride": (stride, stride) if usual else (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "padding": ((size // 2,) * 2,) * 2
+        if draw(st.booleans())
+        else ((draw(pads), draw(pads)), (draw(pads), draw(pads))),
+        "dilation": (1, 1) if usual else (draw(st.integers(1, 3)), draw(st.integers(1, 2))),
+    }
+    least = [
+        max(1, d * (k - 1) + 1 - sum(p))
+        for d, k, p in zip(geometry["dilation"], kernel, geometry["padding"], strict=True)
+    ]
+    channels = draw(st.integers(1, 5))
+    case = {"outputs": channels, "per_group": 1, "kernel": kernel, "block": 1, "groups": channels, "kept": 1}
+    image = (draw(st.integers(1, 2)), least[0] + draw(st.integers(0, 20)), least[1] + draw(st.integers(0, 70)))
+    return case, geometry, image, draw(st.integers(0, 2**31)), draw(st.booleans())
+
+
 @pytest.mark.parametrize("kernel_set", SETS)
-@pytest.mark.parametrize("kernel, stride, dilation", [(3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 3, 1), (1, 1, 1)])
-def test_depthwise(kernel_set, kernel, stride, dilation):
-    rng = np.random.default_rng(kernel)
-    dense = rng.standard_normal((37, 1, kernel, kernel)).astype(np.float32)
-    x = rng.standard_normal((2, 37, 29, 30)).astype(np.float32)
-    layer = Convolution(dense, None, stride, kernel // 2, dilation, groups=37, kernel_set=kernel_set)
-    assert "dwconv" in layer.kernel
-    want, bound = oracle(x, dense, None, (stride,) * 2, ((kernel // 2,) * 2,) * 2, (dilation,) * 2, 37)
-    results = [layer(x, threads=threads) for threads in (1, 2, 3)]
-    assert np.all(abs(results[0] - want) <= (kernel**2 + 3) * EPS * bound)
-    assert len({result.tobytes() for result in results}) == 1
+@settings(max_examples=120, deadline=None)
+@given(drawn=depthwise_cases())
+def test_any_depthwise_window(kernel_set, drawn):
+    check_case(*drawn, kernel_set)
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_on_network_planes(kernel_set, kernel, stride):
+    case = {"outputs": 6, "per_group": 1, "kernel": (kernel,) * 2, "block": 1, "groups": 6, "kept": 1}
+    geometry = {"stride": (stride,) * 2, "padding": ((kernel // 2,) * 2,) * 2, "dilation": (1, 1)}
+    assert "_dwconv_" in Convolution(np.ones((6, 1, kernel, kernel), np.float32), groups=6).kernel
+    for size in (7, 14, 28, 56):
+        check_case(case, geometry, (1, size, size), kernel, True, kernel_set)
 
 
 @pytest.mark.parametrize("kernel_set", SETS)

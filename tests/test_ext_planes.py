@@ -50,17 +50,19 @@ def pooled(x, size, kernel, stride, pad, dilation, reduce):
     return out
 
 
+@pytest.mark.parametrize("width", [19, 64, 112])
 @pytest.mark.parametrize(
     "kernel, stride, pad, dilation, ceil",
     [
         ((3, 3), (2, 2), (1, 1), (1, 1), False),
         ((2, 2), (2, 2), (0, 0), (1, 1), True),
+        ((3, 3), (2, 2), (1, 1), (1, 1), True),
         ((5, 3), (1, 3), (2, 1), (1, 2), False),
         ((3, 3), (1, 1), (1, 1), (1, 1), False),
     ],
 )
-def test_max_pool(kernel_set, kernel, stride, pad, dilation, ceil):
-    x = normal(2, 5, 13, 19)
+def test_max_pool(kernel_set, kernel, stride, pad, dilation, ceil, width):
+    x = normal(2, 5, 13, width)
     window = {"kernel_size": kernel, "stride": stride, "padding": pad, "dilation": dilation, "ceil_mode": ceil}
     results = [run("max_pool2d", threads, self=x, **window) for threads in (1, 2, 3)]
     want = pooled(x, results[0].shape[2:], kernel, stride, pad, dilation, lambda w: w.max(axis=(2, 3)))

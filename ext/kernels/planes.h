@@ -44,27 +44,32 @@ static inline ptrdiff_t subp_columns_inside(const subp_window *w, ptrdiff_t j, p
     return shift;
 }
 
-/* Depthwise convolution with any window. */
+static inline void subp_add_strided(float *restrict to, const float *restrict from, ptrdiff_t count, ptrdiff_t stride,
+                                    float factor) {
+    if (stride == 1)
+        for (ptrdiff_t i = 0; i < count; i++) to[i] += factor * from[i];
+    else
+        for (ptrdiff_t i = 0; i < count; i++) to[i] += factor * from[stride * i];
+}
+
+/* Depthwise convolution with any window. The residual, which may be in the place of the output, comes first. */
 static inline void subp_depthwise_plane(const subp_depthwise *d) {
     const subp_window *w = d->window;
-    float *restrict out = d->out;
-    for (ptrdiff_t y = 0; y < w->out_h; y++, out += w->out_w) {
-        for (ptrdiff_t x = 0; x < w->out_w; x++) out[x] = d->bias ? *d->bias : 0.0f;
+    const float bias = d->bias ? *d->bias : 0.0f;
+    for (ptrdiff_t y = 0; y < w->out_h; y++) {
+        float *out = d->out + y * w->out_w;
+        const float *residual = d->residual ? d->residual + y * w->out_w : NULL;
+        for (ptrdiff_t x = 0; x < w->out_w; x++) out[x] = bias + (residual ? residual[x] : 0.0f);
         for (ptrdiff_t i = 0; i < w->kernel_h; i++) {
             ptrdiff_t source = y * w->stride_h - w->pad_top + i * w->dilation_h;
             if (source < 0 || source >= w->height) continue;
             for (ptrdiff_t j = 0; j < w->kernel_w; j++) {
                 ptrdiff_t begin, end, shift = subp_columns_inside(w, j, &begin, &end);
-                const float *restrict from = d->in + source * w->width + shift;
-                const float value = d->values[i * w->kernel_w + j];
-                if (w->stride_w == 1)
-                    for (ptrdiff_t x = begin; x < end; x++) out[x] += value * from[x];
-                else
-                    for (ptrdiff_t x = begin; x < end; x++) out[x] += value * from[x * w->stride_w];
+                const float *from = d->in + source * w->width;
+                subp_add_strided(out + begin, from + begin * w->stride_w + shift, end - begin, w->stride_w,
+                                 d->values[i * w->kernel_w + j]);
             }
         }
-        const float *residual = d->residual ? d->residual + y * w->out_w : NULL;
-        for (ptrdiff_t x = 0; residual && x < w->out_w; x++) out[x] += residual[x];
         subp_activate(out, w->out_w, d->activation);
     }
 }
