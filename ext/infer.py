@@ -48,7 +48,8 @@ SHRINKING = frozenset(
     [
         "adaptive_max_pool2d", "argmax", "channel_shuffle", "cumsum", "gather", "glu", "linalg_vector_norm",
         "max", "min", "native_channel_shuffle", "native_dropout", "amax", "amin", "mean", "pixel_shuffle",
-        "pixel_unshuffle", "prod", "roll", "std", "sum", "tril", "triu", "var", "var_mean",
+        "pixel_unshuffle", "prod", "roll", "select_scatter", "slice_scatter", "std", "sum", "tril", "triu",
+        "var", "var_mean",
     ]
 )  # fmt: skip
 
@@ -277,6 +278,43 @@ def _convolution(
             raise ValueError(f"{size} pixels, {total} zeros and a kernel of {kernel}, {spread} apart, do not fit")
         out.append((size + total - spread * (kernel - 1) - 1) // step + 1)
     return (input.shape[0], shape[0], *out), input.dtype
+
+
+@_rule("conv_transpose2d")
+def _transposed(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Spec:
+    parts = (_sizes(_pair(value)) for value in (stride, padding, output_padding, dilation))
+    out = [
+        (n - 1) * s + d * (k - 1) + 1 - 2 * p + extra
+        for n, k, s, p, extra, d in zip(input.shape[2:], weight.shape[2:], *parts, strict=True)
+    ]
+    return (input.shape[0], weight.shape[1] * groups, *_sizes(out)), input.dtype
+
+
+@_rule("im2col")
+def _im2col(self: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Spec:
+    kernel = _sizes(_pair(kernel_size))
+    template = np.broadcast_to(np.zeros((), self.dtype), (1, self.shape[1], *kernel))
+    pairs = [list(_pair(value)) for value in (stride, padding, dilation)]
+    shape, dtype = _convolution(self, template, None, *pairs)
+    return (self.shape[0], self.shape[1] * math.prod(kernel), math.prod(shape[2:])), dtype
+
+
+@_rule("col2im")
+def _col2im(self: Any, output_size: Any, kernel_size: Any, padding: Any = 0, **window: Any) -> Spec:
+    _sizes([*_pair(output_size), *_pair(kernel_size), *_pair(padding)])
+    taps = math.prod(_pair(kernel_size))
+    if max(*_pair(kernel_size), *_pair(padding)) > max(_pair(output_size)) or not taps or self.shape[1] % taps:
+        raise ValueError(f"{list(self.shape)} are no windows of {kernel_size} of an image of {output_size}")
+    return (self.shape[0], self.shape[1] // taps, *_pair(output_size)), self.dtype
 
 
 # Zeros around an input, against its own size and the kernel's extent.
