@@ -98,9 +98,16 @@ class Session:
             self._entry(shapes)
 
     def _default_shapes(self) -> tuple[tuple[int, ...], ...] | None:
-        """The least shapes, None if a size other than the first is free."""
-        shapes = tuple((*(size or 1 for size in spec.shape[:1]), *spec.shape[1:]) for spec in self.inputs)
-        return None if any(None in shape for shape in shapes) else shapes
+        """Shapes for a batch of one, images as in training; None if a size is not known."""
+        trained, shapes = self.metadata.get("input_size"), []
+        for spec in self.inputs:
+            known = [
+                1,
+                *(trained if isinstance(trained, list) and len(trained) == len(spec.shape) - 1 else spec.shape[1:]),
+            ]
+            shapes.append(tuple(size or usual for size, usual in zip(spec.shape, known, strict=False)))
+        whole = all(type(size) is int and size > 0 for shape in shapes for size in shape)
+        return tuple(shapes) if whole else None
 
     def _entry(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
         """The plan for these shapes, made now or remembered."""

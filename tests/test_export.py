@@ -163,3 +163,19 @@ class Branches(nn.Module):
 def test_a_model_that_cannot_be_traced_says_so():
     with pytest.raises(UsageError, match=r"Branches cannot be traced for export: .*--no-export"):
         check_exportable(Branches(), (3, 8, 8))
+
+
+@pytest.mark.parametrize("name, free", [("test_resnet", True), ("tf_efficientnet_lite0", False)])
+def test_image_sizes_are_free_where_the_network_allows_it(name, free, tmp_path):
+    """TensorFlow's padding depends on the remainder of the size, and is baked in when traced."""
+    model = live(name)
+    graph = export_subp(model, tmp_path / "model.subp", (3, 64, 64), {"input_size": [3, 64, 64]})
+    session, images = subp_ext.Session(tmp_path / "model.subp"), torch.randn(2, 3, 81, 70)
+    assert graph.inputs[0].shape == ((None, 3, None, None) if free else (None, 3, 64, 64))
+    if free:
+        with torch.inference_mode():
+            expected = model(images).numpy()
+        assert np.abs(session.run(images.numpy()) - expected).max() < 1e-4 * np.abs(expected).max()
+    else:
+        with pytest.raises(ValueError, match=r"has shape \[2, 3, 81, 70\]; expected \[any, 3, 64, 64\]"):
+            session.run(images.numpy())

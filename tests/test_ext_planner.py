@@ -140,12 +140,6 @@ def test_joints_cost_nothing_for_one_image():
     assert {row.node: row.kernel for row in joints} == {"j0": "none", "j1": "none", "j2": "none", "t": "numpy"}
 
 
-def TODO_planes_stay():
-    session = Session(channels_last())
-    session.run(normal(2, 8, 7, 5))
-    assert not [row for row in session.report().rows if row.op == "copy"]
-
-
 def test_operands_that_nothing_reads_again_are_overwritten():
     nodes = [Node("relu", "a0", {"self": Ref("x")})]
     nodes += [Node("silu", f"a{i + 1}", {"self": Ref(f"a{i}")}) for i in range(9)]

@@ -16,6 +16,7 @@ from subp_ext import Graph, Ref, UniformBlockSparse
 from ..errors import UsageError
 from ..parametrization import block_mask_of, plain_copy
 from .fuse import simplify
+from .sizes import free_image_size
 from .trace import trace
 
 
@@ -25,13 +26,13 @@ def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], 
     Args:
         model: a timm model; its masks, if any, become the sparsity of the file.
         path: the file; written whole or not at all.
-        input_size: (C, H, W) of an image; the batch is free.
+        input_size: (C, H, W) of an image; the batch is free, and so are height and width where the network allows it.
         metadata: kept in the file, for whoever serves it.
 
     Raises:
         UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
     """
-    graph = build_graph(model, input_size)
+    graph = free_image_size(build_graph(model, input_size), _plain(model), input_size)
     graph.metadata.update({"timm": timm.__version__, **{k: v for k, v in metadata.items() if v is not None}})
     subp_ext.save(path, graph)
     return graph
@@ -60,14 +61,18 @@ def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
         for name, module in model.named_modules()
         if (block_mask := block_mask_of(module)) is not None
     }
-    plain = plain_copy(model).cpu().float().eval().requires_grad_(False)
-    graph, shapes = trace(plain, input_size)
+    graph, shapes = trace(_plain(model), input_size)
     graph = simplify(graph, shapes)
     unknown = {node.op: node.output for node in graph.nodes if node.op not in subp_ext.supported_ops()}
     if unknown:
         found = ", ".join(f"{op} (node {output})" for op, output in unknown.items())
         raise UsageError(f"{type(model).__name__} cannot be exported: subp_ext has no operator {found}")
     return _pack(graph, masks)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """A copy without masks, as export needs it."""
+    return plain_copy(model).cpu().float().eval().requires_grad_(False)
 
 
 def _pack(graph: Graph, masks: dict[str, tuple[Tensor, int]]) -> Graph:
