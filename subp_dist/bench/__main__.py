@@ -23,9 +23,8 @@ import subp_ext
 from subp_ext.runtime import thread_count
 
 from ..blocks import BLOCK_SIZES
-from ..checkpoint import write_atomically
+from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError, report_usage_errors
-from ..export.__main__ import check_writable
 from .contest import Contender, compete
 from .files import NetworkFiles, engines_of
 

