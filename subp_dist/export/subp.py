@@ -85,6 +85,11 @@ def _pack(graph: Graph, masks: dict[str, tuple[Tensor, int]]) -> Graph:
     constants: dict[str, np.ndarray | UniformBlockSparse] = dict(graph.constants)
     for name, (mask, block_size) in masks.items():
         if name in groups:
+            kept = mask.sum(1)
+            if kept.min() != kept.max():
+                raise UsageError(
+                    f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; a .subp file needs uniform rows"
+                )
             weight = np.ascontiguousarray(constants[name], dtype=np.float32)
             constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups[name], mask.cpu().numpy())
     return dataclasses.replace(graph, constants=constants)
