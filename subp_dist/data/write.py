@@ -2,8 +2,8 @@
 
 SRC is a folder with train/ and val/ of class folders, or the root of a timm data set (--dataset). Every image is
 decoded first, so that broken ones are known by name before anything is written. A file appears whole or not at all,
-with its classes and its size in a small JSON file beside it. PRESET is MAXRESOLUTION_JPEGSHARE_QUALITY, as in 500_0.50_90: the
-longer side is at most 500 pixels, half of the images are stored as JPEG of quality 90, the others as raw pixels.
+with its classes and its size in a small JSON file beside it. PRESET is MAXRESOLUTION_JPEGSHARE_QUALITY, as in
+500_0.50_90: the longer side is at most 500 pixels, half of the images are stored as JPEG of quality 90, the others raw.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error
     finally:
-        if not path.exists():
+        if path.parent.is_dir() and not path.exists():
             sidecar.unlink(missing_ok=True)
 
 

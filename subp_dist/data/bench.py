@@ -1,0 +1,145 @@
+"""Images per second of FFCV and of torchvision, over the same photographs: ``python -m subp_dist.data.bench SRC``.
+
+Both crop at random to 224 pixels, flip and normalise, with the same number of workers. What limits them: large JPEGs
+the decoder; small JPEGs the decoder and the resize; raw images memory. The first batch of each is left out, for it
+contains start-up and compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from ..errors import UsageError, report_usage_errors
+from .beton import Beton, require_ffcv
+from .ffcv_loader import Crop, FFCVLoader, Output
+from .write import Storage, open_pictures, verify, write
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@report_usage_errors
+def cli() -> None:
+    """Console entry: a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("src", metavar="SRC", help="folder with train/ of class folders of photographs")
+    add(
+        "--storage", nargs="+", default=["0_1.0_90", "256_1.0_90", "256_0.0_90"], help="presets of subp_dist.data.write"
+    )
+    add("--betons", metavar="DIR", help="keep the files here, and use those that are there")
+    add("--workers", type=int, default=2, help="threads of FFCV, processes of torchvision's loader")
+    add("--batch-size", type=int, default=128, help="images per batch")
+    add("--img-size", type=int, default=224, help="pixels of a side that loaders deliver")
+    add("--seconds", type=float, default=8, help="time to measure each for")
+    args = parser.parse_args()
+    require_ffcv()
+    presets = [Storage.parse(text) for text in args.storage]
+    if not (Path(args.src) / "train").is_dir():
+        raise UsageError(f"{args.src}: it has no train/ of class folders")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.betons or temporary)
+        betons = {storage: _beton(args.src, folder, storage, args.workers) for storage in presets}
+        rows = measure(Path(args.src) / "train", betons, args)
+    print(as_table(rows))
+    print(json.dumps(rows))
+
+
+def _beton(src: str, folder: Path, storage: Storage, workers: int) -> Beton:
+    path = folder / f"train_{storage}.beton"
+    if not path.exists():
+        pictures = open_pictures("", src, "train")
+        indices, largest = verify(pictures, workers, skip=False)
+        write(path, pictures, indices, storage, workers, largest)
+    return Beton.open(path)
+
+
+def measure(pictures: Path, betons: dict[Storage, Beton], args: argparse.Namespace) -> list[dict]:
+    """Measure torchvision's loader over a folder of classes, and FFCV's over files of the same pictures.
+
+    Returns:
+        Rows of ``loader``, ``storage`` (jpeg, raw, mixed), ``resolution`` (largest side as stored, None: as it was),
+        ``workers`` and ``images_per_s``.
+
+    Raises:
+        UsageError: there are fewer than three batches of pictures.
+    """
+    loader = torchvision_loader(pictures, args.batch_size, args.img_size, args.workers)
+    if len(loader) < 3:
+        count, least = len(loader.dataset), 3 * args.batch_size
+        raise UsageError(f"{pictures}: {count} pictures; at least {least} are needed, or a smaller --batch-size")
+    workers = {"workers": args.workers}
+    rate = images_per_second(_epochs(loader, loader.sampler.set_epoch), args.seconds)
+    rows = [{"loader": "torchvision", "storage": "jpeg", "resolution": None, **workers, "images_per_s": rate}]
+    for storage, beton in betons.items():
+        ffcv = FFCVLoader(
+            beton, args.batch_size, args.img_size, Crop(train=True), Output(_MEAN, _STD), workers=args.workers
+        )
+        kind = {0.0: "raw", 1.0: "jpeg"}.get(storage.jpeg_share, "mixed")
+        row = {"loader": "ffcv", "storage": kind, "resolution": storage.max_resolution or None, **workers}
+        rows.append(row | {"images_per_s": images_per_second(_epochs(ffcv, ffcv.set_epoch), args.seconds)})
+    return rows
+
+
+def torchvision_loader(pictures: Path, batch_size: int, size: int, workers: int) -> DataLoader:
+    """What most people train ImageNet with; its workers stay alive between epochs."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(_MEAN, _STD),
+        ]
+    )
+    dataset = datasets.ImageFolder(str(pictures), transform)
+    sampler = DistributedSampler(dataset, 1, 0, drop_last=True)
+    return DataLoader(
+        dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+    )
+
+
+def _epochs(loader: Iterable, set_epoch: Callable[[int], None]) -> Iterator:
+    epoch = 0
+    while True:
+        set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def images_per_second(batches: Iterator, seconds: float) -> float:
+    """Rate after the first batch, over at least some seconds; copies of nothing are made."""
+    next(batches)
+    images, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        images += len(next(batches)[0])
+    batches.close()
+    return round(images / elapsed, 1)
+
+
+def as_table(rows: list[dict]) -> str:
+    """The rows as text, each also relative to the first."""
+    lines = [f"{'loader':<13}{'storage':<9}{'stored at':<11}{'workers':>7}{'images/s':>11}{'ratio':>8}"]
+    for row in rows:
+        stored = f"{row['resolution']} px" if row["resolution"] else "full size"
+        lines.append(
+            f"{row['loader']:<13}{row['storage']:<9}{stored:<11}{row['workers']:>7}{row['images_per_s']:>11.0f}"
+            f"{row['images_per_s'] / rows[0]['images_per_s']:>7.2f}x"
+        )
+    return "\n".join([*lines, f"{len(os.sched_getaffinity(0))} usable cores"])
+
+
+if __name__ == "__main__":
+    cli()

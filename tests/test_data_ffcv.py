@@ -1,0 +1,412 @@
+"""subp_dist.data on .beton files: what is delivered, to whom, in which order; damage; early exits; which loader.
+
+Photographs of up to 160 pixels, 20 + 7 of each of two classes. Pixels are compared with PIL's, exactly where nothing is
+resized. The loop is compiled twice (float32, uint8), once for all tests of this process. Speed is out of scope.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from photographs import write_photographs
+from PIL import Image
+
+from subp_dist.data import bench, choice, create_data
+from subp_dist.data.augment import ImageAugment
+from subp_dist.data.beton import Beton, find_beton, sidecar_of
+from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output, choose_reading, usable_threads
+from subp_dist.data.resolutions import Resolutions
+from subp_dist.data.write import Storage, open_pictures, verify, write
+from subp_dist.distributed import Rank
+from subp_dist.errors import UsageError
+from subp_dist.options import parse_args
+
+CONFIG = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "crop_pct": 0.875}
+OUTPUT = Output(CONFIG["mean"], CONFIG["std"])
+CPU = torch.device("cpu")
+
+
+def write_both(source: Path, folder: Path, storage: Storage) -> None:
+    for split in ("train", "val"):
+        pictures = open_pictures("", str(source), split)
+        indices, largest = verify(pictures, 2, skip=False)
+        write(folder / f"{split}_{storage}.beton", pictures, indices, storage, 2, largest)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("photographs"), 20, 7)
+
+
+@pytest.fixture(scope="module")
+def betons(photographs, tmp_path_factory) -> Path:
+    """Both splits, half JPEG, half raw, at most 140 pixels."""
+    folder = tmp_path_factory.mktemp("betons")
+    write_both(photographs, folder, Storage(140, 0.5, 90))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(betons) -> Beton:
+    return Beton.open(betons / "train_140_0.50_90.beton")
+
+
+@pytest.fixture(scope="module")
+def val(betons) -> Beton:
+    return Beton.open(betons / "val_140_0.50_90.beton")
+
+
+def loader(beton: Beton, batch_size: int = 8, crop: Crop | None = None, **kwargs) -> FFCVLoader:
+    return FFCVLoader(beton, batch_size, kwargs.pop("size", 32), crop or Crop(True), OUTPUT, **kwargs)
+
+
+def delivered(batches) -> list[tuple[bytes, int]]:
+    return [(image.numpy().tobytes(), int(label)) for images, labels in batches
+            for image, label in zip(images, labels, strict=True)]  # fmt: skip
+
+
+def flags(folder: Path, *more: str):
+    return parse_args(["resnet18", "--data-dir", str(folder), "--batch-size", "8", "--workers", "2", *more])
+
+
+# --- what is delivered ---
+
+
+def test_raw_images_are_delivered_to_the_bit(tmp_path):
+    source = write_photographs(tmp_path / "pictures", 1, 3, sizes=((96, 96),))
+    write_both(source, tmp_path, Storage(0, 0.0, 90))
+    beton = Beton.open(tmp_path / "val_0_0.00_90.beton")
+    images, labels = next(iter(loader(beton, 6, Crop(False, share=1.0), size=96)))
+    files = sorted((source / "val").rglob("*.jpg"))
+    assert [("china", "flower")[label] for label in labels] == [file.parent.name for file in files]
+    for image, file in zip(images, files, strict=True):
+        pixels = torch.from_numpy(np.asarray(Image.open(file)) / 255).permute(2, 0, 1)
+        mean, std = (torch.tensor(CONFIG[key], dtype=torch.float64).view(3, 1, 1) for key in ("mean", "std"))
+        torch.testing.assert_close(image.double(), (pixels - mean) / std, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_both_memory_formats_hold_the_same_pixels(val, channels_last):
+    expected = next(iter(loader(val, 14, Crop(False))))[0].clone()
+    output = Output(CONFIG["mean"], CONFIG["std"], channels_last=channels_last)
+    images, _ = next(iter(FFCVLoader(val, 14, 32, Crop(False), output)))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    assert images.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 20])
+def test_every_validation_image_is_delivered_once(val, world_size):
+    parts = [delivered(loader(val, 4, Crop(False), rank=r, world_size=world_size)) for r in range(world_size)]
+    assert Counter(sum(parts, [])) == Counter(delivered(loader(val, 64, Crop(False))))
+    assert sum(map(len, parts)) == len(val) == 14
+
+
+def test_training_shares_are_disjoint_and_new_each_epoch(train):
+    ranks = [loader(train, rank=r, world_size=2) for r in range(2)]
+    orders = [[share.order(epoch) for share in ranks] for epoch in (0, 1)]
+    for shares in orders:
+        assert sorted(np.concatenate(shares)) == list(range(40))
+    assert not np.array_equal(orders[0], orders[1])
+
+
+def test_an_image_depends_on_seed_epoch_and_index_alone(train):
+    def by_index(batch_size: int, epoch: int = 3, seed: int = 1, **kwargs) -> dict:
+        found = loader(train, batch_size, seed=seed, **kwargs)
+        found.set_epoch(epoch)
+        return dict(zip(found.order(epoch).tolist(), delivered(found), strict=False))
+
+    expected = by_index(8, workers=1)
+    assert len(expected) == 40
+    assert by_index(20, workers=2) == expected
+    assert by_index(10, rank=0, world_size=2) | by_index(10, rank=1, world_size=2) == expected
+    assert by_index(8, page_cache=False) == expected
+    for other in (by_index(8, epoch=4), by_index(8, seed=2)):
+        assert sum(other[index] == expected[index] for index in expected) == 0
+
+
+def test_an_epoch_goes_on_where_it_is_told_to(train):
+    found = loader(train)
+    found.set_epoch(2)
+    whole = delivered(found)
+    found.set_epoch(2, first_batch=3)
+    assert len(found) == 5
+    assert delivered(found) == whole[24:]
+    found.set_epoch(2, first_batch=5)
+    assert delivered(found) == []
+
+
+def test_incomplete_batches_are_dropped_in_training_only(train, val):
+    assert [len(images) for images, _ in loader(train, 16)] == [16, 16]
+    assert [len(images) for images, _ in loader(val, 4, Crop(False))] == [4, 4, 4, 2]
+
+
+def test_size_changes_between_epochs(train):
+    sizes = Resolutions.parse(["0:32", "2:48"], 64, 4)
+    found = loader(train, size=sizes.at)
+    shapes = []
+    for epoch in range(4):
+        found.set_epoch(epoch)
+        shapes.append(next(iter(found))[0].shape[-1])
+    assert shapes == [32, 32, 48, 48]
+
+
+@pytest.mark.parametrize("text", ["160", "0:", "0:0", "1:160", "0:1 0:2", "0:160 9:224", "0:-1"])
+def test_bad_resolution_schedules(text):
+    with pytest.raises(UsageError, match="--res-schedule"):
+        Resolutions.parse(text.split(), 224, 9)
+
+
+def test_colours_and_erasing_are_timms_and_repeat(train):
+    def run(*more: str):
+        output = Output(CONFIG["mean"], CONFIG["std"], augment=ImageAugment.from_args(flags(Path(), *more)))
+        return next(iter(FFCVLoader(train, 8, 32, Crop(True), output)))[0].clone()
+
+    plain, colours, erased = run(), run("--color-jitter", "0.4", "--aa", "rand-m9-mstd0.5-inc1"), run("--reprob", "1")
+    torch.testing.assert_close(run("--color-jitter", "1e-9"), plain, rtol=0, atol=1e-5)
+    assert (colours != plain).flatten(1).any(1).all()
+    assert torch.equal(colours, run("--color-jitter", "0.4", "--aa", "rand-m9-mstd0.5-inc1"))
+    assert all(0.01 < (a != b).float().mean() < 0.4 for a, b in zip(erased, plain, strict=True))
+
+
+# --- what happens around it ---
+
+
+def test_threads_of_torch_stay_as_they_were(train):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in loader(train, workers=1):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_leaving_epochs_early_leaks_nothing(train):
+    found, process = loader(train, size=160), psutil.Process()
+
+    def leave_early(times: int) -> tuple[int, int]:
+        for epoch in range(times):
+            found.set_epoch(epoch)
+            for _ in found:
+                break
+        return threading.active_count(), process.memory_info().rss
+
+    threads, memory = leave_early(10)
+    threads_after, memory_after = leave_early(100)
+    assert threads_after == threads
+    assert memory_after - memory < 16 << 20  # one leaked epoch in FFCV: 8 MiB at this size
+
+
+def test_an_error_in_the_loop_leaves_the_loader_usable(train):
+    found = loader(train)
+    with pytest.raises(ZeroDivisionError):
+        for _ in found:
+            raise ZeroDivisionError
+    assert len(delivered(found)) == 40
+
+
+def test_more_workers_than_cores_or_images(train):
+    assert usable_threads(1000) <= (os.cpu_count() or 1) and usable_threads(0) == 1
+    assert len(delivered(loader(train, 1, workers=1000))) == 40
+
+
+def test_damage_in_a_picture_arrives_where_the_batch_is_awaited(betons, tmp_path):
+    path = tmp_path / "train.beton"
+    shutil.copy(betons / "train_140_0.50_90.beton", path)
+    beton = Beton.open(path)
+    victim = int(np.flatnonzero(beton.images["mode"] == 0)[3])
+    with path.open("r+b") as file:
+        file.seek(int(beton.images["data_ptr"][victim]))
+        file.write(bytes(64))
+    with pytest.raises(RuntimeError, match=rf"train.beton: image {victim} is damaged"):
+        delivered(loader(Beton.open(path)))
+    assert len(delivered(loader(Beton.open(betons / "train_140_0.50_90.beton")))) == 40
+
+
+SCRIPT = """
+import sys, threading
+from pathlib import Path
+from subp_dist.data.beton import Beton
+from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output
+loader = FFCVLoader(Beton.open(Path(sys.argv[1])), 4, 32, Crop(True), Output((0.5,) * 3, (0.5,) * 3))
+batches = iter(loader)
+next(batches)
+print("ready", flush=True)
+epoch = 0
+while True:
+    loader.set_epoch(epoch := epoch + 1)
+    for _ in loader:
+        pass
+"""
+
+
+def test_ctrl_c_ends_a_program_that_is_loading(train):
+    command = [sys.executable, "-c", SCRIPT, str(train.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+# --- damaged files ---
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda whole: b"", "the file is empty"),
+        (lambda whole: whole[:10], "cut off or damaged: it has 10 bytes"),
+        (lambda whole: whole[: len(whole) // 2], "cut off or damaged"),
+        (lambda whole: whole[:-24], "should hold 40 images, and the data of 39 are there"),
+        (lambda whole: whole[:-1], "cut off or damaged"),
+        (lambda whole: b"\x89PNG" * 3000, "not a .beton file"),
+        (lambda whole: whole[:16] + bytes(8) + whole[24:], "its writer did not finish"),
+        (lambda whole: whole[:8] + bytes(8) + whole[16:], "holds no images"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused(train, tmp_path, damage, message):
+    path = tmp_path / "train.beton"
+    path.write_bytes(damage(train.path.read_bytes()))
+    with pytest.raises(UsageError, match=message):
+        Beton.open(path)
+
+
+def test_the_sidecar_must_belong_to_the_file(train, tmp_path):
+    path = tmp_path / "train.beton"
+    shutil.copy(train.path, path)
+    content = json.loads(sidecar_of(train.path).read_text())
+    for change, message in (
+        ({"bytes": 5}, "train.beton.json says 5"),
+        ({"images": 41}, "says 41"),
+        ({"class_to_idx": {"china": 0}}, "has the label 1"),
+        ({"class_to_idx": {"china": 0, "flower": 2}}, "not numbered from 0"),
+    ):
+        sidecar_of(path).write_text(json.dumps(content | change))
+        with pytest.raises(UsageError, match=message):
+            Beton.open(path)
+    sidecar_of(path).write_text("{")
+    with pytest.raises(UsageError, match=r"train.beton.json: damaged"):
+        Beton.open(path)
+
+
+# --- the data of a run ---
+
+
+def test_auto_takes_betons_and_says_so(betons, caplog):
+    caplog.set_level("INFO")
+    args = flags(betons)
+    data = create_data(args, CONFIG)
+    assert args.loader == "ffcv" and data.class_names == ["china", "flower"] and data.num_classes == 2
+    assert "loader: ffcv, because train_140_0.50_90.beton and val_140_0.50_90.beton are there" in caplog.text
+    images, labels = next(iter(data.train_loader(args, Rank(0, 1, CPU))))
+    assert images.shape == (8, 3, 64, 64) and labels.dtype == torch.int64
+    assert "fit into" in caplog.text
+
+
+def test_both_loaders_see_the_same_validation_images(photographs, betons):
+    found = []
+    for folder in (photographs, betons):
+        args = flags(folder, "--interpolation", "bilinear")
+        batches = create_data(args, CONFIG).val_loader(args, Rank(0, 1, CPU))
+        found.append([(images.clone(), labels) for images, labels in batches])
+    timm_images, ffcv_images = (torch.cat([images for images, _ in batches]) for batches in found)
+    assert [labels.tolist() for _, labels in found[0]] == [labels.tolist() for _, labels in found[1]]
+    # Other filters, other JPEGs, and up to a pixel of shift: near, not equal.
+    pairs = zip(timm_images, ffcv_images, strict=True)
+    assert min(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in pairs) > 0.93
+
+
+def test_auto_without_ffcv(photographs, betons, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    find = choice.importlib.util.find_spec
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None if name == "ffcv" else find(name))
+    with pytest.raises(UsageError, match=r"need ffcv, which is not installed: launch/setup.sh installs it"):
+        create_data(flags(betons), CONFIG)
+    for part in (*betons.iterdir(), *photographs.iterdir()):
+        (tmp_path / part.name).symlink_to(part)
+    args = flags(tmp_path)
+    create_data(args, CONFIG)
+    assert args.loader == "timm" and "loader: timm, because ffcv" in caplog.text
+
+
+def test_a_program_without_ffcv_says_what_to_install(betons, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ffcv", None)
+    with pytest.raises(UsageError, match=r"cannot be imported .*launch/setup.sh installs it"):
+        create_data(flags(betons, "--loader", "ffcv"), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--in-chans", "1"], "hold colour pictures"),
+        (["--num-classes", "1"], "the data has 2 classes"),
+        (["--batch-size", "64"], "less than a batch of 64"),
+        (["--loader", "timm"], "holds .beton files: leave --loader out"),
+        (["--res-schedule", "5:32"], "--res-schedule"),
+        (["--train-split", "fit"], "found only val_140_0.50_90.beton, and no file of the split 'fit'"),
+    ],
+)
+def test_what_is_refused(betons, more, message):
+    with pytest.raises(UsageError, match=message):
+        args = flags(betons, *more)
+        create_data(args, CONFIG).train_loader(args, Rank(0, 1, CPU))
+
+
+def test_ffcv_on_folders_says_how_to_write(photographs):
+    with pytest.raises(UsageError, match=r"--loader ffcv: .* has no .beton files \(launch/write_ffcv.sh writes them"):
+        create_data(flags(photographs, "--loader", "ffcv"), CONFIG)
+
+
+def test_other_classes_in_validation_are_refused(photographs, betons, tmp_path):
+    (tmp_path / "pictures/val/tree").mkdir(parents=True)
+    shutil.copy(next((photographs / "val/china").iterdir()), tmp_path / "pictures/val/tree/0.jpg")
+    pictures = open_pictures("", str(tmp_path / "pictures"), "val")
+    write(tmp_path / "val.beton", pictures, [0], Storage(), 1, 160 * 160)
+    for file in betons.glob("train*"):
+        (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(UsageError, match=r"classes of train_140_0.50_90.beton \(2\) and val.beton \(1\) differ"):
+        create_data(flags(tmp_path), CONFIG)
+
+
+def test_several_files_of_a_split(tmp_path):
+    for name in ("train_500_0.50_90.beton", "train_256_1.00_90.beton"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="several files of the split 'train'"):
+        find_beton(tmp_path, ("train",))
+    assert find_beton(tmp_path, ("train_256_1.00_90",)).name == "train_256_1.00_90.beton"
+    (tmp_path / "train.beton").touch()
+    assert find_beton(tmp_path, ("train",)).name == "train.beton"
+
+
+def test_reading_by_file_size_and_memory():
+    assert choose_reading(10, 100, 1)[0]
+    assert not choose_reading(1000, 100, 1)[0]
+    assert choose_reading(1000, 100, 2)[0]
+    assert choose_reading(1000, 100, 1, ordered=True)[0]
+
+
+def test_benchmark_measures_both_loaders(photographs, betons):
+    args = bench.argparse.Namespace(workers=1, batch_size=8, img_size=32, seconds=0.1)
+    betons = {Storage(140, 0.5, 90): Beton.open(betons / "train_140_0.50_90.beton")}
+    rows = bench.measure(photographs / "train", betons, args)
+    assert [(row["loader"], row["storage"], row["resolution"]) for row in rows] == [
+        ("torchvision", "jpeg", None),
+        ("ffcv", "mixed", 140),
+    ]
+    assert all(row["images_per_s"] > 0 and row["workers"] == 1 for row in rows)
+    assert "1.00x" in bench.as_table(rows)

@@ -1,0 +1,138 @@
+"""subp_dist.data.write: broken pictures, killed processes, what is left behind.
+
+Faults are real: files cut off, a process that kills itself. What is written is read back in test_data_ffcv.py.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photographs import write_photographs
+
+from subp_dist.data import write as module
+from subp_dist.data.beton import Beton
+from subp_dist.data.write import Pictures, Storage, open_pictures, verify, write
+from subp_dist.errors import UsageError
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    return write_photographs(tmp_path / "pictures", 4, 2)
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    """The command's exit code."""
+    monkeypatch.setattr(sys, "argv", ["write", *map(str, arguments)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    try:
+        module.cli()
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def test_the_command_writes_both_splits_and_their_classes(photographs, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, photographs, tmp_path / "out", "100", "1.0", "80", "--workers", "2") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("train_100_1.00_80.beton", "train_100_1.00_80.beton.json"),
+        *("val_100_1.00_80.beton", "val_100_1.00_80.beton.json"),
+    }
+    content = json.loads((tmp_path / "out/train_100_1.00_80.beton.json").read_text())
+    assert content["class_to_idx"] == {"china": 0, "flower": 1} and content["images"] == 8
+    beton = Beton.open(tmp_path / "out/train_100_1.00_80.beton")
+    assert max(beton.images["width"].max(), beton.images["height"].max()) == 100
+    assert (beton.images["mode"] == 0).all()
+    assert run(monkeypatch, photographs, tmp_path / "out", "100_1.0_80") == 2
+    assert "is there already: pass --overwrite" in capsys.readouterr().err
+    assert run(monkeypatch, photographs, tmp_path / "out", "100_1.0_80", "--overwrite", "--only", "val") == 0
+
+
+def test_broken_pictures_are_named_and_nothing_is_written(photographs, tmp_path, monkeypatch, capsys):
+    cut = photographs / "train/china/001.jpg"
+    cut.write_bytes(cut.read_bytes()[:900])
+    (photographs / "train/flower/002.jpg").write_text("not a picture")
+    assert run(monkeypatch, photographs, tmp_path / "out") == 2
+    errors = capsys.readouterr().err
+    assert "train/china/001.jpg" in errors and "train/flower/002.jpg" in errors
+    assert "2 of 8 images cannot be decoded" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_pictures_are_left_out_if_asked(photographs, tmp_path, monkeypatch, capsys):
+    (photographs / "train/flower/002.jpg").write_bytes(b"")
+    assert run(monkeypatch, photographs, tmp_path, "--only", "train", "--broken", "skip") == 0
+    assert "left out: 1 of 8" in capsys.readouterr().err
+    assert Beton.open(tmp_path / "train_500_0.50_90.beton").labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+class Deadly(Pictures):
+    """Kills the process that asks for its third picture."""
+
+    def __getitem__(self, index: int):
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+class Failing(Pictures):
+    def __getitem__(self, index: int):
+        raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("kind", [Deadly, Failing])
+def test_a_process_that_dies_ends_the_writing_and_leaves_nothing(photographs, tmp_path, kind):
+    before = shared_memory()
+    pictures = kind(open_pictures("", str(photographs), "train").dataset)
+    with pytest.raises(UsageError, match=r"a writing process died \(exit code (-9|1)\)"):
+        write(tmp_path / "out/train.beton", pictures, range(8), Storage(), 2, 160 * 160)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert shared_memory() == before
+
+
+def test_a_killed_decoder_is_an_error(photographs):
+    with pytest.raises(UsageError, match="a process that decodes images was killed"):
+        verify(Deadly(open_pictures("", str(photographs), "train").dataset), 2, skip=True)
+
+
+def test_large_raw_pictures_get_a_large_page(tmp_path):
+    source = write_photographs(tmp_path / "pictures", 1, 1)
+    file = source / "train/china/000.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (1700, 1700, 3), np.uint8)
+    module.Image.fromarray(noise).save(file, quality=50)
+    pictures = open_pictures("", str(source), "train")
+    indices, largest = verify(pictures, 1, skip=False)
+    assert largest == 1700 * 1700
+    write(tmp_path / "train.beton", pictures, indices, Storage(0, 0.0, 90), 1, largest)
+    assert Beton.open(tmp_path / "train.beton").images["width"].max() == 1700
+
+
+def test_another_program_may_name_the_classes(photographs, tmp_path):
+    pictures = open_pictures("", str(photographs), "val")
+    write(tmp_path / "val.beton", pictures, range(len(pictures)), Storage(), 1, 160 * 160)
+    (tmp_path / "val.beton.json").unlink()
+    assert Beton.open(tmp_path / "val.beton").class_names is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{root}/nowhere", "{root}/out"], "no such folder"),
+        (["{root}/train", "{root}/out"], "it has no train/"),
+        (["{root}", "{root}/out", "500"], "expected MAXRESOLUTION_JPEGSHARE_QUALITY"),
+        (["{root}", "{root}/out", "500_1.5_90"], "expected MAXRESOLUTION_JPEGSHARE_QUALITY"),
+        (["{root}", "{root}/out", "--workers", "0"], "expected 1 or more"),
+        (["{root}", "{root}/train/china/000.jpg/out", "--only", "val"], "cannot write"),
+        (["{root}", "{root}/out", "--dataset", "torch/nothing"], "cannot read the split 'train'"),
+    ],
+)
+def test_what_is_refused(photographs, monkeypatch, capsys, arguments, message):
+    assert run(monkeypatch, *(argument.format(root=photographs) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err
