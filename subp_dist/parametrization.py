@@ -22,6 +22,11 @@ from .blocks import add_pruned_part, apply_mask, num_block_rows, row_of_channel
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
+def _handed_over(grad: Tensor) -> Tensor:
+    """The gradient as a tensor that nobody else refers to, which autograd keeps as ``.grad`` instead of copying it."""
+    return grad.view_as(grad)
+
+
 class _StraightThrough(torch.autograd.Function):
     """Forward W * m; backward the identity, so that pruned blocks go on learning and may come back."""
 
@@ -35,7 +40,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad, None, None, None
+        return _handed_over(grad), None, None, None
 
 
 class BlockMask(nn.Module):
@@ -111,7 +116,7 @@ class _CentredStraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad, None, None, None
+        return _handed_over(grad), None, None, None
 
 
 def _centred(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:

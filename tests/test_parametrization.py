@@ -404,9 +404,9 @@ def test_pruned_blocks_of_a_standardised_convolution_learn(kind):
 @pytest.mark.parametrize("kind", STANDARDISED)
 def test_timms_own_standardisation_of_the_plain_weight_gives_the_masked_one(kind):
     module, plain, keep = standardised_layer(kind)
-    exported = plain_state_dict(module)
-    assert not exported["weight"].numpy()[~keep].any()
-    plain.load_state_dict(exported, strict=True)
+    exported = plain_state_dict(nn.Sequential(module))
+    assert not exported["0.weight"].numpy()[~keep].any()
+    nn.Sequential(plain).load_state_dict(exported, strict=True)
     images = torch.randn(2, 12, 5, 5)
     with torch.no_grad():
         torch.testing.assert_close(plain(images), module(images), rtol=1e-5, atol=1e-5)

@@ -18,6 +18,7 @@ import oracle
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -211,8 +212,8 @@ def test_layers_with_a_rate_of_their_own_keep_to_it():
 
 
 def test_linear_layers_are_pruned_on_request_but_for_the_classifier():
-    assert not any("mlp" in name for name in reasons("convnext_atto"))
-    plan = {layer.name: layer.reason for layer in plan_layers(meta_model("convnext_atto"), prune_linear=True)}
+    assert not any("mlp" in name for name in reasons("convnext_tiny"))
+    plan = {layer.name: layer.reason for layer in plan_layers(meta_model("convnext_tiny"), prune_linear=True)}
     assert plan["head.fc"] == "classifier"
     assert {reason for name, reason in plan.items() if "mlp" in name} == {None}
     own = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -564,6 +565,81 @@ def test_a_weight_average_copies_masks_and_averages_latent_weights(options):
         assert ((found - expected).abs() <= 4 * UNIT * (start.abs() + latent(pruner, name).abs())).all()
         keep = oracle.expand_mask(mask.numpy(), tuple(start.shape), 4, module.groups)
         assert not module.weight.detach().numpy()[~keep].any()
+
+
+# With what people train with
+
+
+@pytest.mark.parametrize("order", ["compile-ddp", "ddp-compile"])
+def test_compile_and_ddp_in_either_order_train_as_the_bare_model(order, tmp_path):
+    torch._dynamo.reset()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        grads = []
+        for wrap in (False, True):
+            model = small_net()
+            pruner = small_pruner(model)
+            wrapped = model
+            if wrap:
+                steps = [
+                    lambda m: torch.compile(m, backend="aot_eager"),
+                    lambda m: nn.parallel.DistributedDataParallel(m, broadcast_buffers=False),
+                ]
+                for step in steps if order == "compile-ddp" else steps[::-1]:
+                    wrapped = step(wrapped)
+            for epoch in (3, 5):
+                pruner.step(epoch)
+                model.zero_grad()
+                images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+                wrapped(images).square().sum().backward()
+                pruner.decay_gradients()
+            grads.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        for name, grad in grads[0].items():
+            torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("network", ["test_efficientnet", "test_resnet"])
+def test_synchronised_batch_norm_keeps_activations_and_masks(network):
+    model = timm.create_model(network).eval()
+    pruner = SUBPPruner(model, PruneSchedule(0.5, 0, 0))
+    pruner.step(0)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        found = convert_sync_batchnorm(model)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["test_resnet", "test_nfnet", "test_efficientnet"])
+def test_checkpointed_activations_give_the_same_gradients(network):
+    torch.manual_seed(0)
+    grads = []
+    model = timm.create_model(network)
+    pruner = SUBPPruner(model, PruneSchedule(0.5, 0, 0))
+    pruner.step(0)
+    state = copy.deepcopy(model.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    for checkpointing in (False, True):
+        model.load_state_dict(state)
+        model.zero_grad()
+        model.set_grad_checkpointing(checkpointing)
+        model.train()(images).square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+
+
+def test_the_gradient_of_autograd_becomes_the_parameters_without_a_copy():
+    model = small_net()
+    pruner = small_pruner(model)
+    seen = []
+    # The gradient as it leaves the masked weight, before it is accumulated.
+    weight = pruner.layers["whole"].weight
+    weight.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    weight.backward(torch.randn_like(weight))
+    assert latent(pruner, "whole").grad.data_ptr() == seen[0]
 
 
 # Decay of masked weights

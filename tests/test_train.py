@@ -157,10 +157,17 @@ def states_equal(a, b) -> bool:
         [],
         ["--model-ema", "--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
         ["--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", "3", "--prune-interval", "7", "--clip-grad", "1.0"],
+        [
+            *("--amp", "--model-ema", "--grad-checkpointing", "--channels-last", "--layer-rates", "layer4*=0.75"),
+            *("--kd-model", "test_resnet", "--kd-checkpoint", "TEACHER"),
+        ],
     ],
-    ids=["plain", "ema-adamw-mixup", "bf16-accumulation-interval"],
+    ids=["plain", "ema-adamw-mixup", "bf16-accumulation-interval", "fp16-ema-checkpointing-teacher"],
 )
-def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch, features):
+def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch, features, request):
+    if "TEACHER" in features:
+        teacher = request.getfixturevalue("finished") / "model.safetensors"
+        features = [str(teacher) if flag == "TEACHER" else flag for flag in features]
     flags = ["--epochs", "3", "--prune-start", "0", "--prune-end", "1", *features]
     undisturbed = run(tmp_path / "a", *flags)
     backward, batches = loop._backward, itertools.count(1)
@@ -311,6 +318,24 @@ def test_trained_weights_can_be_the_start(finished, few_digits, tmp_path):
     )
     report = json.loads((folder / "report.json").read_text())
     assert report["accuracy"]["top1"] > 80
+
+
+def test_initial_checkpoints_of_both_kinds_give_the_same_start(finished, tmp_path):
+    state = load_file(finished / "model.safetensors")
+    torch.save(state, tmp_path / "weights.pth")
+    for path in (finished / "model.safetensors", tmp_path / "weights.pth"):
+        model, _ = train.create_model_and_data(parse_args([*FLAGS, "--initial-checkpoint", str(path)]))
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_an_update_reaches_the_moving_average_without_an_optimizer_step(few_digits):
+    args = parse_args([*FLAGS, "--epochs", "4", "--model-ema", "--no-export"])
+    model, data = train.create_model_and_data(args)
+    training = train.prepare(args, train.init_process_group("cpu"), model, data)
+    training.update_masks(3, 0)
+    for name, mask in training.pruner.masks.items():
+        average = block_mask_of(training.ema.module.get_submodule(name)).mask
+        assert not mask.all() and torch.equal(average, mask) and average is not mask
 
 
 def test_masked_layers_are_the_pruned_ones_of_the_report(finished):

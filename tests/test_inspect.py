@@ -1,0 +1,93 @@
+"""The table of layers before training: against the masks of a real pruner, the published counts, and user errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from subp_dist.errors import UsageError
+from subp_dist.flops import count_macs
+from subp_dist.inspect import inspect_model
+from subp_dist.layer_table import format_table, planned_rows
+from subp_dist.options import parse_args
+from subp_dist.plan import plan_layers
+from subp_dist.pruner import SUBPPruner
+from subp_dist.schedule import PruneSchedule
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"skip": ["*conv_pwl"]}, {"layer_rates": {"*conv_pwl": 0.75}}, {"prune_linear": True}], ids=str
+)
+def test_planned_rows_are_what_the_masks_will_report(flags):
+    model = timm.create_model("test_efficientnet")
+    macs = count_macs(model, (3, 64, 64))
+    planned = planned_rows(plan_layers(model, **flags), macs, 0.6, 16)
+    pruner = SUBPPruner(model, PruneSchedule(0.6, 0, 0), **flags)
+    pruner.step(0)
+    reported = pruner.report(macs)
+    assert len(planned) == len(reported)
+    for before, after in zip(planned, reported, strict=True):
+        assert {key: before[key] for key in after} == after
+
+
+@pytest.mark.parametrize(
+    ("preset", "macs"),
+    [("resnet18", 1.028), ("resnet34", 2.044), ("resnet50", 2.043), ("resnet50-1g", 1.044), ("mobilenetv1", 0.278)],
+)
+def test_presets_keep_the_published_macs(preset, macs):
+    rows, notes = inspect_model(parse_args(["--preset", preset]))
+    assert sum(row["kept_macs"] for row in rows) / 1e9 == pytest.approx(macs, abs=6e-4)
+    assert notes == []
+
+
+def test_the_command_line_wins_over_the_preset():
+    args = parse_args(["--preset", "resnet18", "--prune-rate", "0.25"])
+    assert (args.model, args.prune_rate, args.skip) == ("resnet18", 0.25, ["*downsample*"])
+
+
+def test_a_target_is_solved_with_fixed_layers():
+    args = parse_args(["resnet50", "--target-macs", "2G", "--layer-rates", "layer4*=0.75"])
+    rows, _ = inspect_model(args)
+    kept = sum(row["kept_macs"] for row in rows)
+    assert 0.99 * 2e9 < kept <= 2e9
+    assert {row["kept"] / row["blocks_per_row"] for row in rows if row["name"].startswith("layer4")} == {0.25}
+
+
+def test_the_table_has_every_layer_and_reason():
+    args = parse_args(["test_efficientnet"])
+    rows, _ = inspect_model(args)
+    table = format_table(rows).splitlines()
+    assert len(table) == len(rows) + 2
+    assert "dense: stem" in table[1] and "depthwise" in table[2] + table[3] + table[4]
+    assert args.img_size == 160 and args.num_classes == 1000
+
+
+def test_what_training_refuses_is_said():
+    _, notes = inspect_model(parse_args(["convnext_tiny"]))
+    assert len(notes) == 1 and "3.9 % of its MACs" in notes[0] and "--prune-linear" in notes[0]
+    assert inspect_model(parse_args(["convnext_tiny", "--prune-linear"]))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["resnet51"], "did you mean"),
+        (["resnet18", "--skip", "nope"], "--skip 'nope' matches no convolution"),
+        (["resnet18", "--target-macs", "9G"], "ask for less"),
+        (["resnet18", "--layer-rates", "layer4=2"], "expected PATTERN=RATE"),
+    ],
+)
+def test_bad_input_is_one_clear_error(flags, message):
+    with pytest.raises(UsageError, match=message):
+        inspect_model(parse_args(flags))
+
+
+def test_the_command_prints_the_table_and_writes_json(tmp_path):
+    command = [sys.executable, "-m", "subp_dist.inspect", "test_resnet", "--json", str(tmp_path / "rows.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "layers pruned" in done.stdout
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert torch.tensor([row["macs"] for row in rows]).sum() > 0
