@@ -65,7 +65,7 @@ if __name__ == "__main__":
             Extension(
                 "subp_ext._kernels",
                 sources=["ext/_kernels.pyx"],
-                depends=[*HEADERS, *LISTS, "ext/_kernels.pxd", "ext/_planes.pxi"],
+                depends=[*HEADERS, *LISTS, "ext/_c.pxi", "ext/_planes.pxi"],
                 include_dirs=[KERNELS],
                 define_macros=macros,
                 extra_compile_args=[*CFLAGS, "-fopenmp"],

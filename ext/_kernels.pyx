@@ -11,6 +11,8 @@ from libc.stdint cimport int32_t
 
 import numpy as np
 
+include "_c.pxi"
+
 
 def release_threads():
     """Ends the threads that OpenMP keeps for the calling one; the next run starts new ones."""

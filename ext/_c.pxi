@@ -1,8 +1,4 @@
-# cython: language_level=3
-"""What _kernels.pyx uses of the C files in kernels/; the comments are there."""
-
-from libc.stdint cimport int32_t
-
+# What _kernels.pyx uses of the C files in kernels/; the comments are there.
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct subp_kernel:
