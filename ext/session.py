@@ -64,17 +64,19 @@ class Session:
             return
         graph = load(model)
         try:
-            self._build(graph)
+            self._build(graph, owned=True)
         except ValueError as error:
             raise FormatError(f"{os.fspath(model)}: the network cannot run: {error}; export it again") from error
 
-    def _build(self, graph: Graph) -> None:
+    def _build(self, graph: Graph, owned: bool = False) -> None:
         """Computes what depends on constants alone, packs weights, and plans a run where all sizes are known."""
         unknown = sorted({node.op for node in graph.nodes} - set(supported_ops()))
         if unknown:
             raise ValueError(f"the graph uses operators this subp_ext does not have: {', '.join(unknown)}")
         self.inputs, self.outputs, self.metadata = list(graph.inputs), list(graph.outputs), dict(graph.metadata)
         constants, nodes = _fold(graph)
+        if owned:
+            graph.constants.clear()  # or every weight would be in memory twice, plain and packed
         self._packed: dict[str, Convolution] = {}
         readers: dict[str, int] = {}
         for ref in (ref for node in nodes for ref in node.refs()):
