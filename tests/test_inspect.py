@@ -34,12 +34,18 @@ def test_planned_rows_are_what_the_masks_will_report(flags):
 
 
 @pytest.mark.parametrize(
-    ("preset", "macs"),
-    [("resnet18", 1.028), ("resnet34", 2.044), ("resnet50", 2.043), ("resnet50-1g", 1.044), ("mobilenetv1", 0.278)],
+    ("preset", "macs", "half_digit"),
+    [
+        ("resnet18", 1.03e9, 0.005e9),
+        ("resnet34", 2.04e9, 0.005e9),
+        ("resnet50", 2.04e9, 0.005e9),
+        ("resnet50-1g", 1.04e9, 0.005e9),
+        ("mobilenetv1", 278e6, 0.5e6),
+    ],
 )
-def test_presets_keep_the_published_macs(preset, macs):
+def test_presets_keep_the_published_macs(preset, macs, half_digit):
     rows, notes = inspect_model(parse_args(["--preset", preset]))
-    assert sum(row["kept_macs"] for row in rows) / 1e9 == pytest.approx(macs, abs=6e-4)
+    assert sum(row["kept_macs"] for row in rows) == pytest.approx(macs, abs=half_digit)
     assert notes == []
 
 
@@ -61,7 +67,7 @@ def test_the_table_has_every_layer_and_reason():
     rows, _ = inspect_model(args)
     table = format_table(rows).splitlines()
     assert len(table) == len(rows) + 2
-    assert "dense: stem" in table[1] and "depthwise" in table[2] + table[3] + table[4]
+    assert "dense: stem" in table[1] and any("dense: depthwise" in line for line in table)
     assert args.img_size == 160 and args.num_classes == 1000
 
 
