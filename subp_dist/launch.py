@@ -7,6 +7,7 @@ attempt meets at a new store (see ``_fresh_stores``), and a machine that loses t
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import socket
 import sys
 import time
 
+from torch.distributed import run
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -23,10 +25,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousTimeoutError,
 )
-from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
 from torch.distributed.launcher import api
-from torch.distributed.run import get_args_parser
-from torch.distributed.run import main as torchrun
 
 from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE
 
@@ -54,8 +54,10 @@ def main() -> None:
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     _fresh_stores()
     api.LocalElasticAgent = _Agent
+    args = run.parse_args(sys.argv[1:])
     try:
-        torchrun()
+        _meet(args)
+        run.run(args)
     except ChildFailedError as error:
         _, failure = _first(error.failures)
         # These have been explained by the ranks themselves.
@@ -67,7 +69,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except RendezvousConnectionError as error:
-        _wait_and_start_again(error)
+        _start_again(args, error)
     except RendezvousTimeoutError:
         _say("error: the other machines did not come to the rendezvous in time")
         sys.exit(1)
@@ -90,8 +92,9 @@ def _fresh_stores() -> None:
 
 
 def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The rank that failed first: others, which lost it, may notice within the same second."""
-    return min(failures.items(), key=lambda item: (item[1].exitcode == EXIT_LOST_RANK, item[1].timestamp, item[0]))
+    """The rank that failed first: others may have lost it, or been ended by torchrun, within the same second."""
+    later = (EXIT_LOST_RANK, EXIT_STOPPED, -signal.SIGTERM)
+    return min(failures.items(), key=lambda item: (item[1].exitcode in later, item[1].timestamp, item[0]))
 
 
 def _first_error(failures: dict[int, ProcessFailure]) -> str:
@@ -110,27 +113,33 @@ def _first_error(failures: dict[int, ProcessFailure]) -> str:
     return f"rank {rank} failed first: {first_line} (exit code {failure.exitcode}; its traceback is above)"
 
 
-def _wait_and_start_again(error: RendezvousConnectionError) -> None:
-    """Start this launcher again once the rendezvous answers, as often as ``--max-restarts`` says, or give up."""
-    args = get_args_parser().parse_args(sys.argv[1:])
-    restarts = int(os.environ.get(_RESTARTS, 0))
-    where = args.rdzv_endpoint or "this machine"
-    reason = str(error.__cause__ or error).strip().splitlines()[0]
-    if args.standalone or restarts >= args.max_restarts:
-        _say(f"error: no rendezvous at {where}: {reason}")
-        sys.exit(1)
-    _say(f"lost the rendezvous at {where} ({reason}); waiting for it, restart {restarts + 1} of {args.max_restarts}")
+def _meet(args: argparse.Namespace) -> None:
+    """Wait for the machine that holds the rendezvous, or find that it is this one, whatever it is called."""
+    if args.standalone or args.rdzv_backend != "c10d" or not args.rdzv_endpoint or "is_host" in args.rdzv_conf:
+        return
+    host, port = parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=29400)
+    # torch knows its own machine by name and first address only.
+    if _matches_machine_hostname(host):
+        return
+    if _is_ours_and_free(host, port):
+        args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, "is_host=1"]))
+        return
     minutes = float(os.environ.get("JOIN_MINUTES", 30))
-    if not _answers(*parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=29400), 60 * minutes):
-        _say(f"error: no rendezvous at {where} for {minutes:g} minutes")
+    if not _answers(host, port, 60 * minutes):
+        _say(f"error: no rendezvous at {args.rdzv_endpoint} for {minutes:g} minutes: is the command running there?")
         sys.exit(1)
-    os.environ[_RESTARTS] = str(restarts + 1)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "subp_dist.launch", *sys.argv[1:]])
+
+
+def _is_ours_and_free(host: str, port: int) -> bool:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _answers(host: str, port: int, seconds: float) -> bool:
-    """Whether something listens there within that time; the machine that the address belongs to opens it itself."""
+    """Whether something listens there within that time."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -140,6 +149,19 @@ def _answers(host: str, port: int, seconds: float) -> bool:
             if time.monotonic() > end:
                 return False
             time.sleep(1)
+
+
+def _start_again(args: argparse.Namespace, error: RendezvousConnectionError) -> None:
+    """Start this launcher anew after it lost the rendezvous, as often as ``--max-restarts`` says."""
+    restarts = int(os.environ.get(_RESTARTS, 0))
+    reason = str(error.__cause__ or error).strip().splitlines()[0]
+    if args.standalone or restarts >= args.max_restarts:
+        _say(f"error: lost the rendezvous at {args.rdzv_endpoint}: {reason}")
+        sys.exit(1)
+    _say(f"lost the rendezvous at {args.rdzv_endpoint} ({reason}); restart {restarts + 1} of {args.max_restarts}")
+    os.environ[_RESTARTS] = str(restarts + 1)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "subp_dist.launch", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
