@@ -36,7 +36,7 @@ def start(output: Path, *flags: str, torchrun: tuple[str, ...] = (), prefix: tup
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, seconds: float = 300) -> subprocess.CompletedProcess:
+def finish(process: subprocess.Popen, seconds: float = 500) -> subprocess.CompletedProcess:
     """Wait for a run's end; kill it all if it does not come."""
     try:
         out, err = process.communicate(timeout=seconds)
