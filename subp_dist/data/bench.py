@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader, DistributedSampler
-from torchvision import datasets
-from torchvision.transforms import v2
+from torchvision import datasets, transforms
 
 from ..errors import UsageError, report_usage_errors
 from .beton import Beton, require_ffcv
@@ -94,14 +92,13 @@ def measure(pictures: Path, betons: dict[Storage, Beton], args: argparse.Namespa
 
 
 def torchvision_loader(pictures: Path, batch_size: int, size: int, workers: int) -> DataLoader:
-    """What most people train ImageNet with; its workers stay alive between epochs."""
-    transform = v2.Compose(
+    """What most people train ImageNet with (faster than the same in transforms.v2); its workers stay between epochs."""
+    transform = transforms.Compose(
         [
-            v2.RandomResizedCrop(size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(_MEAN, _STD),
+            transforms.RandomResizedCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(_MEAN, _STD),
         ]
     )
     dataset = datasets.ImageFolder(str(pictures), transform)
