@@ -176,7 +176,11 @@ class FFCVLoader:
         if self._sampler:
             self._sampler.set_epoch(epoch)
             return np.fromiter(self._sampler, np.int64)
-        return self._quasi_random.sample_order(epoch) if self._quasi_random else self._indices
+        if self._quasi_random:
+            # FFCV shuffles its table in place; an order must not depend on the orders before.
+            self._quasi_random.prepare_data_structures()
+            return self._quasi_random.sample_order(epoch)
+        return self._indices
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, size = self._epoch, self._size_at(self._epoch)
