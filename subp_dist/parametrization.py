@@ -169,7 +169,7 @@ def load_masked(model: nn.Module, state: dict[str, Tensor], block_size: int) -> 
     """Load the state of a masked model into a plain one, which gets the masks where the state has some.
 
     Raises:
-        AttributeError, RuntimeError: the state is of another model.
+        AttributeError, IndexError, RuntimeError: the state is of another model.
     """
     suffix = ".parametrizations.weight.0.mask"
     for key in state:

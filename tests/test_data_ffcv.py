@@ -236,13 +236,14 @@ def test_damage_in_a_picture_arrives_where_the_batch_is_awaited(betons, tmp_path
 
 
 SCRIPT = """
-import sys, threading
+import signal, sys
 from pathlib import Path
 from subp_dist.data.beton import Beton
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output
 loader = FFCVLoader(Beton.open(Path(sys.argv[1])), 4, 32, Crop(True), Output((0.5,) * 3, (0.5,) * 3))
 batches = iter(loader)
 next(batches)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 print("ready", flush=True)
 epoch = 0
 while True:
@@ -258,9 +259,12 @@ def test_ctrl_c_ends_a_program_that_is_loading(train):
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == -signal.SIGINT
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert "\nKeyboardInterrupt" in errors, errors
 
 
 # --- damaged files ---
@@ -327,8 +331,10 @@ def test_both_loaders_see_the_same_validation_images(photographs, betons):
     timm_images, ffcv_images = (torch.cat([images for images, _ in batches]) for batches in found)
     assert [labels.tolist() for _, labels in found[0]] == [labels.tolist() for _, labels in found[1]]
     # Other filters, other JPEGs, and up to a pixel of shift: near, not equal.
-    pairs = zip(timm_images, ffcv_images, strict=True)
-    assert min(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in pairs) > 0.93
+    for expected, image in zip(timm_images, ffcv_images, strict=True):
+        inner = expected[:, 1:-1, 1:-1].flatten()
+        shifted = [image[:, y : y + 62, x : x + 62].flatten() for y in range(3) for x in range(3)]
+        assert max(torch.corrcoef(torch.stack([inner, other]))[0, 1] for other in shifted) > 0.95
 
 
 def test_auto_without_ffcv(photographs, betons, tmp_path, monkeypatch, caplog):

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,14 +88,17 @@ class Failing(Pictures):
         raise OSError("No space left on device")
 
 
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
 @pytest.mark.parametrize("kind", [Deadly, Failing])
-def test_a_process_that_dies_ends_the_writing_and_leaves_nothing(photographs, tmp_path, kind):
+def test_a_process_that_dies_ends_the_writing_and_leaves_nothing(photographs, tmp_path, kind, interrupts, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupts)))
     before = shared_memory()
     pictures = kind(open_pictures("", str(photographs), "train").dataset)
     with pytest.raises(UsageError, match=r"a writing process died \(exit code (-9|1)\)"):
         write(tmp_path / "out/train.beton", pictures, range(8), Storage(), 2, 160 * 160)
     assert list((tmp_path / "out").iterdir()) == []
     assert shared_memory() == before
+    assert signal.getsignal(signal.SIGINT) == interrupts
 
 
 def test_a_killed_decoder_is_an_error(photographs):

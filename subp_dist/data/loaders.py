@@ -148,12 +148,12 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
     if betons:
         return _from_betons(args, config, betons, resolutions)
     train, val = _datasets(args)
-    shared = {key: config[key] for key in ("interpolation", "mean", "std")}
+    settings = {key: config[key] for key in ("interpolation", "mean", "std")}
 
     def transform(size: int) -> Callable:
         return timm.data.create_transform(
             (config["input_size"][0], size, size),
-            **shared,
+            **settings,
             is_training=True,
             scale=args.scale,
             ratio=args.ratio,
@@ -165,7 +165,7 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
 
     train.transform = transform(config["input_size"][1])
     crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
-    val.transform = timm.data.create_transform(config["input_size"], **shared, **crop)
+    val.transform = timm.data.create_transform(config["input_size"], **settings, **crop)
     names = _class_names(train)
     if names is not None and names != _class_names(val):
         raise UsageError(

@@ -296,20 +296,26 @@ def _watched(writer) -> Iterator[None]:
     Raises:
         OSError: a process died; its own traceback, if it left one, has been printed.
     """
-    done, died = threading.Event(), []
-    before = set(multiprocessing.active_children())
+    from ffcv import writer as module
+
+    done, died, processes = threading.Event(), [], []
+
+    def recorded(*args, **kwargs) -> multiprocessing.Process:
+        # One that dies at once is in no list of active children by the time anybody looks.
+        processes.append(multiprocessing.Process(*args, **kwargs))
+        return processes[-1]
 
     def watch() -> None:
-        processes = set()
         while not done.wait(0.2):
-            processes |= set(multiprocessing.active_children()) - before
-            codes = [process.exitcode for process in processes if process.exitcode]
+            codes = [process.exitcode for process in tuple(processes) if process.exitcode]
             if codes and not died:
                 died.extend(codes)
                 _thread.interrupt_main()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    # A shell's background jobs start with interrupts ignored, which would leave the watcher without a voice.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    original, module.Process = module.Process, recorded
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except KeyboardInterrupt:
@@ -320,10 +326,13 @@ def _watched(writer) -> Iterator[None]:
         raise
     finally:
         done.set()
-        for process in set(multiprocessing.active_children()) - before:
-            # Not terminate(): on its way out a process of FFCV waits for its turn to write.
-            process.kill()
-            process.join()
+        signal.signal(signal.SIGINT, handler)
+        module.Process = original
+        for process in processes:
+            if process.pid is not None:
+                # Not terminate(): on its way out a process of FFCV waits for its turn to write.
+                process.kill()
+                process.join()
         shared = getattr(writer, "metadata_sm", None)
         if shared is not None:
             shared.close()

@@ -52,7 +52,7 @@ class Network:
         model = create_model(args.model, **arguments)
         try:
             load_masked(model, checkpoint.get("ema", checkpoint["model"]), args.block_size)
-        except (AttributeError, ValueError, RuntimeError) as error:
+        except (AttributeError, IndexError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"{path}: its weights and its flags do not fit together: {first}") from error
         schedule = PruneSchedule(args.prune_rate, args.prune_start, args.prune_end, args.prune_schedule)
