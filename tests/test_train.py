@@ -157,10 +157,13 @@ def states_equal(a, b) -> bool:
         [],
         ["--model-ema", "--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
         ["--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", "3", "--prune-interval", "7", "--clip-grad", "1.0"],
-        [
-            *("--amp", "--model-ema", "--grad-checkpointing", "--channels-last", "--layer-rates", "layer4*=0.75"),
-            *("--kd-model", "test_resnet", "--kd-checkpoint", "TEACHER"),
-        ],
+        pytest.param(
+            [
+                *("--amp", "--model-ema", "--grad-checkpointing", "--channels-last", "--layer-rates", "layer4*=0.75"),
+                *("--kd-model", "test_resnet", "--kd-checkpoint", "TEACHER"),
+            ],
+            marks=pytest.mark.slow,  # half precision takes minutes on a CPU
+        ),
     ],
     ids=["plain", "ema-adamw-mixup", "bf16-accumulation-interval", "fp16-ema-checkpointing-teacher"],
 )

@@ -27,7 +27,8 @@ def test_comparison_of_both_engines(runs):
     assert comparison["images"] == comparison["same_predictions"] == 1000
     assert comparison["max_logit_difference"] < 1e-4
     columns = comparison["columns"]
-    assert columns["sparse, torch"]["top1"] == columns["sparse, subp_ext"]["top1"] == sparse.report["accuracy"]["top1"]
+    assert columns["sparse, torch"]["top1"] == columns["sparse, subp_ext"]["top1"]
+    assert columns["sparse, torch"]["top1"] == pytest.approx(sparse.report["accuracy"]["top1"])  # summed in batches
     assert columns["sparse, torch"]["macs"] < 0.6 * columns["dense, torch"]["macs"]
     assert "same prediction on 1000 of 1000 images" in validate.as_table(comparison)
 
