@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "ext/kernels"
+DISPATCH = ["conv", "cpu", "dispatch", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
 # kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
@@ -57,7 +58,7 @@ if __name__ == "__main__":
         cmdclass={"build_ext": BuildExtension},
         # The linker resolves from left to right: the dispatch names the kernels, so its library comes first.
         libraries=[
-            kernel_library("dispatch", ["conv", "cpu", "dispatch"], []),
+            kernel_library("dispatch", DISPATCH, []),
             kernel_library("generic", ["generic"], GENERIC_CFLAGS),
             *(kernel_library(name, [name], flags) for name, flags in here),
         ],

@@ -22,6 +22,12 @@ cdef extern from "kernels.h" nogil:
         int isa
         int32_t size, stride
         void (*run)(const subp_depthwise *) noexcept nogil
+    ctypedef struct subp_tiles:
+        Py_ssize_t height, width, out_h, out_w, pad_top, pad_left, across, first, count, position_stride
+    ctypedef struct subp_winograd_kernel:
+        const char *name
+        int isa
+        int32_t size
     ctypedef struct subp_pool:
         subp_window window
         int average
@@ -29,6 +35,7 @@ cdef extern from "kernels.h" nogil:
         const float *column_counts
     ctypedef void (*subp_halve_fn)(const float *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, float *out,
                                    Py_ssize_t out_step) noexcept nogil
+    int SUBP_TILE_SLACK
     int SUBP_ISA_COUNT
     int SUBP_ACT_COUNT
 
@@ -64,6 +71,9 @@ cdef extern from "dispatch.h" nogil:
     const subp_depthwise_kernel subp_depthwise_table[]
     const int subp_depthwise_count
     const subp_depthwise_kernel *subp_find_depthwise(int isa, const subp_window *window)
+    const subp_winograd_kernel subp_winograd_table[]
+    const int subp_winograd_count
+    const subp_winograd_kernel *subp_find_winograd(int isa, int32_t size)
 
 
 cdef extern from "conv.h" nogil:
@@ -98,3 +108,29 @@ cdef extern from "conv.h" nogil:
     void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
                         const subp_conv_parts *parts, Py_ssize_t part, const float *planes)
     void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes)
+
+
+cdef extern from "winograd.h" nogil:
+    ctypedef struct subp_winograd:
+        Py_ssize_t in_channels, out_channels
+        Py_ssize_t groups, rows, kept, block
+        int activation
+        const subp_kernel *const *kernels
+        Py_ssize_t tiles_of_row
+        const subp_winograd_kernel *transforms
+        subp_tiles tiles
+        Py_ssize_t run, call_tiles, pitch
+        const float *values
+        const int32_t *channel_offsets
+        const float *bias
+    Py_ssize_t subp_winograd_passes(const subp_winograd *call)
+    Py_ssize_t subp_winograd_fills(const subp_winograd *call)
+    Py_ssize_t subp_winograd_parts(const subp_winograd *call)
+    Py_ssize_t subp_winograd_planes(const subp_winograd *call)
+    Py_ssize_t subp_winograd_sums(const subp_winograd *call)
+    void subp_winograd_fill(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
+                            Py_ssize_t channel, float *planes)
+    void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
+                            Py_ssize_t part, const float *planes, float *sums)
+    void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes,
+                            float *sums)

@@ -74,6 +74,25 @@ def depthwise_kernels():
     ]
 
 
+def winograd_kernels():
+    """Returns the transforms of the build: dicts with name, set and size, the outputs of a tile along a side."""
+    sets = [entry["name"] for entry in kernel_sets()]
+    return [
+        {
+            "name": subp_winograd_table[i].name.decode(),
+            "set": sets[subp_winograd_table[i].isa],
+            "size": subp_winograd_table[i].size,
+        }
+        for i in range(subp_winograd_count)
+    ]
+
+
+def winograd_name(str kernel_set, int size):
+    """Returns the transforms for tiles of size x size outputs; None if the set and those below it have none."""
+    cdef const subp_winograd_kernel *found = subp_find_winograd(_set_number(kernel_set), size)
+    return None if found == NULL else found.name.decode()
+
+
 def activations():
     """Returns the names of the activations the store can fuse."""
     return tuple(subp_activation_name(i).decode() for i in range(1, SUBP_ACT_COUNT))
@@ -118,7 +137,86 @@ def _activation_number(name):
     return 1 + activations().index(name)
 
 
-cdef class Convolution:
+cdef class _Kernels:
+    """The kernels that a block row takes, one after the other."""
+
+    cdef const subp_kernel **of_row
+    cdef Py_ssize_t count
+
+    def __cinit__(self, int isa, Py_ssize_t block):
+        cdef Py_ssize_t n = 0
+        self.of_row = <const subp_kernel **>PyMem_Malloc(block * sizeof(void *))
+        if self.of_row == NULL:
+            raise MemoryError()
+        while n < block:
+            self.of_row[self.count] = subp_find_kernel(isa, block - n)
+            n += self.of_row[self.count].channels
+            self.count += 1
+
+    def __dealloc__(self):
+        PyMem_Free(self.of_row)
+
+
+cdef class _InPasses:
+    """A convolution as passes, each of channels to fill planes with, then parts to compute from the planes."""
+
+    cdef object _arrays  # keeps alive what pointers lead to
+    cdef tuple _in_shape, _out_shape  # (channels, height, width)
+    cdef Py_ssize_t _passes, _fills  # of an image, of a pass
+    cdef readonly Py_ssize_t scratch  # floats for every thread
+
+    cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
+        """Cuts a pass for so many threads."""
+
+    cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                    float *scratch) noexcept nogil:
+        """Fills a channel's planes; `scratch` is shared by all threads."""
+
+    cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
+                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
+        """Computes a part from the planes in `scratch`; `own` is the thread's."""
+
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
+        """A pass by one thread alone."""
+
+    def run(
+        self,
+        const float[:, :, :, ::1] x,  # IN [batch, in_channels, height, width]
+        residual,  # IN as out, or None
+        float[:, :, :, ::1] out,  # OUT [batch, out_channels, out_h, out_w]
+        float[::1] scratch,  # at least `scratch` floats for every thread; contents do not matter
+        int threads,
+    ):
+        """Runs it: out = activation(conv(x) + bias + residual)."""
+        cdef subp_conv_arrays arrays
+        cdef const float[:, :, :, ::1] residual_view
+        cdef Py_ssize_t i, n, fills = self._fills, size = self.scratch, passes = self._passes * x.shape[0]
+        cdef subp_conv_parts parts = self._divide(threads)
+        cdef float *memory = NULL
+        assert x.shape[0] > 0 and x.shape[0] == out.shape[0] and threads > 0 and scratch.shape[0] >= size * threads
+        assert (x.shape[1], x.shape[2], x.shape[3]) == self._in_shape
+        assert (out.shape[1], out.shape[2], out.shape[3]) == self._out_shape
+        arrays.x, arrays.out, arrays.residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
+        if residual is not None:
+            residual_view = residual
+            assert residual.shape == np.shape(out)
+            arrays.residual = &residual_view[0, 0, 0, 0]
+        if size:
+            memory = &scratch[0]
+        # Passes of a thread's own need no exchange between caches; where they do not divide well, threads share each.
+        if passes % threads == 0 or passes >= 4 * threads:
+            for i in prange(passes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                self._whole(&arrays, i, memory + threadid() * size)
+            return
+        for n in range(passes):
+            if fills:
+                for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                    self._fill(&arrays, n, i, memory)
+            for i in prange(parts.parts, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                self._part(&arrays, n, &parts, i, memory, memory + threadid() * size)
+
+
+cdef class Convolution(_InPasses):
     """A convolution with packed weights for one size of input. Everything that memory safety rests on is checked here.
 
     Args:
@@ -139,9 +237,6 @@ cdef class Convolution:
     """
 
     cdef subp_conv _call
-    cdef const subp_kernel **_kernels
-    cdef object _arrays  # keeps alive what _call points to
-    cdef readonly Py_ssize_t scratch  # floats of planes
 
     def __init__(
         self,
@@ -169,6 +264,7 @@ cdef class Convolution:
         cdef const float[::1] bias_view
         cdef const Py_ssize_t[::1] copy_rows, copy_cols
         cdef const int32_t[:, ::1] offsets
+        cdef _Kernels kernels
         call.activation = _activation_number(activation)
         call.in_channels, call.height, call.width = in_shape
         call.out_channels, call.out_h, call.out_w = out_shape
@@ -198,7 +294,8 @@ cdef class Convolution:
             rows = columns = None
             assert tuple(in_shape[1:]) == tuple(out_shape[1:]) and channel_stride == call.height * call.width
             assert call.taps == 1 and tap_offsets[0] == 0
-        self._find_kernels(_set_number(kernel_set))
+        kernels = _Kernels(_set_number(kernel_set), block)
+        call.kernels, call.halve = kernels.of_row, subp_kernel_set_at(_set_number(kernel_set)).halve
         # The product would compete with the kernels' own for a port of the CPU.
         assert call.in_channels * channel_stride < 2**31
         offsets = np.asarray(indices) * np.int32(channel_stride)
@@ -208,60 +305,107 @@ cdef class Convolution:
             assert bias_view.shape[0] == call.out_channels
             call.bias = &bias_view[0]
         call.values, call.channel_offsets, call.tap_offsets = &values[0, 0], &offsets[0, 0], &tap_offsets[0]
-        self._arrays = (values, offsets, tap_offsets, bias, rows, columns)
+        self._arrays = (values, offsets, tap_offsets, bias, rows, columns, kernels)
+        self._in_shape, self._out_shape = tuple(in_shape), tuple(out_shape)
+        self._passes, self._fills = subp_conv_passes(call), subp_conv_fills(call)
 
-    cdef _find_kernels(self, int isa):
-        cdef Py_ssize_t n = 0, count = 0
-        self._kernels = <const subp_kernel **>PyMem_Malloc(self._call.block * sizeof(void *))
-        if self._kernels == NULL:
-            raise MemoryError()
-        while n < self._call.block:
-            self._kernels[count] = subp_find_kernel(isa, self._call.block - n)
-            n += self._kernels[count].channels
-            count += 1
-        self._call.kernels = self._kernels
-        self._call.halve = subp_kernel_set_at(isa).halve
+    cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
+        return subp_conv_divide(&self._call, threads)
 
-    def __dealloc__(self):
-        PyMem_Free(self._kernels)
+    cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                    float *scratch) noexcept nogil:
+        subp_conv_fill(&self._call, arrays, pass_, channel, scratch)
 
-    def run(
+    cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
+                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
+        subp_conv_part(&self._call, arrays, pass_, parts, part, scratch)
+
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
+        subp_conv_pass(&self._call, arrays, pass_, own)
+
+
+cdef class Winograd(_InPasses):
+    """A 3x3 convolution with stride 1 through Winograd's transforms, for one size of input.
+
+    Args:
+        kernel_set, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `Convolution`.
+        size: outputs of a tile along a side, one of `winograd_sizes`.
+        values: [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile].
+        run, call_tiles, pitch: see kernels/winograd.h.
+
+    Raises:
+        ValueError: an unknown kernel set or activation.
+    """
+
+    cdef subp_winograd _call
+
+    def __init__(
         self,
-        const float[:, :, :, ::1] x,  # IN [batch, in_channels, height, width]
-        residual,  # IN as out, or None
-        float[:, :, :, ::1] out,  # OUT [batch, out_channels, out_h, out_w]
-        float[::1] scratch,  # at least `scratch` floats for every thread; contents do not matter
-        int threads,
+        str kernel_set,
+        int size,
+        const float[:, ::1] values,
+        const int32_t[:, ::1] indices,
+        Py_ssize_t block,
+        Py_ssize_t groups,
+        bias,
+        activation,
+        in_shape,
+        out_shape,
+        pad,
+        *,
+        Py_ssize_t run,
+        Py_ssize_t call_tiles,
+        Py_ssize_t pitch,
     ):
-        """Runs it: out = activation(conv(x) + bias + residual)."""
-        cdef const subp_conv *call = &self._call
-        cdef subp_conv_arrays arrays
-        cdef const float[:, :, :, ::1] residual_view
-        cdef Py_ssize_t i, n, fills = subp_conv_fills(call), size = self.scratch
-        cdef Py_ssize_t passes = subp_conv_passes(call) * x.shape[0]
-        cdef subp_conv_parts parts = subp_conv_divide(call, threads)
-        cdef float *planes = NULL
-        assert x.shape[0] > 0 and x.shape[0] == out.shape[0] and threads > 0 and scratch.shape[0] >= size * threads
-        assert (x.shape[1], x.shape[2], x.shape[3]) == (call.in_channels, call.height, call.width)
-        assert (out.shape[1], out.shape[2], out.shape[3]) == (call.out_channels, call.out_h, call.out_w)
-        arrays.x, arrays.out, arrays.residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
-        if residual is not None:
-            residual_view = residual
-            assert residual.shape == np.shape(out)
-            arrays.residual = &residual_view[0, 0, 0, 0]
-        if size:
-            planes = &scratch[0]
-        # Passes of a thread's own need no exchange between caches; where they do not divide well, threads share each.
-        if passes % threads == 0 or passes >= 4 * threads:
-            for i in prange(passes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                subp_conv_pass(call, &arrays, i, planes + threadid() * size)
-            return
-        for n in range(passes):
-            if fills:
-                for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                    subp_conv_fill(call, &arrays, n, i, planes)
-            for i in prange(parts.parts, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                subp_conv_part(call, &arrays, n, &parts, i, planes)
+        cdef subp_winograd *call = &self._call
+        cdef int isa = _set_number(kernel_set)
+        cdef _Kernels kernels = _Kernels(isa, block)
+        cdef const float[::1] bias_view
+        cdef const int32_t[:, ::1] offsets
+        call.transforms = subp_find_winograd(isa, size)
+        assert call.transforms != NULL
+        call.kernels, call.tiles_of_row = kernels.of_row, kernels.count
+        call.activation = _activation_number(activation)
+        call.in_channels, call.tiles.height, call.tiles.width = in_shape
+        call.out_channels, call.tiles.out_h, call.tiles.out_w = out_shape
+        call.tiles.pad_top, call.tiles.pad_left = pad
+        call.tiles.across = (call.tiles.out_w + size - 1) // size
+        call.rows, call.kept, call.block, call.groups = indices.shape[0], indices.shape[1], block, groups
+        call.run, call.call_tiles, call.pitch = run, call_tiles, pitch
+        assert min(*in_shape, *out_shape, groups, block, run, call_tiles) > 0 and min(pad) >= 0
+        assert pitch >= run + SUBP_TILE_SLACK and values.size and indices.size
+        assert call.in_channels % groups == 0 and call.out_channels % groups == 0 and call.rows % groups == 0
+        assert call.rows // groups == (call.out_channels // groups + block - 1) // block
+        assert values.shape[0] == call.rows and values.shape[1] == (size + 2) ** 2 * call.kept * block
+        assert np.min(indices) >= 0 and np.max(indices) < call.in_channels // groups
+        assert call.in_channels * pitch < 2**31
+        offsets = np.asarray(indices) * np.int32(pitch)
+        call.bias = NULL
+        if bias is not None:
+            bias_view = bias
+            assert bias_view.shape[0] == call.out_channels
+            call.bias = &bias_view[0]
+        call.values, call.channel_offsets = &values[0, 0], &offsets[0, 0]
+        self._arrays = (values, offsets, bias, kernels)
+        self._in_shape, self._out_shape = tuple(in_shape), tuple(out_shape)
+        self._passes, self._fills = subp_winograd_passes(call), subp_winograd_fills(call)
+        self.scratch = subp_winograd_planes(call) + subp_winograd_sums(call)
+
+    cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
+        cdef subp_conv_parts parts
+        parts.row_step, parts.pixel_step, parts.parts = 1, self._call.run, subp_winograd_parts(&self._call)
+        return parts
+
+    cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                    float *scratch) noexcept nogil:
+        subp_winograd_fill(&self._call, arrays, pass_, channel, scratch)
+
+    cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
+                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
+        subp_winograd_part(&self._call, arrays, pass_, part, scratch, own + subp_winograd_planes(&self._call))
+
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
+        subp_winograd_pass(&self._call, arrays, pass_, own, own + subp_winograd_planes(&self._call))
 
 
 cdef _describe(subp_window *w, in_size, out_size, kernel, stride, dilation, pad):

@@ -113,12 +113,12 @@ def row_run(
         indices = np.sort(rng.permutation(layer.inputs)[:count]).astype(np.int32)[None]
         shape = (width, layer.inputs, layer.kernel, layer.kernel)
         weight = UniformBlockSparse(values, indices, shape, block, 1)
-        rows.append(Convolution(weight, None, layer.stride, layer.padding, activation="relu"))
+        rows.append(Convolution(weight, None, layer.stride, layer.padding, activation="relu", winograd=False))
     x = aligned_empty((1, layer.inputs, layer.size, layer.size))
     rng.standard_normal(out=x, dtype=np.float32)
     prepared = [row.prepare(layer.size, layer.size) for row in rows]
-    compiled, size = [each for each, _ in prepared], prepared[0][1]
-    outs = [aligned_empty((1, row.shape[0], *size)) for row in rows]
+    compiled, size = [each.compiled for each in prepared], prepared[0].out_size
+    outs = [aligned_empty((1, row.layer.shape[0], *size)) for row in rows]
     room = aligned(max(1, compiled[0].scratch))
     return lambda: runtime.kernels().run_rows(compiled, x, outs, room, threads, dynamic)
 

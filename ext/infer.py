@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext.convolution import resolve_padding
+from subp_ext.geometry import resolve_padding
 from subp_ext.reference import REFERENCE
 from subp_ext.reference.pooling import pool_geometry
 from subp_ext.reference.registry import axes

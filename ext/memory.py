@@ -25,6 +25,11 @@ def aligned_empty(shape: Sequence[int]) -> np.ndarray:
     return aligned(math.prod(shape)).reshape(shape)
 
 
+def odd_lines(size: int) -> int:
+    """The next odd number of cache lines, in floats: a power of two would send all channels to the same cache sets."""
+    return (-(-size // LINE) | 1) * LINE
+
+
 class _Scratch(threading.local):
     buffer = np.empty(0, np.float32)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from subp_ext import infer, planes
 from subp_ext.convolution import Convolution
+from subp_ext.geometry import Layer
 from subp_ext.graph import Node, Ref
 from subp_ext.planner import At, Call, Planner, Tensor, phantoms, tensors_in
 from subp_ext.reference import REFERENCE
@@ -89,12 +90,12 @@ def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any
 def _convolve(convolution: Convolution, planner: Planner, op: str, x: Tensor, residual: Any = None) -> Tensor | str:
     """`[B, I, H, W]` in C order to `[B, O, Ho, Wo]`."""
     batch, channels, height, width = x.view.shape
-    group_in = convolution.shape[1]
-    if channels != group_in * convolution.groups:
-        raise ValueError(f"input has {channels} channels; the weight is for {group_in * convolution.groups}")
-    shape, _ = infer.infer("conv2d", _geometry_args(convolution, x))
+    layer = convolution.layer
+    if channels != layer.channels:
+        raise ValueError(f"input has {channels} channels; the weight is for {layer.channels}")
+    shape, _ = infer.infer("conv2d", _geometry_args(layer, x))
     out = planner.empty(shape)  # the first to refuse what is too large
-    compiled, _ = convolution.prepare(height, width)
+    compiled, _, kernel = convolution.prepare(height, width)
     if residual is not None:
         form = residual.view if isinstance(residual, Tensor) else residual
         if form.shape != shape or form.dtype != np.float32:
@@ -109,26 +110,26 @@ def _convolve(convolution: Convolution, planner: Planner, op: str, x: Tensor, re
     macs = convolution.macs(shape)
     planner.step(
         op,
-        convolution.kernel,
+        kernel,
         "sparse" if convolution.kept_share < 1 else "dense",
         bind,
         [x, residual],
         [out, planes_memory],
         kept_share=convolution.kept_share,
         macs=macs,
-        dense_macs=math.prod(shape) * math.prod(convolution.shape[1:]),
+        dense_macs=math.prod(shape) * math.prod(layer.shape[1:]),
     )
     return out
 
 
-def _geometry_args(convolution: Convolution, x: Tensor) -> dict[str, Any]:
+def _geometry_args(layer: Layer, x: Tensor) -> dict[str, Any]:
     return {
         "input": x.view,
-        "weight": np.broadcast_to(np.zeros((), np.float32), convolution.shape),
-        "stride": list(convolution.stride),
-        "padding": [list(pads) for pads in convolution.padding],
-        "dilation": list(convolution.dilation),
-        "groups": convolution.groups,
+        "weight": np.broadcast_to(np.zeros((), np.float32), layer.shape),
+        "stride": list(layer.stride),
+        "padding": [list(pads) for pads in layer.padding],
+        "dilation": list(layer.dilation),
+        "groups": layer.groups,
     }
 
 
@@ -146,7 +147,7 @@ def _linear(convolution: Convolution, planner: Planner, input: Any, **packed: An
     """As a 1x1 convolution, the rows as its pixels. Channels that are planes in memory stay planes."""
     if not isinstance(input, Tensor) or input.view.dtype != np.float32 or input.view.size == 0:
         return "the input is not a float32 tensor, or empty"
-    shape, outputs = input.view.shape, convolution.shape[0]
+    shape, outputs = input.view.shape, convolution.layer.shape[0]
     last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
     if len(shape) == 4 and input.view.transpose(last_first).flags.c_contiguous:
         x = planner.view(input, lambda v: v.transpose(last_first))

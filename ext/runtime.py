@@ -55,6 +55,18 @@ def kernel_set() -> str:
     return forced
 
 
+def winograd() -> bool:
+    """Returns whether convolutions may run after Winograd, which rounds a little more: `SUBP_WINOGRAD`, else yes.
+
+    Raises:
+        ValueError: `SUBP_WINOGRAD` is neither 0 nor 1.
+    """
+    value = os.environ.get("SUBP_WINOGRAD") or "1"
+    if value not in ("0", "1"):
+        raise ValueError(f"SUBP_WINOGRAD is {value!r}; expected 1, or 0 to run 3x3 convolutions tap by tap")
+    return value == "1"
+
+
 def thread_count(threads: int | None = None) -> int:
     """Returns the threads to use: the argument, else `SUBP_NUM_THREADS`, else the CPUs this process may use.
 

@@ -116,7 +116,10 @@ def test_rows_with_counts_of_their_own_compute_what_each_does_alone(kernel, padd
         indices = np.sort(rng.permutation(12)[:count]).astype(np.int32)[None]
         rows.append(Convolution(UniformBlockSparse(values, indices, (16, 12, kernel, kernel), 16, 1), None, 1, padding))
     x = rng.standard_normal((1, 12, 17, 15), np.float32)
-    compiled, outs = [row.prepare(17, 15)[0] for row in rows], [np.empty((1, 16, 17, 15), np.float32) for _ in rows]
+    compiled, outs = (
+        [row.prepare(17, 15).compiled for row in rows],
+        [np.empty((1, 16, 17, 15), np.float32) for _ in rows],
+    )
     _kernels.run_rows(compiled, x, outs, np.empty(max(1, compiled[0].scratch), np.float32), 2, dynamic)
     for row, out in zip(rows, outs, strict=True):
         assert np.array_equal(out, row(x))

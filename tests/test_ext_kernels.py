@@ -172,7 +172,7 @@ def test_any_depthwise_window(kernel_set, drawn):
 def test_depthwise_on_network_planes(kernel_set, kernel, stride):
     case = {"outputs": 6, "per_group": 1, "kernel": (kernel,) * 2, "block": 1, "groups": 6, "kept": 1}
     geometry = {"stride": (stride,) * 2, "padding": ((kernel // 2,) * 2,) * 2, "dilation": (1, 1)}
-    assert "_dwconv_" in Convolution(np.ones((6, 1, kernel, kernel), np.float32), groups=6).kernel
+    assert "_dwconv_" in Convolution(np.ones((6, 1, kernel, kernel), np.float32), groups=6).prepare(9, 9).kernel
     for size in (7, 14, 28, 56):
         check_case(case, geometry, (1, size, size), kernel, True, kernel_set)
 
@@ -184,7 +184,7 @@ def test_nothing_outside_the_output_is_written(kernel_set, op, groups):
     weight = rng.standard_normal((6, 6 // groups, 3, 3)).astype(np.float32)
     x = rng.standard_normal((2, 6, 9, 11)).astype(np.float32)
     layer = Convolution(weight, None, 2, 1, groups=groups, kernel_set=kernel_set)
-    assert op in layer.kernel
+    assert op in layer.prepare(9, 11).kernel
     canary = np.float32(-7.25)
     buffer = np.full(2 * 6 * 5 * 6 + 256, canary)
     out = buffer[128:-128].reshape(2, 6, 5, 6)
@@ -240,6 +240,9 @@ def test_every_kernel_of_the_list_has_a_decodable_name_and_a_set():
     for kernel in _kernels.depthwise_kernels():
         window = f"{kernel['size']}x{kernel['size']}s{kernel['stride']}" if kernel["size"] else "any"
         assert kernel["name"] == f"f32_dwconv_{window}__{kernel['set']}" and kernel["set"] in sets
+    for kernel in _kernels.winograd_kernels():
+        size = kernel["size"]
+        assert kernel["name"] == f"f32_winograd_{size}x{size}__{kernel['set']}" and kernel["set"] in sets
     assert _kernels.kernel_name("generic", 1).startswith("f32_ubsconv_1x")
     assert _kernels.depthwise_name("generic", (3, 3), (1, 1), (1, 1)) == "f32_dwconv_any__generic"
 

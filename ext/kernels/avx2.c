@@ -27,6 +27,16 @@ static inline vec odds(vec a, vec b) {
     __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd)); /* a, b, a, b */
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
 }
+static inline vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+static inline vec next_lanes(vec a) {
+    return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+}
+static inline vec low_pairs(vec a, vec b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+static inline vec high_pairs(vec a, vec b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
 static inline span between(int from, int to) { return _mm256_andnot_si256(first_lanes(from), first_lanes(to)); }
 static inline vec load_span(const float *p, span s, vec fill) {
     return _mm256_blendv_ps(fill, _mm256_maskload_ps(p, s), _mm256_castsi256_ps(s));
@@ -43,6 +53,7 @@ static inline cvec cadd(cvec a, cvec b) { return _mm_add_ps(a, b); }
 #include "planes.h"
 #include "vector.h"
 #include "window.h"
+#include "transforms.h"
 
 DEFINE_BLOCK(4, 3)
 DEFINE_BLOCK(4, 2)
@@ -86,6 +97,9 @@ DEFINE_DEPTHWISE(avx2, 5, 1, 4)
 DEFINE_DEPTHWISE(avx2, 5, 2, 4)
 DEFINE_DEPTHWISE(avx2, 7, 1, 4)
 DEFINE_DEPTHWISE(avx2, 7, 2, 4)
+
+DEFINE_TRANSFORMS(avx2, 2)
+DEFINE_TRANSFORMS(avx2, 4)
 
 float subp_peak_avx2(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_avx2 = 2 * PEAK_CHAINS * LANES;

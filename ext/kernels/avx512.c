@@ -25,6 +25,28 @@ static inline vec odds(vec a, vec b) {
     const __m512i lane = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     return _mm512_permutex2var_ps(a, lane, b);
 }
+static inline vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+static inline vec next_lanes(vec a) {
+    return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(a), _mm512_castps_si512(a), 1));
+}
+static inline vec low_pairs(vec a, vec b) {
+    const __m512i lane = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(a, lane, b);
+}
+static inline vec high_pairs(vec a, vec b) {
+    const __m512i lane = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(a, lane, b);
+}
+#define LANE_ORDER __m512i
+static inline LANE_ORDER close_gap(int n) { /* n lanes, then those from the middle on */
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mask_add_epi32(lane, (__mmask16)(0xffffu << n), lane, _mm512_set1_epi32(8 - n));
+}
+static inline LANE_ORDER open_gap(int n) { /* from the middle on what follows n lanes */
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mask_sub_epi32(lane, 0xff00, lane, _mm512_set1_epi32(8 - n));
+}
+static inline vec reorder(vec a, LANE_ORDER order) { return _mm512_permutexvar_ps(order, a); }
 static inline span between(int from, int to) { return (span)(((1u << to) - 1) & ~((1u << from) - 1)); }
 static inline vec load_span(const float *p, span s, vec fill) { return _mm512_mask_loadu_ps(fill, s, p); }
 static inline vec maximum(vec a, vec b) { /* max alone gives b if a is NaN */
@@ -39,6 +61,7 @@ static inline cvec cadd(cvec a, cvec b) { return _mm256_add_ps(a, b); }
 #include "planes.h"
 #include "vector.h"
 #include "window.h"
+#include "transforms.h"
 
 DEFINE_BLOCK(8, 3)
 DEFINE_BLOCK(8, 2)
@@ -102,6 +125,9 @@ DEFINE_DEPTHWISE(avx512, 5, 1, 7)
 DEFINE_DEPTHWISE(avx512, 5, 2, 4)
 DEFINE_DEPTHWISE(avx512, 7, 1, 7)
 DEFINE_DEPTHWISE(avx512, 7, 2, 4)
+
+DEFINE_TRANSFORMS(avx512, 2)
+DEFINE_TRANSFORMS(avx512, 4)
 
 float subp_peak_avx512(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_avx512 = 2 * PEAK_CHAINS * LANES;

@@ -3,23 +3,24 @@
 #include "cpu.h"
 
 #define SUBP_CONVOLUTION(name, isa, channels, pixels) {#name, SUBP_ISA_##isa, channels, pixels, name},
-#define SUBP_DEPTHWISE(name, isa, size, stride)
 const subp_kernel subp_kernel_table[] = {
 #include "kernels.inc"
 };
-#undef SUBP_CONVOLUTION
-#undef SUBP_DEPTHWISE
 
-#define SUBP_CONVOLUTION(name, isa, channels, pixels)
 #define SUBP_DEPTHWISE(name, isa, size, stride) {#name, SUBP_ISA_##isa, size, stride, name},
 const subp_depthwise_kernel subp_depthwise_table[] = {
 #include "kernels.inc"
 };
-#undef SUBP_CONVOLUTION
-#undef SUBP_DEPTHWISE
+
+#define SUBP_WINOGRAD(name, isa, size) {#name, SUBP_ISA_##isa, size, name##_in, name##_out},
+const subp_winograd_kernel subp_winograd_table[] = {
+#include "kernels.inc"
+    {0}, /* a build may have none */
+};
 
 const int subp_kernel_count = sizeof(subp_kernel_table) / sizeof(subp_kernel_table[0]);
 const int subp_depthwise_count = sizeof(subp_depthwise_table) / sizeof(subp_depthwise_table[0]);
+const int subp_winograd_count = sizeof(subp_winograd_table) / sizeof(subp_winograd_table[0]) - 1;
 
 subp_kernel_set subp_kernel_set_at(int isa) {
     switch (isa) {
@@ -82,4 +83,13 @@ const subp_depthwise_kernel *subp_find_depthwise(enum subp_isa isa, const subp_w
         if (!best || k->isa > best->isa || (k->isa == best->isa && k->size > best->size)) best = k;
     }
     return best; /* never NULL: the generic set has one for any window */
+}
+
+const subp_winograd_kernel *subp_find_winograd(enum subp_isa isa, int32_t size) {
+    const subp_winograd_kernel *best = NULL;
+    for (int i = 0; i < subp_winograd_count; i++) {
+        const subp_winograd_kernel *k = &subp_winograd_table[i];
+        if (k->size == size && serves(k->isa, isa) && (!best || k->isa > best->isa)) best = k;
+    }
+    return best;
 }

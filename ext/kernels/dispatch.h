@@ -21,6 +21,8 @@ extern const subp_kernel subp_kernel_table[];
 extern const int subp_kernel_count;
 extern const subp_depthwise_kernel subp_depthwise_table[];
 extern const int subp_depthwise_count;
+extern const subp_winograd_kernel subp_winograd_table[];
+extern const int subp_winograd_count;
 
 subp_kernel_set subp_kernel_set_at(int isa);
 const char *subp_activation_name(int activation);
@@ -30,5 +32,8 @@ const subp_kernel *subp_find_kernel(enum subp_isa isa, ptrdiff_t channels);
 
 /* The kernel made for a window, or else one for any: from `isa`, else from the best usable set below it. */
 const subp_depthwise_kernel *subp_find_depthwise(enum subp_isa isa, const subp_window *window);
+
+/* The transforms for tiles of this size, as above; NULL if there are none. */
+const subp_winograd_kernel *subp_find_winograd(enum subp_isa isa, int32_t size);
 
 #endif

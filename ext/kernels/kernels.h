@@ -80,6 +80,30 @@ typedef struct {
     subp_depthwise_fn run;
 } subp_depthwise_kernel;
 
+/* Winograd's transforms of one channel of a 3x3 convolution with stride 1: a run of its tiles of size x size outputs,
+ * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side. Vectors are
+ * loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK floats, of any content. */
+enum { SUBP_TILE_SLACK = 15 };
+
+typedef struct {
+    ptrdiff_t height, width, out_h, out_w, pad_top, pad_left;
+    ptrdiff_t across;       /* tiles in a row */
+    ptrdiff_t first, count; /* of the run */
+    ptrdiff_t position_stride;
+} subp_tiles;
+
+typedef void (*subp_tiles_in_fn)(const subp_tiles *, const float *in, float *out);
+typedef void (*subp_tiles_out_fn)(const subp_tiles *, const float *sums, const float *bias, const float *residual,
+                                  float *out, int activation);
+
+typedef struct {
+    const char *name;
+    enum subp_isa isa;
+    int32_t size;          /* outputs of a tile along a side */
+    subp_tiles_in_fn in;   /* from a plane [height][width] */
+    subp_tiles_out_fn out; /* to a plane [out_h][out_w]: activation(outputs + bias + residual); bias is one or NULL */
+} subp_winograd_kernel;
+
 /* Pooling of a plane. Parts of a window outside of the input count for nothing; an average divides by
  * row_counts[y] * column_counts[x]. */
 typedef struct {
@@ -115,8 +139,10 @@ typedef void (*subp_halve_fn)(const float *in, ptrdiff_t in_step, ptrdiff_t rows
 
 #define SUBP_CONVOLUTION(name, isa, channels, pixels) void name(const subp_tile *);
 #define SUBP_DEPTHWISE(name, isa, size, stride) void name(const subp_depthwise *);
+#define SUBP_WINOGRAD(name, isa, size)                                                                      \
+    void name##_in(const subp_tiles *, const float *in, float *out);                                        \
+    void name##_out(const subp_tiles *, const float *sums, const float *bias, const float *residual, float *out, \
+                    int activation);
 #include "kernels.inc"
-#undef SUBP_CONVOLUTION
-#undef SUBP_DEPTHWISE
 
 #endif

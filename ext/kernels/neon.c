@@ -38,6 +38,10 @@ static inline vec relu6(vec x) { return vminq_f32(relu(x), vdupq_n_f32(6.0f)); }
 static inline vec maximum(vec a, vec b) { return vmaxq_f32(a, b); }
 static inline vec evens(vec a, vec b) { return vuzp1q_f32(a, b); }
 static inline vec odds(vec a, vec b) { return vuzp2q_f32(a, b); }
+static inline vec sub(vec a, vec b) { return vsubq_f32(a, b); }
+static inline vec next_lanes(vec a) { return vextq_f32(a, a, 1); }
+static inline vec low_pairs(vec a, vec b) { return vzip1q_f32(a, b); }
+static inline vec high_pairs(vec a, vec b) { return vzip2q_f32(a, b); }
 static inline span between(int from, int to) { return (span){from, to}; }
 static inline vec load_span(const float *p, span s, vec fill) {
     float lane[LANES];
@@ -69,6 +73,7 @@ static inline __attribute__((always_inline)) vec value_lane(const float *w, int 
 #include "planes.h"
 #include "vector.h"
 #include "window.h"
+#include "transforms.h"
 
 DEFINE_BLOCK(8, 3)
 DEFINE_BLOCK(8, 2)
@@ -122,6 +127,9 @@ DEFINE_DEPTHWISE(neon, 5, 1, 4)
 DEFINE_DEPTHWISE(neon, 5, 2, 4)
 DEFINE_DEPTHWISE(neon, 7, 1, 4)
 DEFINE_DEPTHWISE(neon, 7, 2, 4)
+
+DEFINE_TRANSFORMS(neon, 2)
+DEFINE_TRANSFORMS(neon, 4)
 
 float subp_peak_neon(ptrdiff_t rounds, float factor) { return peak(rounds, factor); }
 const int subp_peak_flops_neon = 2 * PEAK_CHAINS * LANES;

@@ -96,7 +96,7 @@ INLINE void store_pixel(const subp_tile *t, cvec acc, ptrdiff_t at) {
         float sum = sums[c] + (t->bias ? t->bias[c] : 0.0f) + (t->residual ? t->residual[to] : 0.0f);
         if (t->activation == SUBP_ACT_relu)
             sum = subp_act_relu(sum);
-        else
+        else if (t->activation != SUBP_ACT_none)
             activate(&sum, 1, t->activation);
         t->out[to] = sum;
     }

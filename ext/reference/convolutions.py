@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext.convolution import resolve_padding
+from subp_ext.geometry import resolve_padding
 from subp_ext.reference.activations import activate
 from subp_ext.reference.registry import register
 from subp_ext.sparse import UniformBlockSparse

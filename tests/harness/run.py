@@ -51,7 +51,7 @@ def build(directory: Path, machine: str, sanitize: bool) -> list[str]:
     command = [] if native else [f"qemu-{machine}", *(["-L", f"/usr/{machine}-linux-gnu"] if sanitize else [])]
     flags = [*setup["CFLAGS"], *WARNINGS, *(SANITIZE if sanitize else []), f"-I{kernels}"]
     flags += [f"-DSUBP_HAVE_{name.upper()}=1" for name, _ in sets]
-    sources = [(kernels / f"{name}.c", []) for name in ("conv", "cpu", "dispatch")]
+    sources = [(kernels / f"{name}.c", []) for name in setup["DISPATCH"]]
     sources += [(kernels / f"{name}.c", special) for name, special in [("generic", setup["GENERIC_CFLAGS"]), *sets]]
     sources += [(path, []) for path in sorted(Path(__file__).parent.glob("*.c"))]
     run = functools.partial(subprocess.run, check=True)

@@ -1,0 +1,194 @@
+"""Convolutions tap by tap: planes in which every tap is a shifted run of pixels, and depthwise ones in place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from subp_ext import runtime
+from subp_ext.geometry import Layer, pack_tiles
+from subp_ext.memory import LINE, odd_lines
+
+# Planes of one band, in bytes: they share the second cache with the weights that pass through.
+CACHED_PLANES = 768 * 1024
+
+# Bands come in multiples of this: so many threads work on bands of their own, without an exchange between caches.
+BANDS = 2
+
+# Least pixels of a run: what one call of a kernel is worth.
+RUN_PIXELS = 48
+
+# Bytes of input beyond which every block row would fetch it anew from outside the second cache.
+CACHED_INPUT = 1024 * 1024
+
+# What a weight costs beside its products, in products: it comes from outside the second cache.
+PRODUCTS_PER_WEIGHT = 32
+
+
+def run_pixels(layer: Layer) -> int:
+    """Pixels of a run: whole tiles of the kernel, RUN_PIXELS or a little more."""
+    block = max(pixels for _, pixels in layer.tiles)
+    return -(-RUN_PIXELS // block) * block
+
+
+def lanes(pixels: int, run: int) -> int:
+    """Lanes of vectors that so many pixels take; an odd one beside a whole run is for free."""
+    return pixels if pixels % (run + 1) == 0 else -(-pixels // LINE) * LINE
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Where the pixels of a convolution are, for one input size. The terms are those of kernels/conv.h."""
+
+    out_size: tuple[int, int]
+    copies: np.ndarray  # [copies, 2] the row and column of each copy of a channel; none where the input will do
+    tap_copies: np.ndarray  # [taps] the copy each tap reads
+    tap_rows: np.ndarray  # [taps] and from which of its rows on
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a convolution is cut into work; fields as in kernels/conv.h."""
+
+    band: int
+    plane_rows: int
+    channel_stride: int
+    tile_pixels: int
+    pixels_outside: bool
+
+
+class Direct:
+    """The algorithm for every convolution that is not depthwise.
+
+    Args:
+        layer: to be run.
+        values: `[R, K, kh, kw, N]` of its weight.
+    """
+
+    def __init__(self, layer: Layer, values: np.ndarray) -> None:
+        self._layer, self._values = layer, pack_tiles(values, layer)
+        self.kernel = runtime.kernels().kernel_name(layer.kernel_set, layer.block_size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return self._values.nbytes
+
+    def cost(self, height: int, width: int) -> float:
+        """What an image takes, in products."""
+        out_h, out_w = self._layer.out_size(height, width)
+        taps = self._layer.kernel_size[0] * self._layer.kernel_size[1]
+        return self._layer.padded_weights * taps * (PRODUCTS_PER_WEIGHT + lanes(out_h * out_w, run_pixels(self._layer)))
+
+    def planes(self, height: int, width: int) -> Planes:
+        """Lays out the planes for an input of this size."""
+        layer, out_size = self._layer, self._layer.out_size(height, width)
+        taps = np.stack(
+            np.meshgrid(
+                *(np.arange(k) * d for k, d in zip(layer.kernel_size, layer.dilation, strict=True)), indexing="ij"
+            ),
+            -1,
+        ).reshape(-1, 2)
+        if (taps == 0).all() and layer.stride == (1, 1) and out_size == (height, width):
+            return Planes(out_size, np.empty((0, 2), np.intp), np.zeros(1, np.intp), np.zeros(1, np.intp))
+        # Tap (i, j) of output (y, x) reads row y * stride + i * dilation: taps whose rows differ by a multiple of the
+        # stride share a copy, further down. Every column has one of its own, so that rows join without a gap.
+        shift, remainder = np.divmod(taps[:, 0], layer.stride[0])
+        copies, copy = np.unique(np.stack([remainder, taps[:, 1]], -1), axis=0, return_inverse=True)
+        return Planes(out_size, np.ascontiguousarray(copies, np.intp), copy.reshape(-1), shift)
+
+    def split(self, height: int, width: int, planes: Planes) -> Split:
+        """Chooses bands that stay in the cache, and whether to finish block rows or pixels first."""
+        out_h, out_w = planes.out_size
+        channels, tile = self._layer.channels, run_pixels(self._layer)
+        block = max(pixels for _, pixels in self._layer.tiles)
+        if not len(planes.copies):
+            band = plane_rows = out_h
+            stride = height * width
+        else:
+            halo = int(planes.tap_rows.max())
+            row_bytes = 4 * channels * len(planes.copies) * out_w
+            band = _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
+            plane_rows = band + halo
+            stride = odd_lines(len(planes.copies) * plane_rows * out_w)
+        pixels = band * out_w
+        if pixels == tile + 1 or (tile == block and pixels % (tile + 1) == 0 and pixels % LINE):
+            # An odd pixel costs next to nothing beside a single block, while what remains of a plane would be a poor
+            # tile. Not where it would take the runs off the cache lines' boundaries.
+            tile += 1
+        return Split(band, plane_rows, stride, tile, 4 * channels * stride > CACHED_INPUT)
+
+    def build(self, height: int, width: int) -> Any:
+        """Returns the compiled convolution for one input size."""
+        layer, planes = self._layer, self.planes(height, width)
+        split = self.split(height, width, planes)
+        offsets = (planes.tap_copies * split.plane_rows + planes.tap_rows) * planes.out_size[1]
+        return runtime.kernels().Convolution(
+            layer.kernel_set,
+            self._values,
+            layer.indices,
+            layer.block_size,
+            layer.groups,
+            layer.bias,
+            layer.activation,
+            (layer.channels, height, width),
+            (layer.shape[0], *planes.out_size),
+            planes.copies,
+            (layer.padding[0][0], layer.padding[1][0]),
+            layer.stride,
+            np.ascontiguousarray(offsets, np.intp),
+            **dataclasses.asdict(split),
+        )
+
+
+class Depthwise:
+    """The algorithm for depthwise convolutions; arguments as `Direct`."""
+
+    def __init__(self, layer: Layer, values: np.ndarray) -> None:
+        self._layer, self._values = layer, np.ascontiguousarray(values[:, 0, :, :, 0])
+        geometry = (layer.kernel_size, layer.stride, layer.dilation)
+        self.kernel = runtime.kernels().depthwise_name(layer.kernel_set, *geometry)
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes
+
+    def cost(self, height: int, width: int) -> float:
+        return 0.0  # there is no other
+
+    def build(self, height: int, width: int) -> Any:
+        layer = self._layer
+        return runtime.kernels().Depthwise(
+            layer.kernel_set,
+            self._values,
+            layer.bias,
+            layer.activation,
+            (height, width),
+            layer.out_size(height, width),
+            layer.stride,
+            layer.dilation,
+            (layer.padding[0][0], layer.padding[1][0]),
+        )
+
+
+def _band(out_h: int, out_w: int, least: int, halo: int, tile: int) -> int:
+    """Rows of a band, of at least `least` bands: those that leave the fewest lanes of a vector empty.
+
+    Filling `halo` rows more for each band is weighed as a twentieth of computing them.
+    """
+
+    def cost(band: int) -> float:
+        whole, rest = divmod(out_h, band)
+        return (
+            whole * lanes(band * out_w, tile) + lanes(rest * out_w, tile) + 0.05 * halo * out_w * (whole + (rest > 0))
+        )
+
+    if least <= 1 and out_h * out_w < BANDS * 2 * RUN_PIXELS:
+        return out_h
+    least = max(least, BANDS)
+    heights = {-(-out_h // bands) for bands in range(least, min(out_h, 4 * least) + 1)} or {1}
+    even = {height for height in heights if -(-out_h // height) % BANDS == 0}
+    return min(even or heights, key=cost)

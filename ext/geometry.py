@@ -1,0 +1,121 @@
+"""What a convolution is, apart from its weights: sizes, strides, padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from subp_ext import runtime
+
+
+def pair(value: Any, name: str, least: int) -> tuple[int, int]:
+    """Returns (height, width) from one number or two.
+
+    Raises:
+        ValueError: not one or two whole numbers of at least `least`.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    values = values * 2 if len(values) == 1 else values
+    if len(values) != 2 or any(not isinstance(v, (int, np.integer)) or v < least for v in values):
+        raise ValueError(f"{name} is {value!r}; expected one or two whole numbers of at least {least}")
+    return int(values[0]), int(values[1])
+
+
+def resolve_padding(
+    padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns ((top, bottom), (left, right)) zeros.
+
+    Args:
+        padding: a number, [height, width], [[top, bottom], [left, right]], "valid" or "same" (stride 1 only; the odd
+            zero goes to the bottom and right).
+        kernel: (kh, kw).
+        stride: checked for "same".
+        dilation: (height, width).
+
+    Raises:
+        ValueError: none of these.
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(f"padding 'same' needs stride 1, got {stride}; give the padding in numbers")
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
+    if isinstance(padding, (list, tuple)) and len(padding) == 2 and all(isinstance(p, (list, tuple)) for p in padding):
+        return pair(padding[0], "padding", 0), pair(padding[1], "padding", 0)
+    height, width = pair(padding, "padding", 0)
+    return (height, height), (width, width)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, all of it checked.
+
+    Attributes:
+        shape: of the weight, (O, I / groups, kh, kw).
+        groups: of its channels.
+        block_size: N, output channels of a block.
+        indices: `[R, K]` channels of the kept blocks, within the group.
+        bias: `[O]` float32 or None.
+        stride, dilation: (height, width).
+        padding: ((top, bottom), (left, right)) zeros.
+        activation: a name of `graph.ACTIVATIONS` or None.
+        kernel_set: of the kernels that run it.
+    """
+
+    shape: tuple[int, int, int, int]
+    groups: int
+    block_size: int
+    indices: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    activation: str | None
+    kernel_set: str
+
+    @property
+    def channels(self) -> int:
+        """Input channels of all groups."""
+        return self.shape[1] * self.groups
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return self.shape[2:]
+
+    @property
+    def tiles(self) -> list[tuple[int, int]]:
+        """The (channels, pixels) of the kernels that a block row takes, one after the other."""
+        return runtime.kernels().tiles(self.kernel_set, self.block_size)
+
+    @property
+    def padded_weights(self) -> int:
+        """Kept weights of one tap, with the zeros that pad narrow block rows."""
+        return self.indices.size * self.block_size
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the height and width of the output for an input of this size.
+
+        Raises:
+            ValueError: the padded input is smaller than the kernel.
+        """
+        padded = (height + sum(self.padding[0]), width + sum(self.padding[1]))
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if padded[0] <= reach[0] or padded[1] <= reach[1]:
+            raise ValueError(
+                f"padded input {padded[0]}x{padded[1]} is smaller than the kernel's extent "
+                f"{reach[0] + 1}x{reach[1] + 1}"
+            )
+        out_h, out_w = ((p - r - 1) // s + 1 for p, r, s in zip(padded, reach, self.stride, strict=True))
+        return out_h, out_w
+
+
+def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:
+    """`[R, ..., N]` to `[R, -1]`, each row one tile of channels after the other, as the kernels read them."""
+    rows, sizes = values.shape[0], [channels for channels, _ in layer.tiles]
+    parts = [values[..., end - size : end].reshape(rows, -1) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))

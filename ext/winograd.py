@@ -1,0 +1,117 @@
+"""3x3 convolutions after Winograd: which of them, on tiles of which size, and their weights.
+
+Blocks of 1xN pruning are whole kernels, so a pruned block is zero at every position of the transformed kernel too: the
+same indices hold at all of them, and every position is a uniform block-sparse product of its own. Tiles of 2x2 outputs
+take 16 products where the convolution takes 36, tiles of 4x4 take 36 in place of 144; against that stand the
+transforms, lanes left empty by the few tiles of small planes, and weights that become 1.8 or 4 times as large.
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from subp_ext import runtime
+from subp_ext.direct import PRODUCTS_PER_WEIGHT, lanes, run_pixels
+from subp_ext.geometry import Layer, pack_tiles
+from subp_ext.memory import odd_lines
+
+# Transforms of the three rows of a kernel, by outputs of a tile; the points are 0, 1, -1, 2, -2 and infinity.
+KERNEL_TRANSFORMS = {
+    2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    4: np.array(
+        [
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ]
+    ),
+}
+
+# Transformed channels of one run, in bytes: they stay in the second cache while all block rows pass.
+CACHED_RUN = 768 * 1024
+
+
+# What a number takes to be transformed, in products.
+PRODUCTS_PER_TRANSFORM = 16
+
+# Floats behind a run that whole vectors may spill into; as in kernels/kernels.h.
+SLACK = 15
+
+
+def fits(layer: Layer, size: int) -> bool:
+    """Whether a layer can run on tiles of size x size outputs."""
+    plain = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.dilation == (1, 1)
+    return plain and runtime.kernels().winograd_name(layer.kernel_set, size) is not None
+
+
+def transform_kernels(values: np.ndarray, size: int) -> np.ndarray:
+    """`[R, K, 3, 3, N]` to `[R, positions, K, N]`, computed in float64."""
+    g = KERNEL_TRANSFORMS[size]
+    found = np.einsum("pi,qj,rkijn->rpqkn", g, g, values.astype(np.float64), optimize=True)
+    return found.reshape(len(values), -1, values.shape[1], values.shape[4]).astype(np.float32)
+
+
+class Winograd:
+    """The algorithm on tiles of one size.
+
+    Args:
+        layer: to be run; `fits` says which can be.
+        values: `[R, K, 3, 3, N]` of its weight.
+        size: outputs of a tile along a side, a key of KERNEL_TRANSFORMS.
+    """
+
+    def __init__(self, layer: Layer, values: np.ndarray, size: int) -> None:
+        self._layer, self._values, self._size = layer, values, size
+        self._positions = (size + 2) ** 2
+        self.kernel = runtime.kernels().winograd_name(layer.kernel_set, size)
+
+    @cached_property
+    def _packed(self) -> np.ndarray:
+        # Only where it is chosen: transformed weights are larger.
+        return pack_tiles(transform_kernels(self._values, self._size), self._layer)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return self._packed.nbytes if "_packed" in self.__dict__ else 0
+
+    def _tiles(self, height: int, width: int) -> int:
+        out_h, out_w = self._layer.out_size(height, width)
+        return -(-out_h // self._size) * -(-out_w // self._size)
+
+    def cost(self, height: int, width: int) -> float:
+        """What an image takes, in products."""
+        layer, tiles = self._layer, self._tiles(height, width)
+        products = layer.padded_weights * (PRODUCTS_PER_WEIGHT + lanes(tiles, run_pixels(layer)))
+        return self._positions * (products + PRODUCTS_PER_TRANSFORM * tiles * (layer.channels + layer.shape[0]))
+
+    def build(self, height: int, width: int) -> Any:
+        """Returns the compiled convolution for one input size."""
+        layer, tiles, call_tiles = self._layer, self._tiles(height, width), run_pixels(self._layer)
+        # One tile more than a call takes costs next to nothing beside it; 28x28 in 4x4 and 14x14 in 2x2 have 49.
+        call_tiles += tiles % (call_tiles + 1) == 0
+        room = CACHED_RUN // (4 * self._positions * layer.channels)
+        run = min(tiles, max(1, room // call_tiles) * call_tiles)
+        return runtime.kernels().Winograd(
+            layer.kernel_set,
+            self._size,
+            self._packed,
+            layer.indices,
+            layer.block_size,
+            layer.groups,
+            layer.bias,
+            layer.activation,
+            (layer.channels, height, width),
+            (layer.shape[0], *layer.out_size(height, width)),
+            (layer.padding[0][0], layer.padding[1][0]),
+            run=run,
+            call_tiles=call_tiles,
+            pitch=odd_lines(run + SLACK),
+        )
