@@ -22,7 +22,7 @@ BANDS = 2
 RUN_PIXELS = 48
 
 # Bytes of input beyond which every block row would fetch it anew from outside the second cache.
-CACHED_INPUT = 1024 * 1024
+CACHED_INPUT = 256 * 1024
 
 # What a weight costs beside its products, in products: it comes from outside the second cache.
 PRODUCTS_PER_WEIGHT = 32

@@ -149,6 +149,7 @@ INLINE void tail(const subp_tile *t, ptrdiff_t at, int pixels) {
             UNROLL for (int s = 0; s < 4; s++) {
                 const float *from = x + t->channel_offsets[k + s] + t->tap_offsets[tap];
                 cvec values = cload(w + s * step + tap * TAIL_CHANNELS);
+                __builtin_prefetch(w + s * step + tap * TAIL_CHANNELS + 4 * VALUES_AHEAD);
                 UNROLL for (int p = 0; p < pixels; p++) acc[s][p] = cmadd(values, csplat(from[p]), acc[s][p]);
             }
     for (; k < t->kept; k++)
