@@ -221,7 +221,8 @@ def _baddbmm(self: Any, batch1: Any, batch2: Any, **rest: Any) -> Spec:
 
 @_rule("linear")
 def _linear(input: Any, weight: Any, **rest: Any) -> Spec:
-    return _matmul(input, weight.T)
+    # A sparse weight has the shape of a 1x1 convolution's.
+    return _matmul(input, (weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight).T)
 
 
 @_rule("einsum")

@@ -42,10 +42,30 @@ def pack(node: Node, constants: Constants) -> Convolution | None:
         return None
     args = {name: constants[value.name] if isinstance(value, Ref) else value for name, value in args.items()}
     weight = args.pop("weight", None)
-    if node.op == "linear" and isinstance(weight, np.ndarray) and weight.ndim == 2:
-        weight = weight[:, :, None, None]
+    if node.op == "linear":
+        weight = _as_pointwise(weight)
     is_floating = isinstance(weight, UniformBlockSparse) or getattr(weight, "dtype", None) == np.float32
     return Convolution(weight, **args) if is_floating else None
+
+
+def _as_pointwise(weight: Any) -> Any:
+    """A linear layer's weight as that of a 1x1 convolution, which a sparse one is already.
+
+    Raises:
+        ValueError: it is not a matrix.
+    """
+    if isinstance(weight, UniformBlockSparse):
+        if weight.shape[2:] != (1, 1) or weight.groups != 1:
+            raise ValueError(
+                f"the weight has a kernel of {weight.shape[2]}x{weight.shape[3]} and {weight.groups} groups; a linear "
+                "layer's has 1x1 and 1"
+            )
+        return weight
+    if isinstance(weight, np.ndarray):
+        if weight.ndim != 2:
+            raise ValueError(f"the weight has shape {list(weight.shape)}; a linear layer's is [O, I]")
+        return weight[:, :, None, None]
+    return weight
 
 
 def implement(packed: dict[str, Convolution], planner: Planner, node: Node, args: dict[str, Any]) -> Any:

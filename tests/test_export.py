@@ -15,6 +15,7 @@ from torch import nn
 import subp_ext
 from subp_dist.errors import UsageError
 from subp_dist.export import build_graph, check_exportable, export_subp
+from subp_dist.parametrization import mask_weight
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
@@ -73,6 +74,49 @@ def test_kept_blocks_are_the_masks(tmp_path):
         found = np.zeros(mask.shape, bool)
         found[np.arange(rows)[:, None], packed.indices] = True
         assert (found == mask.numpy()).all() and kept == mask.sum(1)[0]
+
+
+def test_pruned_linear_layers_stay_sparse(tmp_path):
+    model = live("test_convnext")
+    rate = PruneSchedule(0.5, 0, 0)
+    pruner = SUBPPruner(model, rate, block_size=16, prune_linear=True)
+    pruner.step(0)
+    linear = [name for name in pruner.layers if isinstance(model.get_submodule(name), nn.Linear)]
+    graph = export_subp(model, tmp_path / "model.subp", (3, 64, 64), {})
+    session = subp_ext.Session(tmp_path / "model.subp")
+    assert largest_difference(model, session) < 1e-4
+    packed = {name for name, value in graph.constants.items() if isinstance(value, subp_ext.UniformBlockSparse)}
+    assert linear and packed == {f"{name}.weight" for name in pruner.layers}
+    sparse = [row for row in session.report().rows if row.kept_share == 0.5]
+    assert {"linear", "conv2d"} == {row.op for row in sparse} and len(sparse) == len(packed)
+    export_subp(live("test_convnext"), tmp_path / "dense.subp", (3, 64, 64), {})
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.subp", "dense.subp")]
+    assert sizes[1] - sizes[0] > 0.49 * 4 * sum(model.get_submodule(name).weight.numel() for name in linear)
+
+
+class Tied(nn.Module):
+    """A linear layer whose weight is also read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 1), nn.Linear(32, 32)
+
+    def forward(self, x):
+        features = self.head(self.stem(x).mean((2, 3)))
+        return features @ self.head.weight
+
+
+def test_a_masked_weight_that_is_also_read_otherwise_stays_dense(tmp_path):
+    torch.manual_seed(0)
+    model = Tied().eval()
+    mask_weight(model.head, 16).mask[:, ::2] = False
+    graph = export_subp(model, tmp_path / "model.subp", (3, 8, 8), {})
+    assert isinstance(graph.constants["head.weight"], np.ndarray)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    found = subp_ext.Session(tmp_path / "model.subp").run(images.numpy())
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_a_block_that_trained_to_zero_is_still_packed_uniformly(tmp_path):

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 import pytest
 
-from subp_ext import Graph, Node, Ref, Session, TensorSpec, _kernels, runtime
+from subp_ext import Graph, Node, Ref, Session, TensorSpec, UniformBlockSparse, _kernels, runtime
 
 EPS = float(np.finfo(np.float32).eps)
 SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"]]
@@ -136,3 +136,37 @@ def test_linear_in_a_session(shape):
     bound = (33 + 3) * EPS * (abs(x) @ abs(weight.T) + abs(bias))
     assert np.all(abs(session.run(x) - np.maximum(want, 0)) <= bound)
     assert session.report().rows[-1].kernel.startswith("f32_ubsconv")
+
+
+@pytest.mark.parametrize("shape", [(1, 33), (5, 33), (2, 3, 4, 33)])
+@pytest.mark.parametrize("known_bias", [True, False])
+def test_sparse_linear(kernel_set, shape, known_bias):
+    """On the kernels, and on the reference where the bias is not known at load."""
+    x, dense, bias = normal(*shape), normal(21, 33, seed=1), normal(21, seed=2)
+    for row in range(3):  # 11 of 33 blocks in each row; the last row has 5 channels
+        dense[8 * row : 8 * row + 8, [i for i in range(33) if i % 3 != row]] = 0
+    weight = UniformBlockSparse.from_dense(dense[:, :, None, None], 8)
+    node = Node("linear", "y", {"input": Ref("x"), "weight": Ref("w"), "bias": Ref("b"), "activation": "silu"})
+    inputs = [TensorSpec("x", (None, *shape[1:])), *([] if known_bias else [TensorSpec("b", (21,))])]
+    constants = {"w": weight} | ({"b": bias} if known_bias else {})
+    session = Session(Graph(inputs, [TensorSpec("y", (None, *shape[1:-1], 21))], [node], constants), 2)
+    got = session.run([x] if known_bias else [x, bias])
+    want = x.astype(np.float64) @ dense.T + bias
+    bound = (33 + 8) * EPS * (abs(x) @ abs(dense.T) + abs(bias))
+    assert np.all(abs(got - want / (1 + np.exp(-want))) <= 1.2 * bound)
+    row = session.report().rows[-1]
+    assert row.kernel.startswith("f32_ubsconv") == known_bias
+    if known_bias:
+        assert row.kept_share == 1 / 3 and row.macs == row.dense_macs // 3 and session.report().shares["sparse"] == 1
+
+
+@pytest.mark.parametrize(
+    "shape, groups, message", [((4, 3, 3, 3), 1, "kernel of 3x3"), ((4, 2, 1, 1), 2, "2 groups"), ((4, 3), 1, "shape .1, 4, 3.")]
+)
+def test_a_weight_that_is_none_of_a_linear_layer(shape, groups, message):
+    dense = normal(*shape)
+    weight = UniformBlockSparse.from_dense(dense, 2, groups) if len(shape) == 4 else dense[None]
+    node = Node("linear", "y", {"input": Ref("x"), "weight": Ref("w")})
+    graph = Graph([TensorSpec("x", (None, 3))], [TensorSpec("y", (None, 4))], [node], {"w": weight})
+    with pytest.raises(ValueError, match=f"node 'y' .linear.: .*{message}"):
+        Session(graph).run(normal(2, 3))

@@ -6,12 +6,18 @@ import numpy as np
 
 from subp_ext.reference.activations import activate
 from subp_ext.reference.registry import cast, like_torch, register
+from subp_ext.sparse import UniformBlockSparse
 
 
 @register("linear")
 def linear(
-    input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, activation: str | None = None
+    input: np.ndarray,
+    weight: np.ndarray | UniformBlockSparse,
+    bias: np.ndarray | None = None,
+    activation: str | None = None,
 ) -> np.ndarray:
+    if isinstance(weight, UniformBlockSparse):
+        weight = weight.to_dense()[:, :, 0, 0]
     result = np.asarray(input @ weight.T)
     return activate(result if bias is None else result + bias, activation)
 

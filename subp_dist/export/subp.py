@@ -76,20 +76,23 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _pack(graph: Graph, masks: dict[str, tuple[Tensor, int]]) -> Graph:
-    """Turn the masked weights of convolutions into ``UniformBlockSparse``."""
-    groups = {
-        node.args["weight"].name: node.args.get("groups", 1)
-        for node in graph.nodes
-        if node.op == "conv2d" and isinstance(node.args["weight"], Ref)
-    }
+    """Turn masked weights that only convolutions and linear layers read into ``UniformBlockSparse``."""
+    groups: dict[str, int] = {}
+    read_otherwise: set[str] = set()
+    for node in graph.nodes:
+        weight = node.args.get("weight") if node.op in ("conv2d", "linear") else None
+        if isinstance(weight, Ref):
+            groups[weight.name] = node.args.get("groups", 1)
+        read_otherwise.update(ref.name for ref in node.refs() if ref is not weight)
     constants: dict[str, np.ndarray | UniformBlockSparse] = dict(graph.constants)
     for name, (mask, block_size) in masks.items():
-        if name in groups:
+        if name in groups and name not in read_otherwise:
             kept = mask.sum(1)
             if kept.min() != kept.max():
                 raise UsageError(
                     f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; a .subp file needs uniform rows"
                 )
             weight = np.ascontiguousarray(constants[name], dtype=np.float32)
+            weight = weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1)))
             constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups[name], mask.cpu().numpy())
     return dataclasses.replace(graph, constants=constants)
