@@ -161,7 +161,8 @@ def test_sparse_linear(kernel_set, shape, known_bias):
 
 
 @pytest.mark.parametrize(
-    "shape, groups, message", [((4, 3, 3, 3), 1, "kernel of 3x3"), ((4, 2, 1, 1), 2, "2 groups"), ((4, 3), 1, "shape .1, 4, 3.")]
+    "shape, groups, message",
+    [((4, 3, 3, 3), 1, "kernel of 3x3"), ((4, 2, 1, 1), 2, "2 groups"), ((4, 3), 1, "shape .1, 4, 3.")],
 )
 def test_a_weight_that_is_none_of_a_linear_layer(shape, groups, message):
     dense = normal(*shape)
