@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -112,7 +113,13 @@ def _offsets(arrays: list[np.ndarray]) -> tuple[list[int], int]:
 
 
 def _write(path: Path, head: bytes, tensors: list[tuple[int, np.ndarray]], size: int) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory; expected the name of a file", str(path))
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:  # the temporary file's name would tell nobody anything
+        error.filename = str(path.parent)
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(head)

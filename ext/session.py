@@ -114,6 +114,7 @@ class Session:
     def _entry(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
         """The plan for these shapes, made now or remembered."""
         with self._lock:
+            self._check_open()
             entry = self._entries.get(shapes)
             if entry is None:
                 planner = Planner(self._constants, self.threads, self._limit)
@@ -140,10 +141,9 @@ class Session:
 
         Raises:
             ValueError: a name, shape or dtype that does not fit.
-            RuntimeError: a step failed; the message names it.
+            RuntimeError: a step failed, and the message names it; or the session was closed.
         """
-        if self._closed:
-            raise RuntimeError("the session was closed at the end of its `with` block; make another one")
+        self._check_open()
         arrays = self._check_inputs(inputs)
         shapes = tuple(array.shape for array in arrays)
         try:
@@ -175,6 +175,7 @@ class Session:
             ValueError: as `run`; or nothing ran yet, and the model leaves more than the batch size free.
         """
         with self._lock:
+            self._check_open()
             entry = next(reversed(self._entries.values()), None)
         if inputs is None and entry is None:
             free = [f"{spec.name} {list(spec.shape)}" for spec in self.inputs]
@@ -184,6 +185,7 @@ class Session:
         for _ in range(0 if inputs is None else 2):
             self.run(inputs)
         with self._lock:
+            self._check_open()
             shapes, entry = next(reversed(self._entries.items()))
         weights = sum(packed.nbytes for packed in self._packed.values())
         rows = report_rows(entry.plan, entry.seconds)
@@ -198,18 +200,30 @@ class Session:
         else:
             arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
             if len(arrays) != len(names):
-                raise ValueError(f"{len(arrays)} inputs given; expected {len(names)}: {names}")
-        return [_check_input(np.asarray(a), spec) for a, spec in zip(arrays, self.inputs, strict=True)]
+                hint = "; images of a batch are one array: numpy.stack(images)" if len(names) == 1 else ""
+                raise ValueError(f"{len(arrays)} inputs given; expected {len(names)}: {names}{hint}")
+        return [_check_input(a, spec) for a, spec in zip(arrays, self.inputs, strict=True)]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the session was closed; make another one")
+
+    def close(self) -> None:
+        """Drops weights and memory, once runs of other threads are over; the session cannot run any more."""
+        with self._lock:
+            self._closed = True
+            self._entries.clear()
+            self._packed, self._constants = {}, {}
 
     def __enter__(self) -> Session:
+        self._check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Drops weights and memory; the session cannot run any more."""
-        self._closed = True
-        with self._lock:
-            self._entries.clear()
-            self._packed, self._constants = {}, {}
+        self.close()
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Session holds memory and threads of its process; make one in each process, from the file")
 
 
 class _Entry:
@@ -271,23 +285,40 @@ def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
     return constants, nodes
 
 
-def _check_input(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    expected = "[" + ", ".join("any" if size is None else str(size) for size in spec.shape) + "]"
-    fits = len(spec.shape) == array.ndim and all(
-        size in (None, found) for size, found in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"input {spec.name!r} has shape {list(array.shape)}; expected {expected}")
+def _check_input(value: Any, spec: TensorSpec) -> np.ndarray:
+    """The input as an array.
+
+    Raises:
+        ValueError: its shape or dtype does not fit; the message says what to do about the usual reasons.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"input {spec.name!r} is no array: {error}") from error
+    if array.dtype.kind not in "biufc" and not isinstance(value, np.ndarray):
+        raise ValueError(f"input {spec.name!r} is a {type(value).__name__}; expected a {spec.dtype} array")
+    if not _fits(array.shape, spec.shape):
+        expected = "[" + ", ".join("any" if size is None else str(size) for size in spec.shape) + "]"
+        hint = ""
+        if _fits((1, *array.shape), spec.shape):
+            hint = f"; a single image needs a batch dimension: {spec.name}[None]"
+        elif array.ndim == 4 and _fits((array.shape[0], array.shape[3], *array.shape[1:3]), spec.shape):
+            hint = f"; these are channels last; pass {spec.name}.transpose(0, 3, 1, 2)"
+        raise ValueError(f"input {spec.name!r} has shape {list(array.shape)}; expected {expected}{hint}")
     if 0 in array.shape:
         raise ValueError(
             f"input {spec.name!r} has shape {list(array.shape)}, which is empty; expected a batch of 1 or more"
         )
     wanted = np.dtype(spec.dtype)
-    if wanted.kind == "f" and array.dtype.kind != "f":
+    if wanted.kind == "f" and array.dtype.kind in "biu":
         raise ValueError(
             f"input {spec.name!r} is {array.dtype}; expected {wanted}: normalise it first, as in training "
             "(scale to 0..1, subtract the mean, divide by the standard deviation)"
         )
-    if wanted.kind != "f" and array.dtype != wanted:
+    if array.dtype != wanted and (wanted.kind != "f" or array.dtype.kind != "f"):
         raise ValueError(f"input {spec.name!r} is {array.dtype}; expected {wanted}")
     return array
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(found) == len(wanted) and all(b in (None, a) for a, b in zip(found, wanted, strict=True))

@@ -306,6 +306,14 @@ def test_other_files_missing_files_and_directories(tmp_path):
         load(tmp_path / "absent.subp")
 
 
+def test_where_nothing_can_be_saved(tmp_path):
+    with pytest.raises(IsADirectoryError, match=rf"expected the name of a file: '{tmp_path}'"):
+        save(tmp_path, small_graph())
+    with pytest.raises(FileNotFoundError, match=rf"No such file or directory: '{tmp_path / 'absent'}'$"):
+        save(tmp_path / "absent" / "m.subp", small_graph())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(stored, monkeypatch):
     before = stored.read_bytes()
     bad = small_graph()
@@ -321,9 +329,3 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(stored, monkeypatch)
         save(stored, small_graph())
     assert stored.read_bytes() == before
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
-
-
-def test_saving_where_there_is_no_directory_fails(tmp_path):
-    with pytest.raises(OSError):
-        save(tmp_path / "absent" / "m.subp", small_graph())
-    assert not list(tmp_path.iterdir())

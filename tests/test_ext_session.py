@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -100,8 +101,36 @@ def test_file_path_dict_list_and_context_manager_agree(tmp_path):
         for given in (image(), [image()], {"x": image()}):
             for got, expected in zip(session.run(given), want, strict=True):
                 assert np.array_equal(got, expected)
-    with pytest.raises(RuntimeError, match="the session was closed"):
-        session.run(image())
+    for use in (lambda: session.run(image()), session.report, session.__enter__):
+        with pytest.raises(RuntimeError, match="the session was closed; make another one"):
+            use()
+    session.close()
+
+
+def test_a_run_ends_well_while_another_thread_closes():
+    session, messages = Session(network()), set()
+    want = session.run(image())[0]
+
+    def work():
+        try:
+            while True:
+                assert np.array_equal(session.run(image())[0], want)
+        except RuntimeError as error:
+            messages.add(str(error))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    session.run(image(3))
+    session.close()
+    for worker in workers:
+        worker.join()
+    assert messages == {"the session was closed; make another one"}
+
+
+def test_a_session_cannot_be_sent_to_another_process():
+    with pytest.raises(TypeError, match="make one in each process, from the file"):
+        pickle.dumps(Session(network()))
 
 
 def test_threads_give_the_same_bits():
@@ -144,12 +173,18 @@ def test_float64_and_other_memory_orders_are_cast():
 @pytest.mark.parametrize(
     "given, message",
     [
-        (image()[0], r"input 'x' has shape \[3, 16, 12\]; expected \[any, 3, 16, 12\]"),
+        (image()[0], r"input 'x' has shape \[3, 16, 12\]; expected \[any, 3, 16, 12\]; .* batch dimension: x\[None\]"),
+        (image().transpose(0, 2, 3, 1), r"channels last; pass x\.transpose\(0, 3, 1, 2\)"),
         (image()[:, :2], r"expected \[any, 3, 16, 12\]"),
         (image()[:0], "which is empty; expected a batch of 1 or more"),
         (np.zeros((1, 3, 16, 12), np.uint8), "is uint8; expected float32: normalise it first"),
         ({"z": image()}, r"inputs are named \['z'\]; expected \['x'\]"),
-        ([image(), image()], "2 inputs given; expected 1"),
+        ([image(), image()], r"2 inputs given; expected 1: \['x'\]; images of a batch are one array: numpy.stack"),
+        ("cat.jpg", "input 'x' is a str; expected a float32 array"),
+        (None, "input 'x' is a NoneType; expected a float32 array"),
+        ([[[1, 2], [3]]], "input 'x' is no array: setting an array element"),
+        (image().astype(object), "input 'x' is object; expected float32$"),
+        (image().astype(np.complex64), "input 'x' is complex64; expected float32$"),
     ],
 )
 def test_inputs_that_do_not_fit(given, message):
