@@ -20,8 +20,8 @@ from .flops import count_macs
 from .layer_table import format_table, planned_rows
 from .models import check_model_name, create_model, model_arguments
 from .options import build_parser, parse_args
-from .plan import check_worth, reparametrised
-from .training import plan_of, rate_of
+from .plan import reparametrised
+from .training import check_plan, plan_of, rate_of
 
 
 @report_usage_errors
@@ -72,7 +72,7 @@ def inspect_model(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
         raise UsageError(str(error)) from error
     notes = []
     try:
-        check_worth(plan, macs, args.model)
+        check_plan(args, plan, macs)
     except ValueError as error:
         notes.append(f"a training refuses this: {error}")
     if fusing := reparametrised(plan, model):

@@ -14,10 +14,14 @@ from .options import parse_kwargs
 
 
 def check_model_name(name: str) -> None:
-    """Raise a UsageError with names that are near if timm has no such model."""
+    """Raise a UsageError with names that are near if timm has no such model, or no such weights of it."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
         raise UsageError(f"timm {timm.__version__} has no model {name!r}; did you mean {', '.join(near)}?")
+    architecture, _, tag = name.partition(".")
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if tag and name not in tagged:
+        raise UsageError(f"timm has no weights {tag!r} of {architecture}; there are {', '.join(tagged)}")
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class StandardisedBlockMask(BlockMask):
         return self.mask, self.block_size, self.groups
 
 
-class _CentredStraightThrough(torch.autograd.Function):
+class _CentredStraightThrough(_StraightThrough):
     """Forward the masked weight, each filter centred over what it keeps; backward the identity.
 
     The gradient that arrives has passed the standardisation and so has mean 0 in each filter; to centre it once more
@@ -109,14 +109,6 @@ class _CentredStraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:
         return _centred(weight, mask, block_size, groups)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _handed_over(grad), None, None, None
 
 
 def _centred(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:

@@ -60,7 +60,7 @@ def plan_layers(
         prune_linear: prune linear layers as well, such as the pointwise ones of ConvNeXt.
 
     Raises:
-        ValueError: a pattern matches no layer, or a rate is out of range.
+        ValueError: a pattern matches no layer, a rate is out of range, or its pattern changes nothing.
     """
     layer_rates = dict(layer_rates or {})
     kinds = (_ConvNd, CondConv2d, nn.Linear) if prune_linear else (_ConvNd, CondConv2d)
@@ -86,7 +86,10 @@ def plan_layers(
         why, pattern = reason(name, module), _match(name, list(layer_rates))
         return LayerPlan(name, module, why, layer_rates[pattern] if pattern and why is None else None)
 
-    return [plan(name, module) for name, module in layers.items()]
+    plans = [plan(name, module) for name, module in layers.items()]
+    for pattern in layer_rates:
+        _check_has_effect(pattern, plans, list(layer_rates))
+    return plans
 
 
 def _check_patterns(
@@ -99,6 +102,16 @@ def _check_patterns(
     for pattern, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(f"--layer-rates {pattern}={rate}: expected a share of blocks in [0, 1), such as 0.5")
+
+
+def _check_has_effect(pattern: str, plans: Sequence[LayerPlan], patterns: Sequence[str]) -> None:
+    matched = [layer for layer in plans if fnmatch.fnmatchcase(layer.name, pattern)]
+    if any(layer.reason is None and _match(layer.name, patterns) == pattern for layer in matched):
+        return
+    first = matched[0]
+    earlier = _match(first.name, patterns)
+    why = f"stays dense, {first.reason}" if first.reason else f"has its rate from {earlier!r}, named before"
+    raise ValueError(f"--layer-rates {pattern!r} changes nothing: {first.name} {why}")
 
 
 def _match(name: str, patterns: Sequence[str]) -> str | None:
@@ -172,6 +185,20 @@ def kept_macs_at(plan: Sequence[LayerPlan], macs: dict[str, int]) -> Callable[[f
         return sum(dense * shares.get(name, 1.0) for name, dense in macs.items())
 
     return kept
+
+
+def check_prunable(plan: Sequence[LayerPlan], model_name: str) -> None:
+    """Refuse a model in which no layer is to be pruned.
+
+    Raises:
+        ValueError: with the reasons of its first layers.
+    """
+    if any(layer.reason is None for layer in plan):
+        return
+    reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in plan[:8]) or "it has no convolutions"
+    has_linear = any(isinstance(layer.module, nn.Linear) for layer in plan)
+    advice = "" if has_linear else " (linear layers are pruned with --prune-linear)"
+    raise ValueError(f"nothing to prune in {model_name}: {reasons}{advice}")
 
 
 def check_worth(plan: Sequence[LayerPlan], macs: dict[str, int], model_name: str) -> float:

@@ -14,7 +14,7 @@ from . import masks
 from .blocks import BLOCK_SIZES, to_blocks
 from .distributed import compute_shared, verify_identical
 from .parametrization import BlockMask, block_mask_of, mask_weight
-from .plan import plan_layers, reparametrised
+from .plan import check_prunable, plan_layers, reparametrised
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
 
@@ -113,10 +113,7 @@ class SUBPPruner:
             if plan.reason is None
         }
         self.layers = {plan.name: plan.module for plan in self.plan if plan.reason is None}
-        if not self.layers:
-            reasons = "; ".join(f"{plan.name}: {plan.reason}" for plan in self.plan[:8]) or "it has no convolutions"
-            advice = "" if prune_linear else " (linear layers are pruned with --prune-linear)"
-            raise ValueError(f"nothing to prune in {type(model).__name__}: {reasons}{advice}")
+        check_prunable(self.plan, type(model).__name__)
         self._masks: dict[str, BlockMask] = {name: mask_weight(m, block_size) for name, m in self.layers.items()}
         _logger.info(
             "1x%d masks on %d of %d %s, target rate %g", block_size, len(self.layers), len(self.plan),

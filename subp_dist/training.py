@@ -31,7 +31,7 @@ from .layer_table import format_table, planned_rows
 from .models import check_model_name, create_model, model_arguments
 from .monitor import Monitor
 from .options import parse_layer_rates, parse_macs
-from .plan import LayerPlan, check_worth, kept_macs_at, plan_layers
+from .plan import LayerPlan, check_prunable, check_worth, kept_macs_at, plan_layers
 from .pruner import SUBPPruner
 from .schedule import PruneSchedule
 
@@ -132,13 +132,12 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         raise UsageError(f"{args.model} does not run on images of {data.input_size}: {error}") from error
     updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
     plan = plan_of(args, model)
+    check_plan(args, plan, macs)
     if args.target_macs:
         args.prune_rate = rate_of(args, plan, macs)
         _logger.info(
             "rate %.4f\n%s", args.prune_rate, format_table(planned_rows(plan, macs, args.prune_rate, args.block_size))
         )
-    if args.prune_rate and not args.only:
-        check_worth(plan, macs, args.model)
     schedule = create_schedule(args, updates_per_epoch)
     if not args.no_export:
         on_primary(lambda: check_exportable(model, data.input_size))
@@ -187,6 +186,17 @@ def plan_of(args: argparse.Namespace, model: nn.Module) -> list[LayerPlan]:
         ValueError: a pattern matches no layer.
     """
     return plan_layers(model, **layer_flags(args))
+
+
+def check_plan(args: argparse.Namespace, plan: list[LayerPlan], macs: dict[str, int]) -> None:
+    """Refuse a model with nothing, or next to nothing, to prune; who names the layers himself knows how few they are.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    check_prunable(plan, args.model)
+    if args.prune_rate and not args.only:
+        check_worth(plan, macs, args.model)
 
 
 def rate_of(args: argparse.Namespace, plan: list[LayerPlan], macs: dict[str, int]) -> float:

@@ -75,6 +75,13 @@ def test_what_training_refuses_is_said():
     _, notes = inspect_model(parse_args(["convnext_tiny"]))
     assert len(notes) == 1 and "3.9 % of its MACs" in notes[0] and "--prune-linear" in notes[0]
     assert inspect_model(parse_args(["convnext_tiny", "--prune-linear"]))[1] == []
+    _, notes = inspect_model(parse_args(["vit_tiny_patch16_224"]))
+    assert len(notes) == 1 and "refuses this: nothing to prune" in notes[0] and "patch_embed.proj: stem" in notes[0]
+
+
+def test_who_names_the_layers_may_prune_few_of_them():
+    args = parse_args(["resnet18", "--only", "layer4.0.downsample.0"])
+    assert inspect_model(args)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,9 @@ def test_what_training_refuses_is_said():
         (["resnet18", "--skip", "nope"], "--skip 'nope' matches no convolution"),
         (["resnet18", "--target-macs", "9G"], "ask for less"),
         (["resnet18", "--layer-rates", "layer4=2"], "expected PATTERN=RATE"),
+        (["resnet18", "--layer-rates", "conv1=0.5"], "--layer-rates 'conv1' changes nothing: conv1 stays dense, stem"),
+        (["resnet18", "--layer-rates", "*=0.5", "layer4*=0.7"], r"layer4\.0\.conv1 has its rate from '\*'"),
+        (["resnet18.nope_in1k"], "no weights 'nope_in1k' of resnet18; there are .*a1_in1k"),
     ],
 )
 def test_bad_input_is_one_clear_error(flags, message):

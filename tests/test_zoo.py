@@ -65,5 +65,7 @@ def test_the_whole_zoo(capsys):
             print(line, flush=True)
 
     found = zoo.sweep(timm.list_models(), say)
-    assert not found["failed"]
-    assert len(found["passed"]) > 600
+    assert not [name for name, outcome in found.items() if outcome.status == "failed"]
+    cnns = [outcome.status for outcome in found.values() if outcome.convolution_share >= 0.5]
+    assert len(cnns) > 600
+    assert cnns.count("refused") <= 0.02 * len(cnns)
