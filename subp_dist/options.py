@@ -76,7 +76,8 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--crop-pct", type=float, help="share of the image that the validation crop covers; the model's by default")
     add("--mean", type=float, nargs="+", help="mean per channel; the model's by default")
     add("--std", type=float, nargs="+", help="standard deviation per channel; the model's by default")
-    add("--interpolation", default="", help="resize filter; the model's by default")
+    filters = ["box", "bilinear", "hamming", "bicubic", "lanczos"]
+    add("--interpolation", choices=filters, help="resize filter; the model's by default")
     add("-b", "--batch-size", type=int, default=128, help="images per rank and step")
     add("--validation-batch-size", type=int, help="images per rank in validation; the batch size by default")
     add("-j", "--workers", type=int, default=4, help="data loading processes per rank; 0 for the digits")
@@ -256,6 +257,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
     for flag in ("workers", "prune_interval", "recovery_interval", "sr_ste_decay", "warmup_epochs", "mixup", "cutmix"):
         if getattr(args, flag) < 0:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 or more")
+    if args.crop_pct is not None and not args.crop_pct > 0:
+        raise UsageError(f"--crop-pct {args.crop_pct}: expected a share of the image above 0, such as 0.875")
     if not args.timeout > 0:
         raise UsageError(f"--timeout {args.timeout}: expected minutes above 0")
     if not args.tau > 0:

@@ -1,8 +1,8 @@
 """The compiled loop over the images of a batch: read, decode, crop, resize, flip, normalise.
 
-The codecs, the crops and the storage are FFCV's; one loop instead of FFCV's chain of operations keeps each image in the
-cache of its core from the first step to the last, and lets every image draw from a seed of its own. This module needs
-FFCV at import.
+The JPEG decoder, the crops and the storage are FFCV's; one loop instead of FFCV's chain of operations keeps each image
+in the cache of its core from the first step to the last, and lets every image draw from a seed of its own. This module
+needs FFCV at import.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from ffcv.fields.rgb_image import IMAGE_MODES, get_center_crop, get_random_crop
-from ffcv.libffcv import imdecode, resize_crop
+from ffcv.fields.rgb_image import IMAGE_MODES, get_random_crop
+from ffcv.libffcv import imdecode
 from ffcv.memory_managers import MemoryManager
 from numba import njit, prange
 
+from .resample import resample
+
 _options = {"nogil": True, "error_model": "numpy"}
-_decode, _resize = njit(**_options)(imdecode), njit(**_options)(resize_crop)
-_random_crop, _center_crop = njit(**_options)(get_random_crop), njit(**_options)(get_center_crop)
+_decode, _random_crop = njit(**_options)(imdecode), njit(**_options)(get_random_crop)
 _JPEG = IMAGE_MODES["jpg"]
 _loops: dict[tuple, Callable] = {}
 
@@ -32,31 +33,11 @@ def _seed_of(epoch_seed, index):
 
 
 @njit(**_options)
-def _flip(image):
-    height, width, _ = image.shape
-    for y in range(height):
-        for x in range(width // 2):
-            for c in range(3):
-                image[y, x, c], image[y, width - 1 - x, c] = image[y, width - 1 - x, c], image[y, x, c]
-
-
-@njit(fastmath=True, **_options)
-def _store(image, factor, offset, planar, out):
-    height, width, _ = image.shape
-    if factor is None:
-        out[:] = image
-    elif planar:
-        for c in range(3):
-            a, b = factor[c], offset[c]
-            for y in range(height):
-                for x in range(width):
-                    out[c, y, x] = image[y, x, c] * a + b
-    else:
-        # Rows as they lie in memory, against factors repeated along the row: one vector instruction for any channel.
-        for y in range(height):
-            source, target = image[y].reshape(-1), out[y].reshape(-1)
-            for j in range(len(source)):
-                target[j] = source[j] * factor[j] + offset[j]
+def _centre(height, width, shorter, size):
+    """The grid (rows, columns) of torchvision's Resize(shorter), and where its CenterCrop(size) starts in it."""
+    least = min(height, width)
+    full = int(shorter * height / least), int(shorter * width / least)
+    return full, (int(round((full[0] - size) / 2)), int(round((full[1] - size) / 2)))
 
 
 def batch_loop(manager: MemoryManager) -> Callable:
@@ -65,13 +46,13 @@ def batch_loop(manager: MemoryManager) -> Callable:
     Its arguments:
         indices: ``[n]``, images of the batch.
         epoch_seed: uint64.
-        train, scale, ratio, hflip, share: see ``Crop``.
+        train, scale, ratio, hflip: see ``Crop``.
+        shorter: pixels that the shorter side is resized to before the centre is cut out; not in training.
+        kind, taps: of the filter, see ``resample``.
         mode, height, width, data_ptr: of all images in the file.
         state: of the memory manager.
         scratch: ``[threads, bytes of the largest image]`` uint8.
-        small: ``[threads, size, size, 3]`` uint8.
-        factor, offset: of the normalisation, per channel, repeated along a row if not planar; None: copy bytes.
-        planar: ``out`` is ``[n, 3, size, size]``, else ``[n, size, size, 3]``.
+        factor, offset, planar: of the normalisation, see ``resample``.
         out, failed: the images, float32 or uint8; and ``[n]``, whether an image could not be decoded.
     """
     key = type(manager), int(manager.reader.page_size)
@@ -82,9 +63,9 @@ def batch_loop(manager: MemoryManager) -> Callable:
 
 def _make_loop(read: Callable) -> Callable:
     @njit(parallel=True, **_options)
-    def loop(indices, epoch_seed, train, scale, ratio, hflip, share, mode, height, width, data_ptr, state,
-             scratch, small, factor, offset, planar, out, failed):  # fmt: skip
-        workers = len(scratch)
+    def loop(indices, epoch_seed, train, scale, ratio, hflip, shorter, kind, taps, mode, height, width, data_ptr,
+             state, scratch, factor, offset, planar, out, failed):  # fmt: skip
+        workers, size = len(scratch), out.shape[2]
         for worker in prange(workers):
             for position in range(worker, len(indices), workers):
                 index = indices[position]
@@ -95,16 +76,13 @@ def _make_loop(read: Callable) -> Callable:
                 else:
                     pixels = data
                 image = pixels.reshape(h, w, 3)
-                flip = False
                 if train:
                     np.random.seed(_seed_of(epoch_seed, index))
-                    top, left, crop_h, crop_w = _random_crop(h, w, scale, ratio)
-                    flip = np.random.random() < hflip
+                    box = _random_crop(h, w, scale, ratio)
+                    full, first, flip = (size, size), (0, 0), np.random.random() < hflip
                 else:
-                    top, left, crop_h, crop_w = _center_crop(h, w, None, share)
-                _resize(image, top, top + crop_h, left, left + crop_w, small[worker])
-                if flip:
-                    _flip(small[worker])
-                _store(small[worker], factor, offset, planar, out[position])
+                    full, first = _centre(h, w, shorter, size)
+                    box, flip = (0, 0, h, w), False
+                resample(image, box, kind, full, first, flip, taps, factor, offset, planar, out[position])
 
     return loop

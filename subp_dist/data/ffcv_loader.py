@@ -9,6 +9,7 @@ epoch, image) alone: not on workers, ranks, batch size, or where an epoch was re
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,8 @@ class Crop:
         train: a random part, perhaps flipped; else the centre.
         scale, ratio: area and aspect ratio of the random part.
         hflip: probability of a horizontal flip.
-        share: side of the central square, relative to the shorter side of the image.
+        share: side of the central square, relative to the shorter side of the image, in (0, 1]; timm's ``crop_pct``.
+        filter: of the resize: box, bilinear, hamming, bicubic, lanczos.
     """
 
     train: bool
@@ -46,6 +48,7 @@ class Crop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     share: float = 224 / 256
+    filter: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,9 @@ class FFCVLoader:
         share = len(self._sampler) if self._sampler else len(self._indices)
         self._batches = share // batch_size if crop.train else -(-share // batch_size)
         self._buffers: tuple[int, list] | None = None
-        self._scratch = np.empty(
-            (self.workers, 3 * int((beton.images["height"] * beton.images["width"]).max())), np.uint8
-        )
+        height, width = beton.images["height"], beton.images["width"]
+        self._scratch = np.empty((self.workers, 3 * int((height * width).max())), np.uint8)
+        self._largest_side = int(max(height.max(), width.max()))
         self._epoch = self._first = 0
 
     def _page_order(self, world_size: int):
@@ -235,23 +238,24 @@ class FFCVLoader:
         """Make one batch, in the pipeline's thread."""
         import numba
 
+        from .resample import FILTERS, count_taps
+
         if slot.copied is not None:
             slot.copied.synchronize()
         numba.set_num_threads(self.workers)
         if hasattr(context, "start_batch"):
             context.start_batch(number)
-        crop, images, size = self.crop, self.beton.images, max(slot.images.shape[1:3])
+        crop, images, size = self.crop, self.beton.images, slot.images.shape[2]
         factor = offset = None
         if slot.normalized:
             std = np.asarray(self.output.std, np.float32)
             factor, offset = 1 / (255 * std), -np.asarray(self.output.mean, np.float32) / std
-            if not slot.planar:
-                factor, offset = np.tile(factor, size), np.tile(offset, size)
-        failed, small = np.zeros(len(indices), np.bool_), np.empty((self.workers, size, size, 3), np.uint8)
+        failed, shorter = np.zeros(len(indices), np.bool_), math.floor(size / crop.share)
+        taps = count_taps(crop.filter, self._largest_side, size)
         self._loop(
-            indices, epoch_seed, crop.train, np.array(crop.scale), np.array(crop.ratio), crop.hflip, crop.share,
-            images["mode"], images["height"], images["width"], images["data_ptr"], context.state,
-            self._scratch, small, factor, offset, slot.planar, slot.images.numpy(), failed,
+            indices, epoch_seed, crop.train, np.array(crop.scale), np.array(crop.ratio), crop.hflip, shorter,
+            FILTERS[crop.filter], taps, images["mode"], images["height"], images["width"], images["data_ptr"],
+            context.state, self._scratch, factor, offset, slot.planar, slot.images.numpy(), failed,
         )  # fmt: skip
         if failed.any():
             first = indices[failed][0]

@@ -36,7 +36,7 @@ class Data:
         class_names: name of each class, or None where the data has none.
         resolutions: size of training images by epoch.
         transform: makes the training transform for a size, for pictures.
-        crop_share: side of the central square that validation looks at, for FFCV's files.
+        crop_share, interpolation: of validation's central square, and filter of all resizes, for FFCV's files.
     """
 
     train: Dataset | Beton
@@ -49,6 +49,7 @@ class Data:
     resolutions: Resolutions | None = None
     transform: Callable[[int], Callable] | None = None
     crop_share: float = 0.875
+    interpolation: str = "bilinear"
 
     def train_loader(self, args: argparse.Namespace, rank: Rank) -> ResumableLoader | FFCVLoader:
         """Shuffled anew each epoch (``loader.set_epoch``); incomplete batches are dropped.
@@ -63,7 +64,7 @@ class Data:
                 f"batch of {args.batch_size}: set a smaller --batch-size, or NPROC"
             )
         if isinstance(self.train, Beton):
-            crop = Crop(True, tuple(args.scale), tuple(args.ratio), args.hflip)
+            crop = Crop(True, tuple(args.scale), tuple(args.ratio), args.hflip, filter=self.interpolation)
             size = self.resolutions.at
             return self._ffcv_loader(self.train, args, rank, args.batch_size, size, crop, ImageAugment.from_args(args))
 
@@ -84,7 +85,7 @@ class Data:
         """
         batch_size = args.validation_batch_size or args.batch_size
         if isinstance(self.val, Beton):
-            crop = Crop(False, share=self.crop_share)
+            crop = Crop(False, share=self.crop_share, filter=self.interpolation)
             return self._ffcv_loader(self.val, args, rank, batch_size, self.input_size[1], crop, limit=limit)
         count = min(len(self.val), limit or len(self.val))
         share = Subset(self.val, range(rank.rank, count, rank.world_size))
@@ -178,11 +179,14 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
 
 
 def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path], resolutions: Resolutions) -> Data:
-    channels, size, _ = config["input_size"]
+    channels, height, width = config["input_size"]
     if channels != 3:
         raise UsageError(f"--in-chans {channels}: .beton files hold colour pictures; --loader timm reads grey ones")
-    if config["crop_mode"] != "center":
-        raise UsageError(f"--loader ffcv crops the centre of an image; {args.model} wants {config['crop_mode']!r}")
+    if config["crop_mode"] != "center" or config["crop_pct"] > 1 or height != width:
+        raise UsageError(
+            f"--loader ffcv crops a square from within an image; {args.model} wants {height}x{width}, crop_mode "
+            f"{config['crop_mode']}, crop_pct {config['crop_pct']}: set --img-size and --crop-pct, or use --loader timm"
+        )
     train, val = (Beton.open(path) for path in paths)
     if train.class_names != val.class_names:
         both = " and ".join(f"{beton.path.name} ({len(beton.class_names or [])})" for beton in (train, val))
@@ -193,10 +197,9 @@ def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path
     for beton in (train, val):
         if beton.labels.max() >= num_classes:
             raise UsageError(f"--num-classes {num_classes}: {beton.path.name} has the label {beton.labels.max()}")
-    # What timm's resize and crop leave of the shorter side.
-    share = size / int(size / config["crop_pct"])
+    crop = {"crop_share": config["crop_pct"], "interpolation": config["interpolation"]}
     shared = config["mean"], config["std"], train.class_names, resolutions
-    return Data(train, val, num_classes, config["input_size"], *shared, crop_share=share)
+    return Data(train, val, num_classes, config["input_size"], *shared, **crop)
 
 
 def _count_classes(args: argparse.Namespace, names: list[str] | None, source: str) -> int:
