@@ -29,6 +29,7 @@ from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher import api
 
 from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE
+from .stopping import LAUNCHER
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
 
@@ -53,6 +54,7 @@ def main() -> None:
     # It logs each process it ends and each exit code it sees; what matters of that is said below.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     _fresh_stores()
+    os.environ[LAUNCHER] = str(os.getpid())
     api.LocalElasticAgent = _Agent
     args = run.parse_args(sys.argv[1:])
     try:
