@@ -29,6 +29,37 @@ if [[ -n ${TORCHELASTIC_RUN_ID:-} ]]; then
     exec "$python" "${BASH_SOURCE[0]}" "$@"
 fi
 
+fail() {
+    printf "error: %s\n" "$*" >&2
+    exit 2
+}
+
+# torchrun has this flag before the program, people write it anywhere.
+flags=()
+while (($#)); do
+    case $1 in
+    --max-restarts)
+        (($# > 1)) || fail "--max-restarts: expected a number after it"
+        MAX_RESTARTS=$2
+        shift
+        ;;
+    --max-restarts=*) MAX_RESTARTS=${1#*=} ;;
+    *) flags+=("$1") ;;
+    esac
+    shift
+done
+set -- ${flags[@]+"${flags[@]}"}
+
+for setting in NPROC:1 MAX_RESTARTS:0 JOIN_MINUTES:1 STOP_SECONDS:0; do
+    name=${setting%:*} least=${setting#*:}
+    [[ ! ${!name:-} || ${!name} =~ ^(0|[1-9][0-9]*)$ && ${!name} -ge $least ]] ||
+        fail "$name=${!name}: expected a whole number, at least $least"
+done
+[[ ${NNODES:=1} =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] ||
+    fail "NNODES=$NNODES: expected the number of machines, or MIN:MAX"
+[[ $NNODES == 1 || ${RDZV_ENDPOINT:-} =~ .:[0-9]+$ ]] ||
+    fail "NNODES=$NNODES, RDZV_ENDPOINT=${RDZV_ENDPOINT:-}: expected RDZV_ENDPOINT=HOST:PORT, the same on every machine"
+
 "$root/launch/setup.sh"
 python=$venv/bin/python
 
@@ -41,26 +72,13 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
 
 where=(--standalone)
-if [[ ${NNODES:-1} != 1 ]]; then
-    : "${RDZV_ENDPOINT:?set RDZV_ENDPOINT=HOST:PORT, the same on every machine}"
+if [[ $NNODES != 1 ]]; then
     where=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-subp}"
         --rdzv-conf "join_timeout=$((60 * ${JOIN_MINUTES:-30}))${RDZV_CONF:+,$RDZV_CONF}"
         ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"})
 fi
 # How long torchrun waits for ranks that it has told to stop.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${STOP_SECONDS:-120}
-
-# torchrun has this flag before the program, people write it anywhere.
-flags=()
-while (($#)); do
-    case $1 in
-    --max-restarts) MAX_RESTARTS=${2:?--max-restarts needs a number} && shift ;;
-    --max-restarts=*) MAX_RESTARTS=${1#*=} ;;
-    *) flags+=("$1") ;;
-    esac
-    shift
-done
-set -- ${flags[@]+"${flags[@]}"}
 
 train=("$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}"
     -m subp_dist.train)

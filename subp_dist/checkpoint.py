@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,6 +63,22 @@ def write_atomically(path: Path, write: Callable[[Path], None], previous: Path |
         raise OSError(f"cannot write {path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors_explained(folder: Path) -> Iterator[None]:
+    """Say what a run that cannot write to its folder any more has, and how it can go on.
+
+    Raises:
+        UsageError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write to {folder}: {error.strerror}" if error.strerror else str(error)
+        raise UsageError(
+            f"{text}. Earlier checkpoints are complete: make room or mend the folder, and go on with --resume auto"
+        ) from error
 
 
 def remove_leftovers(folder: Path) -> None:

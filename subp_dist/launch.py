@@ -13,9 +13,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from contextlib import suppress
+from datetime import timedelta
 
-from torch.distributed import run
+from torch.distributed import TCPStore, run
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -29,6 +32,7 @@ from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher import api
 
 from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE
+from .stopping import LAUNCHER
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
 
@@ -53,6 +57,7 @@ def main() -> None:
     # It logs each process it ends and each exit code it sees; what matters of that is said below.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     _fresh_stores()
+    os.environ[LAUNCHER] = str(os.getpid())
     api.LocalElasticAgent = _Agent
     args = run.parse_args(sys.argv[1:])
     try:
@@ -118,15 +123,14 @@ def _meet(args: argparse.Namespace) -> None:
     if args.standalone or args.rdzv_backend != "c10d" or not args.rdzv_endpoint or "is_host" in args.rdzv_conf:
         return
     host, port = parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=29400)
-    # torch knows its own machine by name and first address only.
-    if _matches_machine_hostname(host):
-        return
     if _is_ours_and_free(host, port):
-        args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, "is_host=1"]))
+        # torch knows its own machine by name and first address only.
+        if not _matches_machine_hostname(host):
+            args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, "is_host=1"]))
         return
     minutes = float(os.environ.get("JOIN_MINUTES", 30))
-    if not _answers(host, port, 60 * minutes):
-        _say(f"error: no rendezvous at {args.rdzv_endpoint} for {minutes:g} minutes: is the command running there?")
+    if problem := _wait_for_store(host, port, minutes):
+        _say(f"error: {problem}; tried for {minutes:g} minutes")
         sys.exit(1)
 
 
@@ -138,17 +142,40 @@ def _is_ours_and_free(host: str, port: int) -> bool:
     return True
 
 
-def _answers(host: str, port: int, seconds: float) -> bool:
-    """Whether something listens there within that time."""
-    end = time.monotonic() + seconds
+def _wait_for_store(host: str, port: int, minutes: float) -> str | None:
+    """Wait until a store of torch answers there; what is wrong if none does."""
+    end = time.monotonic() + 60 * minutes
+    warned = False
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
-            return True
         except OSError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(1)
+            problem = f"no rendezvous at {host}:{port}: is the command running there?"
+        else:
+            if _is_store(host, port):
+                return None
+            problem = f"what answers at {host}:{port} is another program, not a rendezvous: choose a free port"
+            if not warned:
+                _say(f"{problem}; trying on for {minutes:g} minutes")
+                warned = True
+        if time.monotonic() > end:
+            return problem
+        time.sleep(1)
+
+
+def _is_store(host: str, port: int, seconds: float = 20) -> bool:
+    """Whether a store of torch listens there; its client, left alone, waits for ever for another program's answer."""
+    stores = []
+
+    def connect() -> None:
+        with suppress(RuntimeError):
+            timeout = timedelta(seconds=seconds)
+            stores.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout))
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(stores)
 
 
 def _start_again(args: argparse.Namespace, error: RendezvousConnectionError) -> None:

@@ -73,7 +73,8 @@ def train_epoch(
     if new_images:
         training.image_rates.append(metrics["img_per_s"])
         training.data_shares.append(metrics["data_time"])
-    training.monitor.scalars({f"train/{k}": v for k, v in metrics.items() if k != "loss"}, (epoch + 1) * steps)
+    rates = {f"train/{k}": v for k, v in metrics.items() if k != "loss"}
+    training.monitor.scalars(rates, (epoch + 1) * steps - 1)
     return metrics
 
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from .errors import Stopped
+from .errors import EXIT_LOST_RANK, Stopped
+
+LAUNCHER = "SUBP_LAUNCHER"  # the process that starts the ranks of a machine, in their environment
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def end_with_launcher() -> None:
+    """Let the kernel kill this rank when its launcher is gone: it would train on, beside the run that is started next.
+
+    A launcher that ends in any other way than by SIGKILL stops its ranks itself.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+        sys.exit(EXIT_LOST_RANK)  # it was gone before
 
 
 class StopRequest:

@@ -17,7 +17,15 @@ from timm.utils import distribute_bn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
-from .checkpoint import BEST, NEWEST, PREVIOUS, load_checkpoint, save_checkpoint, save_plain_weights
+from .checkpoint import (
+    BEST,
+    NEWEST,
+    PREVIOUS,
+    load_checkpoint,
+    save_checkpoint,
+    save_plain_weights,
+    write_errors_explained,
+)
 from .data import Data, ResumableLoader
 from .distributed import init_process_group, lost_ranks_named, on_primary
 from .errors import Stopped, UsageError, report_usage_errors
@@ -28,7 +36,7 @@ from .options import parse_args
 from .parametrization import plain_state_dict
 from .report import run_report
 from .run_folder import find_checkpoint, folder_of, start_folder
-from .stopping import StopRequest
+from .stopping import StopRequest, end_with_launcher
 from .training import Training, checkpoint_state, create_model_and_data, prepare, restore
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +46,7 @@ _logger = logging.getLogger(__name__)
 @report_usage_errors
 def cli() -> None:
     """Console entry: parse the command line and train."""
+    end_with_launcher()
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_primary else logging.ERROR)
     main(parse_args())
@@ -129,14 +138,13 @@ class Run:
         top1 = self.val_metrics["top1"]
         is_best = training.pruner.at_target and (self.best is None or top1 >= self.best)
         self.best = top1 if is_best else self.best
-        self._save(epoch, is_best)
         row = {"epoch": epoch}
         row |= {f"train_{key}": value for key, value in train_metrics.items()}
         row |= {f"val_{key}": value for key, value in self.val_metrics.items()}
         row |= {"sparsity": training.pruner.pruned_share(), "lr": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = time.perf_counter() - started
-        monitor.summary(row)
-        monitor.scalars({f"val/{k}": value for k, value in self.val_metrics.items()}, self.global_step(epoch + 1))
+        monitor.scalars({f"val/{k}": v for k, v in self.val_metrics.items()}, self.global_step(epoch + 1) - 1)
+        self._save(epoch, is_best, row)
         monitor.line(
             f"epoch {epoch:3d}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
             f"top-1 {row['val_top1']:.2f} %  pruned {100 * row['sparsity']:.1f} %  "
@@ -153,21 +161,20 @@ class Run:
         if interval and self.global_step(epoch) % interval == 0 and step < self.steps:
             self._save(epoch)
 
-    def _save(self, epoch: int, is_best: bool = False) -> None:
-        """Write the checkpoint, on rank 0; if that fails, every rank ends."""
+    def _save(self, epoch: int, is_best: bool = False, row: dict | None = None) -> None:
+        """Write the checkpoint, after an epoch with its row of figures, on rank 0; if that fails, every rank ends."""
         state = checkpoint_state(self.training, epoch, self.best, self.val_metrics)
 
+        @write_errors_explained(self.folder)
         def write() -> None:
-            try:
-                # The best one first: a run that is killed between the two trains this epoch again, to the same end.
-                if is_best:
-                    save_checkpoint(self.folder / BEST, state)
-                save_checkpoint(self.folder / NEWEST, state, self.folder / PREVIOUS)
-            except OSError as error:
-                raise UsageError(
-                    f"{error}. The checkpoint before is complete: make room or mend the folder, and go on with "
-                    "--resume auto"
-                ) from error
+            # The newest checkpoint last: a run that is killed before it does the work since the one before again, to
+            # the same end, and drops what it had recorded of it.
+            if row is not None:
+                self.training.monitor.summary(row)
+            self.training.monitor.flush()
+            if is_best:
+                save_checkpoint(self.folder / BEST, state)
+            save_checkpoint(self.folder / NEWEST, state, self.folder / PREVIOUS)
 
         on_primary(write)
 
@@ -191,7 +198,16 @@ def evaluate(training: Training, val_loader: DataLoader) -> dict[str, float]:
 
 
 def finish(training: Training, data: Data, folder: Path) -> None:
-    """Export the best model of the run and write its report, on rank 0."""
+    """Export the best model of the run and write its report, on rank 0.
+
+    Raises:
+        UsageError: the folder cannot be written any more.
+    """
+    with write_errors_explained(folder):
+        _finish(training, data, folder)
+
+
+def _finish(training: Training, data: Data, folder: Path) -> None:
     args = training.args
     try:
         checkpoint = load_checkpoint(folder / (BEST if (folder / BEST).exists() else NEWEST))
@@ -213,6 +229,7 @@ def finish(training: Training, data: Data, folder: Path) -> None:
     report = run_report(training, folder, checkpoint)
     monitor = training.monitor
     monitor.hyper_parameters(args, {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]})
+    monitor.flush()
     monitor.line(
         f"kept {report['macs']['kept'] / 1e6:.1f} of {report['macs']['dense'] / 1e6:.1f} M MACs; best top-1 "
         f"{report['accuracy']['top1']:.2f} % (epoch {checkpoint['epoch']}); everything is in {folder}"

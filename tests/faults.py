@@ -1,7 +1,8 @@
 """A training program that kills itself: ``python -m subp_dist.launch ... tests/faults.py FLAGS``, on few digits.
 
 ``FAULT=MOMENT:RANK:COUNT`` sends a real SIGKILL (or the signal that ``FAULT_SIGNAL`` names) to that rank when it gets
-to that moment for the COUNT-th time, once: ``FAULT_MARK`` is a file that remembers it over restarts.
+to that moment for the COUNT-th time. Several, with semicolons between them, come one after the other: each time the
+ranks are started, the next one waits for them. ``FAULT_MARK`` is a file that has a line for each that has come.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from subp_dist import checkpoint, masks, train
+from subp_dist import checkpoint, masks, monitor, train
 from subp_dist.data import digits
 
 
 def strike() -> None:
-    Path(os.environ["FAULT_MARK"]).touch()
+    with Path(os.environ["FAULT_MARK"]).open("a") as mark:
+        print(os.environ["RANK"], file=mark)
     signal.raise_signal(getattr(signal, os.environ.get("FAULT_SIGNAL", "SIGKILL")))
 
 
@@ -40,13 +42,28 @@ def before(owner, name: str, act: Callable[[], None]) -> None:
     setattr(owner, name, patched)
 
 
+def in_a_pass(act: Callable[[], None]) -> None:
+    """In the forward pass of a training step, at each batch norm."""
+    original = nn.BatchNorm2d.forward
+
+    def forward(self, x):
+        if self.training:
+            act()
+        return original(self, x)
+
+    nn.BatchNorm2d.forward = forward
+
+
 def half_written(act: Callable[[], None]) -> None:
     """Let half of a checkpoint reach its file first."""
     original = torch.save
 
-    def save(state, file) -> None:
+    def save(state, file, **options) -> None:
         buffer = io.BytesIO()
-        original(state, buffer)
+        original(state, buffer, **options)
+        if options:  # a tensor that is pickled for another rank
+            file.write(buffer.getvalue())
+            return
         file.write(buffer.getvalue()[: buffer.tell() // 2])
         file.flush()
         act()
@@ -67,22 +84,28 @@ def on_rename(act: Callable[[], None], source: str, target: str) -> None:
 
 
 MOMENTS = {
-    "forward": lambda act: before(nn.BatchNorm2d, "forward", act),  # 7 layers of 24 into a pass, for example
+    "start": lambda act: before(train, "create_model_and_data", act),
+    "resuming": lambda act: before(train, "restore", act),
+    "forward": in_a_pass,  # 15 layers
     "backward": lambda act: before(torch.Tensor, "backward", act),
-    "mask update": lambda act: before(masks, "uniform_mask", act),
+    "mask update": lambda act: before(masks, "uniform_mask", act),  # 12 layers
     "validation": lambda act: before(train, "evaluate", act),
+    "figures": lambda act: before(monitor.Monitor, "summary", act),
     "checkpoint, half written": half_written,
     "checkpoint, before the renames": lambda act: on_rename(act, checkpoint.NEWEST, checkpoint.PREVIOUS),
     "checkpoint, between the renames": lambda act: on_rename(act, ".tmp", checkpoint.NEWEST),
-    "resuming": lambda act: before(torch, "load", act),
+    "checkpoint, done": lambda act: before(monitor.Monitor, "line", act),  # of an epoch
+    "export": lambda act: before(train, "finish", act),
 }
 
 
 def prepare() -> None:
     pixels, labels = digits.load_digits()
     digits.load_digits = lambda: (pixels[::8], labels[::8])
-    moment, rank, count = os.environ.get("FAULT", "::").split(":")
-    if moment and rank == os.environ["RANK"] and not Path(os.environ["FAULT_MARK"]).exists():
+    mark, faults = Path(os.environ["FAULT_MARK"]), os.environ.get("FAULT", "").split(";")
+    come = len(mark.read_text().splitlines()) if mark.exists() else 0
+    moment, rank, count = (faults[come] if come < len(faults) and faults[come] else "::").split(":")
+    if rank == os.environ["RANK"]:
         MOMENTS[moment](counted(int(count)))
 
 

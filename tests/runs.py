@@ -6,15 +6,17 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = [sys.executable, "-m", "subp_dist.launch"]
 FLAGS = [
-    *("test_resnet", "--data-dir", "builtin", "--epochs", "3", "--batch-size", "32", "--lr", "0.05", "--no-export"),
+    *("--data-dir", "builtin", "--epochs", "3", "--batch-size", "32", "--lr", "0.05", "--no-export"),
     *("--prune-start", "0", "--prune-end", "1", "--experiment", "run"),
 ]
 
@@ -25,18 +27,28 @@ def environment(**extra: str) -> dict[str, str]:
     return base | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | extra
 
 
-def start(output: Path, *flags: str, torchrun: tuple[str, ...] = (), prefix: tuple[str, ...] = (), **extra: str):
+def start(
+    output: Path,
+    *flags: str,
+    model: str = "test_resnet",
+    torchrun: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    **extra: str,
+) -> subprocess.Popen:
     """Start ranks on few digits; ``torchrun`` flags come after those of one machine with two ranks."""
     where = [] if any(flag.startswith("--nnodes") for flag in torchrun) else ["--standalone", "--nproc-per-node=2"]
     output.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
-        [*prefix, *LAUNCH, *where, *torchrun, str(ROOT / "tests/faults.py"), *FLAGS, "--output", str(output), *flags],
+        [
+            *(*prefix, *LAUNCH, *where, *torchrun, str(ROOT / "tests/faults.py"), model, *FLAGS),
+            *("--output", str(output), *flags),
+        ],
         env=environment(FAULT_MARK=str(output / "mark"), **extra),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, seconds: float = 500) -> subprocess.CompletedProcess:
+def finish(process: subprocess.Popen, seconds: float = 1500) -> subprocess.CompletedProcess:
     """Wait for a run's end; kill it all if it does not come."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -68,4 +80,13 @@ def assert_same_end(folder: Path, expected: Path) -> None:
         for timing in ("seconds", "train_img_per_s", "train_data_time"):
             del row[timing]
     assert rows[0] == rows[1]
+    assert scalars(folder) == scalars(expected)
     assert not list(folder.glob(".*.tmp")), "leftovers"
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of all that TensorBoard shows of a run as curves, but for timings."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = set(events.Tags()["scalars"]) - {"train/img_per_s", "train/data_time"}
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

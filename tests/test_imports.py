@@ -45,7 +45,7 @@ ALLOWED = {
     "bench": {"blocks", "checkpoint", "errors", "export", "parametrization"},
     "monitor": {"checkpoint", "pruner"},
     "options": {"blocks", "errors", "masks", "schedule", "scores"},
-    "launch": {"errors"},
+    "launch": {"errors", "stopping"},
 }
 
 

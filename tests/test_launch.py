@@ -5,6 +5,7 @@ nothing here: the environment that runs the tests is the one they find.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
+
+from subp_dist import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -77,6 +81,38 @@ def test_help_needs_no_ranks():
     done = execute([str(ROOT / "launch/train.sh"), "--help"])
     assert done.returncode == 0
     assert "--prune-rate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"NNODES": "2"}, "NNODES=2, RDZV_ENDPOINT=: expected RDZV_ENDPOINT=HOST:PORT"),
+        ({"NNODES": "2", "RDZV_ENDPOINT": "host0"}, "RDZV_ENDPOINT=host0: expected RDZV_ENDPOINT=HOST:PORT"),
+        ({"NNODES": "two"}, "NNODES=two: expected the number of machines"),
+        ({"NPROC": "0"}, "NPROC=0: expected a whole number, at least 1"),
+        ({"MAX_RESTARTS": "-1"}, "MAX_RESTARTS=-1: expected a whole number, at least 0"),
+        ({"JOIN_MINUTES": "soon"}, "JOIN_MINUTES=soon: expected a whole number, at least 1"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_one_line_before_anything_is_done(settings, found):
+    done = execute([str(ROOT / "launch/train.sh"), *FLAGS], **settings)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert found in done.stderr
+
+
+def test_a_port_of_another_program_is_told_from_a_rendezvous():
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert launch._is_store("127.0.0.1", store.port, seconds=100)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        assert not launch._is_store(*mute.getsockname(), seconds=2)
+
+
+def test_nothing_at_the_rendezvous_is_an_error_that_asks_for_the_other_machine():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert launch._wait_for_store("127.0.0.1", port, minutes=0).startswith(f"no rendezvous at 127.0.0.1:{port}")
 
 
 def command(folder: Path, name: str, body: str) -> None:

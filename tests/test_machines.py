@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from runs import assert_same_end, finish, start
 
+# The machine may be slow, or stop for a while.
+pytestmark = pytest.mark.timeout(1800)
+
 HOSTS = {"a": "10.213.77.1", "b": "10.213.77.2"}
 
 
