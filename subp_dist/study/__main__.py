@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
-from ..errors import UsageError, report_usage_errors
+from ..checkpoint import check_writable
+from ..errors import EXIT_STOPPED, UsageError, report_usage_errors
+from .data import prepare
 from .grid import Grid
-from .runner import Runner, read_results, subset
+from .runner import Runner, read_results, results_of
 from .table import as_markdown, plot, summarise
 
 
@@ -31,18 +34,24 @@ def cli() -> None:
     parser.add_argument("--table-only", action="store_true", help="do no runs")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the results: .png or .svg")
     args = parser.parse_args()
+    if args.plot and args.plot.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {args.plot}: expected the name of a .png or .svg file")
+    for path in filter(None, (args.results, args.plot)):
+        check_writable(path)
     grid = Grid.read(args.grid)
     failed = [] if args.table_only else _work(args, grid)
-    results = {run.name: row for run in grid.runs if (row := read_results(args.results).get(run.name))}
     if args.list:
         return
-    if not results:
+    results, others = results_of(grid, read_results(args.results))
+    if others:
+        print(f"left out: {len(others)} rows of other flags than the study's: {', '.join(others)}", file=sys.stderr)
+    if results:
+        cells = summarise(results, list(grid.labels))
+        print(f"{as_markdown(cells, grid.labels)}\n\n{len(results)} of {len(grid.runs)} runs")
+        if args.plot:
+            plot(cells, grid.labels, args.plot)
+    elif not failed:
         raise UsageError(f"{args.results}: no results of {args.grid} yet")
-    cells = summarise(results, list(grid.labels))
-    print(as_markdown(cells, grid.labels))
-    print(f"\n{len(results)} of {len(grid.runs)} runs")
-    if args.plot:
-        plot(cells, grid.labels, args.plot)
     if failed:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
 
@@ -52,11 +61,12 @@ def _work(args: argparse.Namespace, grid: Grid) -> list[str]:
         raise UsageError("no data given: set --data-dir to a folder with train/ and a validation split in it")
     if args.jobs < 1:
         raise UsageError(f"--jobs {args.jobs}: expected 1 or more")
-    data = subset(args.data_dir, args.output / "data", grid.images_per_class)
+    data = prepare(args.data_dir, args.output / "data", grid)
     runner = Runner(grid, data, args.output, args.results, args.jobs, args.hours)
     if args.list:
         print("\n".join(runner.text(run) for run in runner.pending()))
         return []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
     print(f"{len(runner.pending())} of {len(grid.runs)} runs to do, {args.jobs} at a time", flush=True)
     runner.work()
     return runner.failed

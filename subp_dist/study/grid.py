@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
 from ..errors import UsageError
-from ..options import flags_to_argv
+from ..options import build_parser, flags_to_argv, parse_args
 
-_KEYS = {"model", "images_per_class", "seeds", "cells", "flags", "variants"}
+_KEYS = {"model", "images_per_class", "beton", "seeds", "cells", "flags", "variants"}
 _VARIANT_KEYS = {"label", "cells", "flags", "after"}
 
 
@@ -35,14 +36,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """A study: its runs, in the order in which they are worth doing, and how many training images of each class.
+    """A study: its runs, in the order in which they are worth doing, and the data they want.
 
     Attributes:
+        runs: each comes later than the one that it starts from.
+        images_per_class: training images of each class; None: all.
+        beton: how the images are stored for FFCV, such as ``256_1.0_90``; None: they stay pictures.
+        splits: names of the training and the validation split.
         labels: what each variant is called in the table, in the order of the file.
     """
 
     runs: tuple[Run, ...]
     images_per_class: int | None
+    beton: str | None
+    splits: tuple[str, str]
     labels: dict[str, str]
 
     @classmethod
@@ -58,15 +65,23 @@ class Grid:
             raise UsageError(f"{path}: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
             raise UsageError(f"{path}: expected a study with the keys {', '.join(sorted(_KEYS))}")
-        _known(content, _KEYS, str(path))
+        _check(content, _KEYS, str(path))
         for key in ("model", "seeds", "cells"):
             if not content.get(key):
                 raise UsageError(f"{path}: {key} is missing")
+        if not _is_list(content["seeds"], int):
+            raise UsageError(f"{path}: seeds: {content['seeds']}: expected whole numbers, such as [1, 2, 3]")
+        if not isinstance(content.get("beton", ""), str):
+            raise UsageError(f'{path}: beton: expected quotes, such as "256_1.0_90"; YAML takes it for a number')
+        if content.get("beton") and not content.get("images_per_class"):
+            raise UsageError(f"{path}: beton without images_per_class: for all images, give .beton files as --data-dir")
         variants = {name: variant or {} for name, variant in content["variants"].items()}
+        earlier: list[str] = []
         for name, variant in variants.items():
-            _known(variant, _VARIANT_KEYS, f"{path}: {name}")
-            if variant.get("after") not in (None, *variants):
-                raise UsageError(f"{path}: {name}: after: there is no variant {variant['after']!r}")
+            _check(variant, _VARIANT_KEYS, f"{path}: {name}")
+            if variant.get("after") not in (None, *earlier):
+                raise UsageError(f"{path}: {name}: after: there is no variant {variant['after']!r} above it")
+            earlier.append(name)
         runs = [
             _run(content, variants, name, tuple(cell), seed)
             # A study that is cut short has compared all variants, with fewer seeds.
@@ -74,13 +89,44 @@ class Grid:
             for name, variant in variants.items()
             for cell in variant.get("cells", content["cells"])
         ]
-        return cls(tuple(runs), content.get("images_per_class"), {n: v.get("label", n) for n, v in variants.items()})
+        for run in runs:
+            _check_flags(run, f"{path}: {run.variant}")
+        flags = content.get("flags", {})
+        return cls(
+            tuple(runs), content.get("images_per_class"), content.get("beton"),
+            (flags.get("train-split", "train"), flags.get("val-split", "validation")),
+            {name: variant.get("label", name) for name, variant in variants.items()},
+        )  # fmt: skip
 
 
-def _known(mapping: dict, keys: set[str], where: str) -> None:
-    unknown = set(mapping) - keys
-    if unknown:
-        raise UsageError(f"{where}: unknown {', '.join(sorted(unknown))}; expected {', '.join(sorted(keys))}")
+def _is_list(value, kind) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _check(mapping: dict, keys: set[str], where: str) -> None:
+    if not isinstance(mapping, dict):
+        raise UsageError(f"{where}: expected the keys {', '.join(sorted(keys))}")
+    if unknown := set(mapping) - keys:
+        raise UsageError(f"{where}: unknown {', '.join(map(str, unknown))}; expected {', '.join(sorted(keys))}")
+    if not isinstance(mapping.get("flags", {}), dict):
+        raise UsageError(f"{where}: flags: expected 'flag: value' lines")
+    cells = mapping.get("cells", [])
+    if not _is_list(cells, list) or any(len(cell) != 2 or not _is_list(cell, (int, float)) for cell in cells):
+        raise UsageError(f"{where}: cells: expected pairs of pruning rate and block size, such as [[0.5, 16]]")
+
+
+def _check_flags(run: Run, where: str) -> None:
+    """All runs would fail one after the other, an hour later."""
+    parser = build_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(f"{where}: {message}")
+
+    parser.error = refuse
+    try:
+        parse_args(run.argv, parser)
+    except UsageError as error:
+        raise error if str(error).startswith(where) else UsageError(f"{where}: {error}") from None
 
 
 def _run(content: dict, variants: dict[str, dict], name: str, cell: tuple[float, int], seed: int) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..checkpoint import write_atomically
+from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError
 from .grid import Grid, Run
 
@@ -23,6 +24,8 @@ COLUMNS = (
     *("name", "variant", "prune_rate", "block_size", "seed"),
     *("top1", "loss", "macs_kept", "macs_dense", "seconds", "command"),
 )
+
+_COMMAND = "command.txt"
 
 
 def read_results(path: Path) -> dict[str, dict[str, str]]:
@@ -38,6 +41,14 @@ def read_results(path: Path) -> dict[str, dict[str, str]]:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UsageError(f"{path}: not the results of a study; expected the columns {', '.join(COLUMNS)}")
         return {row["name"]: row for row in reader}
+
+
+def results_of(grid: Grid, rows: dict[str, dict[str, str]]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Rows of a grid's runs, whatever paths they were done with; and names of rows that were done with other flags."""
+    rows = {run.name: rows[run.name] for run in grid.runs if run.name in rows}
+    commands = {run.name: shlex.join(["python", "-m", "subp_dist.train", *run.argv]) for run in grid.runs}
+    others = [name for name, row in rows.items() if not f"{row['command']} ".startswith(f"{commands[name]} ")]
+    return {name: row for name, row in rows.items() if name not in others}, others
 
 
 class Runner:
@@ -74,13 +85,47 @@ class Runner:
         return shlex.join(["python", *self.command(run)])
 
     def pending(self) -> list[Run]:
-        """Runs that have no row, or the row of another command."""
-        return [run for run in self.grid.runs if self.results.get(run.name, {}).get("command") != self.text(run)]
+        """Runs without a row, with that of another command, or that start from such a run; and what they start from."""
+        pending = self._outdated()
+        for run in reversed(self.grid.runs):
+            if run.name in pending and run.after and not self._has_weights(run.after):
+                pending.add(run.after)
+        return [run for run in self.grid.runs if run.name in pending]
+
+    def _outdated(self) -> set[str]:
+        outdated: set[str] = set()
+        for run in self.grid.runs:
+            if run.after in outdated or self.results.get(run.name, {}).get("command") != self.text(run):
+                outdated.add(run.name)
+        return outdated
+
+    def _has_weights(self, name: str) -> bool:
+        folder = self.output / name
+        return (folder / "model.safetensors").exists() and _read(folder / _COMMAND) == self._started_by(name)
+
+    def _started_by(self, name: str | None) -> str:
+        """What made the weights of a run: its command, and those of the runs before it."""
+        run = next((run for run in self.grid.runs if run.name == name), None)
+        return f"{self.text(run)}\n{self._started_by(run.after)}" if run else ""
 
     def work(self) -> None:
-        """Do what is pending; on Ctrl-C the runs are stopped, and go on from their last epoch another time."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for run in self.pending():
+        """Do what is pending; on Ctrl-C or SIGTERM the runs are stopped, and go on from there another time.
+
+        Raises:
+            UsageError: the results cannot be written, or another study is at work in the folder.
+        """
+        check_writable(self.path)
+        self.output.mkdir(parents=True, exist_ok=True)
+        with (self.output / ".lock").open("w") as self._lock_file, ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another study is at work in {self.output}, or runs that one has left") from None
+            pending = self.pending()
+            # What is not true of this grid must not stand beside what is.
+            for name in self._outdated():
+                self.results.pop(name, None)
+            for run in pending:
                 self._futures[run.name] = pool.submit(self._do, run)
             try:
                 for future in self._futures.values():
@@ -98,16 +143,29 @@ class Runner:
         if run.after in self.failed:
             self._fail(run, f"{run.after}, which it starts from, failed")
             return
+        if run.after and not self._has_weights(run.after):
+            return  # the time was up
         started = time.monotonic()
         folder = self.output / run.name
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and _read(folder / _COMMAND) != self._started_by(run.name):
+            if not (folder / _COMMAND).exists():
+                self._fail(run, f"{folder} is there already, and not of a study; choose another --output")
+                return
+            shutil.rmtree(folder)  # going on with it would give the results of another command
+        folder.mkdir(exist_ok=True)
+        (folder / _COMMAND).write_text(self._started_by(run.name))
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.jobs))}
-        with (folder / "log.txt").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, *self.command(run), "--resume", "auto"],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-            )  # fmt: skip
-            self._processes.add(process)
+        with (folder / "log.txt").open("a") as log:
+            with self._lock:
+                if self._stopping:
+                    return
+                # A run holds the folder's lock as long as it lives, should this process be killed.
+                process = subprocess.Popen(
+                    [sys.executable, *self.command(run), "--resume", "auto"], env=environment,
+                    stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                    pass_fds=[self._lock_file.fileno()],
+                )  # fmt: skip
+                self._processes.add(process)
             code = process.wait()
             self._processes.discard(process)
         if self._stopping:
@@ -122,23 +180,22 @@ class Runner:
             # The last epoch, not the best one: that would be chosen on the images it is judged by.
             last = list(csv.DictReader(file))[-1]
         macs = json.loads((folder / "report.json").read_text())["macs"]
+        top1, loss = f"{float(last['val_top1']):.2f}", f"{float(last['val_loss']):.4f}"
         values = (
             *(run.name, run.variant, f"{run.cell[0]:g}", run.cell[1], run.seed),
-            *(
-                f"{float(last['val_top1']):.2f}",
-                f"{float(last['val_loss']):.4f}",
-                int(macs["kept"]),
-                int(macs["dense"]),
-            ),
-            *(f"{seconds:.0f}", self.text(run)),
+            *(top1, loss, int(macs["kept"]), int(macs["dense"]), f"{seconds:.0f}", self.text(run)),
         )
         row = dict(zip(COLUMNS, map(str, values), strict=True))
         with self._lock:
             self.results[run.name] = row
             order = {name: index for index, name in enumerate(r.name for r in self.grid.runs)}
             rows = sorted(self.results.values(), key=lambda r: order.get(r["name"], len(order)))
-            write_atomically(self.path, lambda path: _write_rows(path, rows))
-        print(f"{run.name}: top-1 {row['top1']} % in {row['seconds']} s", flush=True)
+            try:
+                write_atomically(self.path, lambda path: _write_rows(path, rows))
+            except OSError as error:
+                raise UsageError(f"{error}; {run.name} is done, and its row is made when the study goes on") from error
+            done = sum(r.name in self.results for r in self.grid.runs)
+        print(f"{run.name}: top-1 {top1} % in {seconds:.0f} s ({done} of {len(self.grid.runs)} runs)", flush=True)
 
     def _fail(self, run: Run, why: str) -> None:
         with self._lock:
@@ -146,7 +203,8 @@ class Runner:
         print(f"{run.name}: failed: {why}", file=sys.stderr, flush=True)
 
     def _stop(self) -> None:
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         for process in list(self._processes):
             process.send_signal(signal.SIGTERM)
 
@@ -158,39 +216,5 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def subset(data: Path, folder: Path, images_per_class: int | None, train_split: str = "train") -> Path:
-    """A folder like ``data`` with the first images of each training class, as links; validation is whole.
-
-    Args:
-        data: folder with ``train/`` and other splits of class folders.
-        folder: where the links go; made anew if it has another number of images.
-        images_per_class: training images of each class; None: ``data`` itself is returned.
-
-    Raises:
-        UsageError: there is no such data, or a class has fewer images.
-    """
-    classes = sorted(path for path in (data / train_split).glob("*") if path.is_dir())
-    if not classes:
-        raise UsageError(f"--data-dir {data}: expected {train_split}/ with a folder per class in it")
-    if images_per_class is None:
-        return data
-    chosen = {path: sorted(p for p in path.iterdir() if p.is_file())[:images_per_class] for path in classes}
-    for path, images in chosen.items():
-        if len(images) < images_per_class:
-            raise UsageError(f"{path} has {len(images)} images; the study asks for {images_per_class} of each class")
-    made = folder / train_split
-    if len(list(made.glob("*/*"))) != sum(map(len, chosen.values())):
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        for old in (temporary, folder):
-            if old.exists():
-                shutil.rmtree(old)
-        for path, images in chosen.items():
-            target = temporary / train_split / path.name
-            target.mkdir(parents=True)
-            for image in images:
-                (target / image.name).symlink_to(image.resolve())
-        for split in data.iterdir():
-            if split.name != train_split:
-                (temporary / split.name).symlink_to(split.resolve())
-        temporary.replace(folder)
-    return folder
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None

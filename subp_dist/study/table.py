@@ -52,10 +52,11 @@ def as_markdown(cells: list[Cell], labels: dict[str, str]) -> str:
     ]
     for cell in cells:
         block = f"1x{cell.block_size}" if cell.prune_rate else "-"
+        spread = f" ± {cell.spread:.1f}" if len(cell.top1) > 1 else ""
         to_dense = f"{cell.mean - dense.mean:+.1f}" if dense and cell is not dense else ""
         lines.append(
             f"| {100 * cell.prune_rate:g} % | {block} | {labels.get(cell.variant, cell.variant)} | "
-            f"{cell.mean:.1f} ± {cell.spread:.1f} | {len(cell.top1)} | {to_dense} | {cell.macs_kept / 1e6:.1f} M |"
+            f"{cell.mean:.1f}{spread} | {len(cell.top1)} | {to_dense} | {cell.macs_kept / 1e6:.1f} M |"
         )
     return "\n".join(lines)
 
@@ -85,5 +86,8 @@ def plot(cells: list[Cell], labels: dict[str, str], path: Path) -> None:
         axis.set_title(f"{100 * rate:g} % of 1x{common} blocks pruned (dashed: dense)", fontsize=9)
         axis.set_xlabel("top-1, %")
     figure.tight_layout()
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png"))
+    # Small, and the same file from the same results.
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
+        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata=metadata))
     pyplot.close(figure)
