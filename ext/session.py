@@ -23,6 +23,9 @@ from subp_ext.report import Report, report_rows
 # Sets of input shapes that a session remembers, each with its memory.
 KEPT_PLANS = 8
 
+# What the images that run together may compute, in bytes: beyond it activations come back from main memory.
+CACHED_ACTIVATIONS = 16 * 1024 * 1024
+
 Inputs = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
 
 
@@ -137,7 +140,8 @@ class Session:
                 model takes floating point, because they have not been normalised.
 
         Returns:
-            An array, or a tuple of arrays if the model has several outputs. They are the caller's own.
+            An array, or a tuple of arrays if the model has several outputs. They are the caller's own. The images of a
+            large batch may run a few at a time.
 
         Raises:
             ValueError: a name, shape or dtype that does not fit.
@@ -145,12 +149,31 @@ class Session:
         """
         self._check_open()
         arrays = self._check_inputs(inputs)
-        shapes = tuple(array.shape for array in arrays)
+        images, step = len(arrays[0]), self._images_at_once(arrays)
+        parts = [self._run([array[at : at + step] for array in arrays]) for at in range(0, images, step)]
+        results = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+        return results[0] if len(results) == 1 else results
+
+    def _images_at_once(self, arrays: Sequence[np.ndarray]) -> int:
+        """How many images of a batch go through the network together: as many as its activations stay in a cache for.
+
+        Only where export says that no image depends on another; else all.
+        """
+        alone = self.metadata.get("independent_images") is True
+        if not alone or any(spec.shape[0] is not None for spec in (*self.inputs, *self.outputs)):
+            return len(arrays[0])
+        one = self._planned(tuple((1, *array.shape[1:]) for array in arrays))
+        return max(1, CACHED_ACTIVATIONS // one.plan.nbytes)
+
+    def _planned(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
         try:
-            entry = self._entry(shapes)
+            return self._entry(shapes)
         except ValueError as error:
             found = ", ".join(str(list(shape)) for shape in shapes)
             raise ValueError(f"the network does not run on inputs of shape {found}: {error}") from error
+
+    def _run(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        entry = self._planned(tuple(array.shape for array in arrays))
         state = entry.take()
         try:
             for target, array in zip(state.inputs, arrays, strict=True):
@@ -159,10 +182,9 @@ class Session:
                 entry.measure(state)
             else:
                 entry.call(state)
-            results = tuple(np.array(output, order="C") for output in state.outputs)
+            return tuple(np.array(output, order="C") for output in state.outputs)
         finally:
             entry.free.append(state)
-        return results[0] if len(results) == 1 else results
 
     def report(self, inputs: Inputs | None = None) -> Report:
         """Tells what runs each step, for the shapes that ran last; with `profile` also how fast.

@@ -375,3 +375,20 @@ def test_missing_kernels_say_how_to_build_them():
 def test_public_names_exist():
     assert all(hasattr(subp_ext, name) for name in subp_ext.__all__)
     assert {"conv2d", "linear", "getitem"} <= set(subp_ext.supported_ops())
+
+
+@pytest.mark.parametrize("independent, ran", [(True, [2, 2, 1]), (False, [5])])
+def test_a_large_batch_runs_in_parts_where_no_image_depends_on_another(monkeypatch, independent, ran):
+    graph = network()
+    graph.metadata["independent_images"] = independent
+    x = image(5)
+    want = Session(network(), threads=1).run(x)
+    batches, run = [], Session._run
+    monkeypatch.setattr(Session, "_run", lambda self, arrays: batches.append(len(arrays[0])) or run(self, arrays))
+    session = Session(graph, threads=1)
+    one = session.report(x[:1])
+    monkeypatch.setattr("subp_ext.session.CACHED_ACTIVATIONS", int(2.5 * one.arena_bytes))
+    batches.clear()
+    for expected, found in zip(want, session.run(x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert batches == ran

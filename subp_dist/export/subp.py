@@ -67,6 +67,8 @@ def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
     if unknown:
         found = ", ".join(f"{op} (node {output})" for op, output in unknown.items())
         raise UsageError(f"{type(model).__name__} cannot be exported: subp_ext has no operator {found}")
+    # In evaluation mode no image of timm's models depends on another: the runtime may run a batch in parts.
+    graph.metadata["independent_images"] = True
     return _pack(graph, masks)
 
 
