@@ -1,8 +1,8 @@
 """What one mask update costs, by number of ranks: ``python -m subp_dist.bench_update [MODEL] [--ranks 1 2 4]``.
 
 Scoring is shared out; exchanging scores, drawing masks and comparing checksums is not. So the first falls with the
-ranks, as long as each has a core of its own (or a GPU), and the rest stays. Times are of the slowest rank, the best of
-some updates.
+ranks, as long as each has a core of its own (or a GPU), and the rest stays; the CPU time that a rank spends on scoring
+falls anyway. Times are of the slowest rank, the best of some updates.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3, help="timed updates, after one that is not")
     args = parser.parse_args()
     print(f"{args.model}, 1x{args.block_size}, {args.criterion}, {os.cpu_count()} cores; ms per update")
-    print("| ranks | update | of it scoring | the rest |")
-    print("|---|---|---|---|")
+    print("| ranks | update | of it scoring | the rest | scoring, CPU time of a rank |")
+    print("|---|---|---|---|---|")
     results = [_measure(args, ranks) for ranks in args.ranks]
     print(json.dumps({"model": args.model, "cores": os.cpu_count(), "results": results}))
 
@@ -46,8 +46,8 @@ def _measure(args: argparse.Namespace, ranks: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(_rank, (ranks, args, folder), nprocs=ranks, start_method="spawn")
         result = json.loads((Path(folder) / "result").read_text())
-    update, scoring = result["update_ms"], result["scoring_ms"]
-    print(f"| {ranks} | {update:.0f} | {scoring:.0f} | {update - scoring:.0f} |", flush=True)
+    update, scoring, cpu = result["update_ms"], result["scoring_ms"], result["scoring_cpu_ms"]
+    print(f"| {ranks} | {update:.0f} | {scoring:.0f} | {update - scoring:.0f} | {cpu:.0f} |", flush=True)
     return result
 
 
@@ -57,29 +57,31 @@ def _rank(rank: int, ranks: int, args: argparse.Namespace, folder: str) -> None:
     torch.manual_seed(0)
     schedule = PruneSchedule(args.prune_rate, 0, 100)
     pruner = SUBPPruner(timm.create_model(args.model), schedule, block_size=args.block_size, criterion=args.criterion)
-    score, seconds = CRITERIA[args.criterion], []
+    score, seconds, cpu_seconds = CRITERIA[args.criterion], [], []
 
     def timed_score(*arguments) -> torch.Tensor:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         result = score(*arguments)
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
         return result
 
     CRITERIA[args.criterion] = timed_score
     found = []
     for update in range(args.updates + 1):
         seconds.clear()
+        cpu_seconds.clear()
         dist.barrier()
         start = time.perf_counter()
         pruner.step(50 + update)
-        found.append((time.perf_counter() - start, sum(seconds)))
+        found.append((time.perf_counter() - start, sum(seconds), sum(cpu_seconds)))
     # The update is over when the slowest rank is done with it, and so is its scoring.
     slowest = [
         [1000 * max(values) for values in zip(*ranked, strict=True)] for ranked in zip(*gather(found), strict=True)
     ]
     if rank == 0:
-        update_ms, scoring_ms = min(slowest[1:])
-        result = {"ranks": ranks, "update_ms": update_ms, "scoring_ms": scoring_ms}
+        names = ("update_ms", "scoring_ms", "scoring_cpu_ms")
+        result = {"ranks": ranks} | dict(zip(names, min(slowest[1:]), strict=True))
         (Path(folder) / "result").write_text(json.dumps(result))
     dist.destroy_process_group()
 
