@@ -18,9 +18,9 @@ fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
 # Two commands started at once must not build into the same place.
 if command -v flock >/dev/null; then
-    mkdir -p "$(dirname "$venv")"
-    exec 9>"$venv.lock"
-    flock 9
+    { mkdir -p "$(dirname "$venv")" && exec 9>"$venv.lock"; } 2>/dev/null ||
+        fail "cannot write $venv.lock: set VENV to a place for the virtual environment that this user can write"
+    flock --nonblock 9 || { say "another set-up of $venv is at work: waiting for its end" && flock 9; }
 fi
 
 # What decides whether the environment is up to date: versions, build settings and the sources of the extension.

@@ -1,9 +1,9 @@
 """What ranks agree on: shares of work, scores, masks, sums.
 
-Processes: this file is also a program that forks two or four ranks with torchrun's environment (torch is imported
-once, before any thread exists); they meet at a store of the test's own, so no port is chosen in advance. On gloo, with
-one thread each, they go through every collective once, and the tests look at what each rank wrote. A launch that takes
-120 s is killed with all its ranks.
+Processes: this file is also a program that forks two ranks, then four, with torchrun's environment (torch is imported
+once, before any thread exists); they meet at stores of the test's own, so no port is chosen in advance. On gloo, with
+one thread each, they go through every collective once, and the tests look at what each rank wrote. A program that takes
+300 s is killed with all its ranks.
 Sizes: a network of five convolutions of at most 40 channels, 8 updates. Tolerances: none; conftest.py has the test
 itself on one thread too, as the order of float32 sums may depend on it.
 Out of scope: NCCL, DDP and the training loop, restarts.
@@ -38,7 +38,8 @@ from subp_dist.distributed import (
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
-LAUNCH_SECONDS = 120
+LAUNCH_SECONDS = 300
+WORLD_SIZES = [2, 4]
 CPU = torch.device("cpu")
 SHAPES = [(3, 4), (1,), (2, 0), (5,), (2, 2, 2), (7,), ()]
 COSTS = [12, 1, 0, 5, 8, 7, 1]
@@ -98,7 +99,7 @@ def work_of_a_rank(folder: Path, rank: int, world_size: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
-    place = init_process_group("cpu", timeout_minutes=1)
+    place = init_process_group("cpu", timeout_minutes=4)
     torch.manual_seed(rank)  # global generators differ, as they do in training
     result: dict = {"place": place, "world": world()}
 
@@ -131,31 +132,40 @@ def work_of_a_rank(folder: Path, rank: int, world_size: int) -> None:
 # Launching
 
 
-def program(folder: Path, world_size: int) -> int:
-    """Fork the ranks and wait for them; 0 if all went well."""
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=work_of_a_rank, args=(folder, rank, world_size)) for rank in range(world_size)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    return int(any(rank.exitcode for rank in ranks))
+def program(folder: Path, places: list[str]) -> int:
+    """Fork the ranks of each launch ``SIZE:PORT``, wait for them, go on with the next; 0 if all went well."""
+    context, failed = multiprocessing.get_context("fork"), False
+    for place in places:
+        size, _, os.environ["MASTER_PORT"] = place.partition(":")
+        (folder / size).mkdir()
+        arguments = [(folder / size, rank, int(size)) for rank in range(int(size))]
+        ranks = [context.Process(target=work_of_a_rank, args=each) for each in arguments]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        failed = failed or any(rank.exitcode for rank in ranks)
+    return int(failed)
 
 
-def launch(folder: Path, world_size: int) -> list[dict]:
-    """Run `work_of_a_rank` on that many ranks; what each wrote."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory) -> dict[int, list[dict]]:
+    """What `work_of_a_rank` found on every rank of a launch, by the number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    stores = {
+        size: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=4))
+        for size in WORLD_SIZES
+    }
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join this store, as under torchrun
         "OMP_NUM_THREADS": "1",
     }
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(world_size)],
+            [sys.executable, __file__, str(folder), *(f"{size}:{store.port}" for size, store in stores.items())],
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -167,13 +177,16 @@ def launch(folder: Path, world_size: int) -> list[dict]:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
     assert code == 0, log.read_text()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
+    return {
+        size: [torch.load(folder / f"{size}/rank{rank}.pt", weights_only=False) for rank in range(size)]
+        for size in WORLD_SIZES
+    }
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2-ranks", "4-ranks"])
-def ranks(request, tmp_path_factory) -> list[dict]:
+@pytest.fixture(params=WORLD_SIZES, ids=lambda size: f"{size}-ranks")
+def ranks(request, launches) -> list[dict]:
     """What every rank of a launch found, by rank."""
-    return launch(tmp_path_factory.mktemp("ranks"), request.param)
+    return launches[request.param]
 
 
 @pytest.fixture
@@ -373,4 +386,4 @@ def test_a_rank_with_another_seed_fails_the_update_on_every_rank(ranks):
 
 
 if __name__ == "__main__":
-    sys.exit(program(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(program(Path(sys.argv[1]), sys.argv[2:]))
