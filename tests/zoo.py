@@ -82,7 +82,7 @@ def _check(name: str, prune_linear: bool) -> Outcome:
         pruner = _attach(shapes, prune_linear)
     except ValueError as error:
         reasons = sorted({_general(layer.reason) for layer in plan if layer.reason is not None})
-        kind = f"only {', '.join(reasons)}" if not kinds else "too small a share of its MACs in convolutions to prune"
+        kind = "too small a share of its MACs in layers to prune" if kinds else ", ".join(reasons) or "no convolutions"
         return Outcome("refused", str(error), kind, len(kinds), 0.0, convolution_share)
     assert list(pruner.layers) == list(kinds)
     if is_large:
@@ -172,6 +172,7 @@ def _train_one_step(model: nn.Module, pruner: SUBPPruner, images: torch.Tensor, 
             module.momentum = 1.0
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     sum(output.float().square().mean() for output in _tensors(model.train()(images))).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # gradients of random weights can be of any size
     pruner.decay_gradients()
     compared = 0
     for layer, module in pruner.layers.items():
@@ -236,7 +237,8 @@ def summary(outcomes: list[Outcome]) -> str:
     """How many of the CNNs, and of the others, came to what, and why not further."""
     lines = []
     for title, is_cnn in (("convolutions hold half of the MACs or more", True), ("the others", False)):
-        group = [outcome for outcome in outcomes if (outcome.convolution_share >= 0.5) == is_cnn]
+        # What failed has not got as far as its share; it counts against the CNNs.
+        group = [o for o in outcomes if (o.convolution_share >= 0.5 or o.status == "failed") == is_cnn]
         counts = Counter(outcome.status for outcome in group)
         lines.append(f"{len(group)} models, {title}: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES))
         kinds = Counter(outcome.kind for outcome in group if outcome.status == "refused")
