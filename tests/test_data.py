@@ -139,6 +139,8 @@ def test_workers_outlive_the_signal_that_stops_a_job(pictures):
         (["--data-dir", "{root}", "--in-chans", "4"], "grey .1. or colour .3."),
         (["--data-dir", "builtin", "--in-chans", "3"], "digits are grey"),
         (["--data-dir", "builtin", "--num-classes", "9"], "digits have 10"),
+        (["--dataset", "nothing", "--data-dir", "{root}"], "expected PREFIX/NAME"),
+        (["--data-dir", "{root}/train", "--train-split", "digit0", "--val-split", "digit1"], "not in class folders"),
         (["--dataset", "torch/nothing", "--data-dir", "{root}"], "cannot read the split 'train'"),
         (["--data-dir", "{root}", "--batch-size", "64"], "less than a batch of 64"),
     ],
@@ -153,8 +155,17 @@ def test_splits_with_other_classes_are_refused(pictures, tmp_path):
     (tmp_path / "train").symlink_to(pictures / "train")
     (tmp_path / "val").mkdir()
     (tmp_path / "val/digit0").symlink_to(pictures / "val/digit0")
-    with pytest.raises(UsageError, match=r"class folders of training \(3\) and validation \(1\) differ"):
+    with pytest.raises(
+        UsageError, match=r"training \(3\) and validation \(1\) differ; only in training: digit1, digit2"
+    ):
         create_data(flags("--data-dir", str(tmp_path)), CONFIG)
+
+
+def test_the_validation_split_may_be_called_test(pictures, tmp_path):
+    (tmp_path / "train").symlink_to(pictures / "train")
+    (tmp_path / "test").symlink_to(pictures / "val")
+    data = create_data(flags("--data-dir", str(tmp_path)), CONFIG)
+    assert len(data.val) == len(list((pictures / "val").rglob("*.*")))
 
 
 def test_an_empty_split_is_refused(pictures, tmp_path):

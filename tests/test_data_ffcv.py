@@ -4,6 +4,7 @@ Photographs of up to 160 pixels, 20 + 7 of each of two classes. Pixels are compa
 resized. The loop is compiled twice (float32, uint8), once for all tests of this process. Speed is out of scope.
 """
 
+import csv
 import io
 import json
 import os
@@ -23,6 +24,9 @@ import timm.data
 import torch
 from photographs import write_photographs
 from PIL import Image
+from runs import LAUNCH, environment
+from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
 
 from subp_dist.data import bench, choice, create_data
 from subp_dist.data.augment import ImageAugment
@@ -42,7 +46,7 @@ CPU = torch.device("cpu")
 def write_both(source: Path, folder: Path, storage: Storage) -> None:
     for split in ("train", "val"):
         pictures = open_pictures("", str(source), split)
-        indices, largest = verify(pictures, 2, skip=False)
+        indices, largest = verify(pictures, storage, 2, skip=False)
         write(folder / f"{split}_{storage}.beton", pictures, indices, storage, 2, largest)
 
 
@@ -217,6 +221,19 @@ def test_leaving_epochs_early_leaks_nothing(train):
     threads_after, memory_after = leave_early(100)
     assert threads_after == threads
     assert memory_after - memory < 16 << 20  # one leaked epoch in FFCV: 8 MiB at this size
+
+
+def test_memory_stays_flat_over_many_epochs(train):
+    found, process = loader(train, size=96), psutil.Process()
+
+    def epochs(numbers: range) -> int:
+        for epoch in numbers:
+            found.set_epoch(epoch)
+            assert sum(len(images) for images, _ in found) == 40
+        return process.memory_info().rss
+
+    before = epochs(range(10))
+    assert epochs(range(10, 60)) - before < 4 << 20
 
 
 def test_an_error_in_the_loop_leaves_the_loader_usable(train):
@@ -411,7 +428,19 @@ def test_other_classes_in_validation_are_refused(photographs, betons, tmp_path):
     write(tmp_path / "val.beton", pictures, [0], Storage(), 1, 160 * 160)
     for file in betons.glob("train*"):
         (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(UsageError, match=r"classes of train_140_0.50_90.beton \(2\) and val.beton \(1\) differ"):
+    with pytest.raises(
+        UsageError,
+        match="train_140_0.50_90.beton and val.beton.* only in validation: tree",
+    ):
+        create_data(flags(tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_list_of_classes_is_named(betons, tmp_path, split):
+    for file in betons.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / f"{split}_140_0.50_90.beton.json").unlink()
+    with pytest.raises(UsageError, match=f"{split}_140_0.50_90.beton.json: no such file; it names the classes"):
         create_data(flags(tmp_path), CONFIG)
 
 
@@ -430,6 +459,46 @@ def test_reading_by_file_size_and_memory():
     assert not choose_reading(1000, 100, 1)[0]
     assert choose_reading(1000, 100, 2)[0]
     assert choose_reading(1000, 100, 1, ordered=True)[0]
+
+
+# --- whole runs ---
+
+
+def judged(weights: Path, pictures: Path) -> dict[str, float]:
+    """Loss and top-1 of a run's weights on class folders, by torchvision's reader and timm's transform."""
+    model = timm.create_model("test_resnet", num_classes=2).eval()
+    model.load_state_dict(load_file(weights))
+    settings = {key: CONFIG[key] for key in ("mean", "std", "crop_pct")}
+    transform = timm.data.create_transform((3, 64, 64), interpolation="bicubic", **settings)
+    images, labels = zip(*ImageFolder(str(pictures), transform), strict=True)
+    with torch.inference_mode():
+        logits, labels = model(torch.stack(images)), torch.tensor(labels)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return {"loss": loss.item(), "top1": 100 * (logits.argmax(1) == labels).double().mean().item()}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_runs_on_betons_count_every_validation_image_once(tmp_path, ranks):
+    """13 pictures do not divide among two ranks, nor into batches of four."""
+    pictures = write_photographs(tmp_path / "pictures", 16, 7)
+    (pictures / "val/flower/006.jpg").unlink()
+    write_both(pictures, tmp_path, Storage(0, 0.0, 90))
+    flags = ["test_resnet", "--data-dir", tmp_path, "--img-size", "64", "--crop-pct", "0.875", "--workers", "1"]
+    flags += ["--mean", *CONFIG["mean"], "--std", *CONFIG["std"], "--interpolation", "bicubic", "--no-export"]
+    flags += ["--epochs", "2", "--prune-start", "0", "--prune-end", "1", "--batch-size", "4", "--lr", "0.01"]
+    where = ["--output", tmp_path / "out", "--experiment", "run"]
+    torchrun = ["--standalone", f"--nproc-per-node={ranks}", "-m", "subp_dist.train"]
+    command = [*LAUNCH, *torchrun, *map(str, flags + where)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    folder = tmp_path / "out/run"
+    with (folder / "summary.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    expected = judged(folder / "model.safetensors", pictures / "val")
+    assert float(last["val_top1"]) == pytest.approx(expected["top1"], abs=1e-9)
+    assert float(last["val_loss"]) == pytest.approx(expected["loss"], rel=1e-4)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["timings"]["loader"] == "ffcv" and report["timings"]["ranks"] == ranks
 
 
 def test_benchmark_measures_both_loaders(photographs, betons):

@@ -5,9 +5,9 @@ Faults are real: files cut off, a process that kills itself. What is written is 
 
 import json
 import os
+import resource
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,27 @@ def test_broken_pictures_are_left_out_if_asked(photographs, tmp_path, monkeypatc
     assert Beton.open(tmp_path / "train_500_0.50_90.beton").labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
+def test_pictures_that_cannot_be_stored_are_broken(photographs, tmp_path, monkeypatch, capsys):
+    module.Image.new("RGB", (2000, 3)).save(photographs / "train/china/line.png")
+    assert run(monkeypatch, photographs, tmp_path / "out") == 2
+    assert "line.png: ValueError: 2000x3 pixels are too narrow to be shrunk to 500" in capsys.readouterr().err
+    assert run(monkeypatch, photographs, tmp_path / "out", "0_0.0_90") == 0
+    with pytest.raises(ValueError, match="70000x10 pixels are too many for a JPEG"):
+        Storage(0, 0.5, 90).shape(10, 70000)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(photographs, tmp_path, monkeypatch):
+    (tmp_path / ".val_500_0.50_90.beton.123.tmp").write_bytes(bytes(1000))
+    assert run(monkeypatch, photographs, tmp_path, "--only", "val") == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_splits_with_other_classes_are_refused(photographs, tmp_path, monkeypatch, capsys):
+    (photographs / "val/flower").rename(photographs / "val/tree")
+    assert run(monkeypatch, photographs, tmp_path / "out") == 2
+    assert "differ; only in training: flower; only in validation: tree" in capsys.readouterr().err
+
+
 class Deadly(Pictures):
     """Kills the process that asks for its third picture."""
 
@@ -88,22 +109,33 @@ class Failing(Pictures):
         raise OSError("No space left on device")
 
 
-@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
 @pytest.mark.parametrize("kind", [Deadly, Failing])
-def test_a_process_that_dies_ends_the_writing_and_leaves_nothing(photographs, tmp_path, kind, interrupts, request):
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupts)))
+def test_a_process_that_dies_ends_the_writing_and_leaves_nothing(photographs, tmp_path, kind):
     before = shared_memory()
     pictures = kind(open_pictures("", str(photographs), "train").dataset)
-    with pytest.raises(UsageError, match=r"a writing process died \(exit code (-9|1)\)"):
+    with pytest.raises(UsageError, match=r"cannot write .*a writing process died \(exit code (-9|1)\)"):
         write(tmp_path / "out/train.beton", pictures, range(8), Storage(), 2, 160 * 160)
     assert list((tmp_path / "out").iterdir()) == []
     assert shared_memory() == before
-    assert signal.getsignal(signal.SIGINT) == interrupts
+
+
+def test_a_full_disk_ends_the_writing_and_leaves_nothing(photographs, tmp_path):
+    """Pages are written last, when all images have been counted as done: FFCV waits elsewhere then."""
+    before, limits = shared_memory(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    pictures = open_pictures("", str(photographs), "train")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"a writing process died \(exit code 1\): is the disk full"):
+            write(tmp_path / "out/train.beton", pictures, range(8), Storage(), 2, 160 * 160)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert shared_memory() == before
 
 
 def test_a_killed_decoder_is_an_error(photographs):
     with pytest.raises(UsageError, match="a process that decodes images was killed"):
-        verify(Deadly(open_pictures("", str(photographs), "train").dataset), 2, skip=True)
+        verify(Deadly(open_pictures("", str(photographs), "train").dataset), Storage(), 2, skip=True)
 
 
 def test_large_raw_pictures_get_a_large_page(tmp_path):
@@ -112,9 +144,10 @@ def test_large_raw_pictures_get_a_large_page(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1700, 1700, 3), np.uint8)
     module.Image.fromarray(noise).save(file, quality=50)
     pictures = open_pictures("", str(source), "train")
-    indices, largest = verify(pictures, 1, skip=False)
+    storage = Storage(0, 0.0, 90)
+    indices, largest = verify(pictures, storage, 1, skip=False)
     assert largest == 1700 * 1700
-    write(tmp_path / "train.beton", pictures, indices, Storage(0, 0.0, 90), 1, largest)
+    write(tmp_path / "train.beton", pictures, indices, storage, 1, largest)
     assert Beton.open(tmp_path / "train.beton").images["width"].max() == 1700
 
 
@@ -133,8 +166,11 @@ def test_another_program_may_name_the_classes(photographs, tmp_path):
         (["{root}", "{root}/out", "500"], "expected MAXRESOLUTION_JPEGSHARE_QUALITY"),
         (["{root}", "{root}/out", "500_1.5_90"], "expected MAXRESOLUTION_JPEGSHARE_QUALITY"),
         (["{root}", "{root}/out", "--workers", "0"], "expected 1 or more"),
-        (["{root}", "{root}/train/china/000.jpg/out", "--only", "val"], "cannot write"),
+        (["{root}", "{root}/train/china/000.jpg/out", "--only", "val"], "error: cannot write"),
         (["{root}", "{root}/out", "--dataset", "torch/nothing"], "cannot read the split 'train'"),
+        (["{root}", "{root}/out", "--dataset", "nothing"], "expected PREFIX/NAME"),
+        (["{root}", "{root}/out", "--train-split", ""], "it has no /"),
+        (["{root}/train", "{root}/out", "--train-split", "china", "--only", "train"], "not in class folders"),
     ],
 )
 def test_what_is_refused(photographs, monkeypatch, capsys, arguments, message):

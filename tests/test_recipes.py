@@ -52,8 +52,9 @@ def photographs(tmp_path_factory) -> Path:
     root = write_photographs(tmp_path_factory.mktemp("photographs"), 16, 4)
     for split in ("train", "val"):
         pictures = open_pictures("", str(root), split)
-        indices, largest = verify(pictures, 1, skip=False)
-        write(root / f"{split}_128_0.50_90.beton", pictures, indices, Storage(128), 1, largest)
+        storage = Storage(128)
+        indices, largest = verify(pictures, storage, 1, skip=False)
+        write(root / f"{split}_{storage}.beton", pictures, indices, storage, 1, largest)
     return root
 
 

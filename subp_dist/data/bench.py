@@ -59,7 +59,7 @@ def _beton(src: str, folder: Path, storage: Storage, workers: int) -> Beton:
     path = folder / f"train_{storage}.beton"
     if not path.exists():
         pictures = open_pictures("", src, "train")
-        indices, largest = verify(pictures, workers, skip=False)
+        indices, largest = verify(pictures, storage, workers, skip=False)
         write(path, pictures, indices, storage, workers, largest)
     return Beton.open(path)
 

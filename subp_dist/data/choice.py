@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .beton import INSTALL, find_beton
+from .splits import VAL_NAMES
 
 _logger = logging.getLogger(__name__)
-VAL_FOLDERS = ("val", "validation", "valid", "test", "eval")
 
 
 def choose_loader(args: argparse.Namespace) -> tuple[Path, Path] | None:
@@ -57,7 +57,7 @@ def _betons(args: argparse.Namespace) -> tuple[tuple[Path, Path] | None, str]:
             f"--data-dir {root}: no such folder; expected one with train/ and val/, or .beton files, in it"
         )
     train = find_beton(root, (args.train_split,))
-    val = find_beton(root, (args.val_split, *VAL_FOLDERS))
+    val = find_beton(root, (args.val_split, *VAL_NAMES))
     if train and val:
         return (train, val), ""
     if train or val:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm.data
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..distributed import Rank
 from ..errors import UsageError
 from . import digits
 from .augment import ImageAugment
-from .beton import Beton
-from .choice import VAL_FOLDERS, choose_loader
+from .beton import Beton, sidecar_of
+from .choice import choose_loader
 from .ffcv_loader import Crop, FFCVLoader, Output, choose_reading
 from .resolutions import Resolutions
 from .resumable import ResumableLoader
+from .splits import check_same_classes, class_names, open_split
 
 _logger = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
     resolutions = Resolutions.parse(args.res_schedule, config["input_size"][1], args.epochs)
     if betons:
         return _from_betons(args, config, betons, resolutions)
-    train, val = _datasets(args)
+    mode = "L" if args.in_chans == 1 else "RGB"
+    train, val = (open_split(args.dataset, args.data_dir, split, mode) for split in (args.train_split, args.val_split))
     settings = {key: config[key] for key in ("interpolation", "mean", "std")}
 
     def transform(size: int) -> Callable:
@@ -167,12 +169,8 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
     train.transform = transform(config["input_size"][1])
     crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
     val.transform = timm.data.create_transform(config["input_size"], **settings, **crop)
-    names = _class_names(train)
-    if names is not None and names != _class_names(val):
-        raise UsageError(
-            f"{args.data_dir}: the class folders of training ({len(names)}) and validation "
-            f"({len(_class_names(val) or [])}) differ; both need the same names"
-        )
+    names = class_names(train)
+    check_same_classes(names, class_names(val), args.data_dir or args.dataset)
     num_classes = _count_classes(args, names, f"--dataset {args.dataset}")
     shared = config["mean"], config["std"], names, resolutions
     return Data(train, val, num_classes, config["input_size"], *shared, transform)
@@ -188,11 +186,12 @@ def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path
             f"{config['crop_mode']}, crop_pct {config['crop_pct']}: set --img-size and --crop-pct, or use --loader timm"
         )
     train, val = (Beton.open(path) for path in paths)
-    if train.class_names != val.class_names:
-        both = " and ".join(f"{beton.path.name} ({len(beton.class_names or [])})" for beton in (train, val))
-        raise UsageError(
-            f"the classes of {both} differ; both need the same: write them together with launch/write_ffcv.sh"
-        )
+    for beton, other in ((train, val), (val, train)):
+        if beton.class_names is None and other.class_names is not None:
+            missing = sidecar_of(beton.path)
+            raise UsageError(f"{missing}: no such file; it names the classes of {beton.path.name}: copy it there too")
+    where = f"{train.path.name} and {val.path.name}, which launch/write_ffcv.sh writes together"
+    check_same_classes(train.class_names, val.class_names, where)
     num_classes = _count_classes(args, train.class_names, f"{paths[0].name}, which was not written by this package,")
     for beton in (train, val):
         if beton.labels.max() >= num_classes:
@@ -237,30 +236,3 @@ def _digits(args: argparse.Namespace) -> Data:
     train, val = digits.Digits(train=True, size=size), digits.Digits(train=False, size=size)
     names = [str(digit) for digit in range(digits.NUM_CLASSES)]
     return Data(train, val, digits.NUM_CLASSES, (1, size, size), digits.MEAN, digits.STD, names)
-
-
-def _datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    if not args.dataset:
-        root = Path(args.data_dir)
-        if not root.is_dir():
-            raise UsageError(f"--data-dir {root}: no such folder; expected one with train/ and val/ in it")
-        if not (root / args.train_split).is_dir():
-            raise UsageError(f"--data-dir {root}: it has no {args.train_split}/ (see --train-split)")
-        if not any((root / name).is_dir() for name in (args.val_split, *VAL_FOLDERS)):
-            raise UsageError(f"--data-dir {root}: it has no val/ or validation/ (see --val-split)")
-    mode = "L" if args.in_chans == 1 else "RGB"
-    found = []
-    for split in (args.train_split, args.val_split):
-        try:
-            found.append(timm.data.create_dataset(args.dataset, args.data_dir, split=split, input_img_mode=mode))
-        except (AssertionError, OSError, RuntimeError, ValueError, ImportError) as error:
-            raise UsageError(f"cannot read the split {split!r} of {args.dataset or args.data_dir}: {error}") from error
-        if isinstance(found[-1], IterableDataset):
-            raise UsageError(f"--dataset {args.dataset}: streams are not supported; unpack it to a folder of pictures")
-    return found[0], found[1]
-
-
-def _class_names(dataset: Dataset) -> list[str] | None:
-    """Names of the classes by index, from a folder reader or a torchvision data set."""
-    mapping = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
-    return sorted(mapping, key=mapping.get) if mapping else None

@@ -8,15 +8,17 @@ with its classes and its size in a small JSON file beside it. PRESET is MAXRESOL
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import json
+import math
 import multiprocessing
+import multiprocessing.queues
 import os
+import queue
 import re
 import signal
 import sys
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,17 +28,17 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-import timm.data
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoint import write_atomically
 from ..errors import UsageError, report_usage_errors
 from .beton import require_ffcv, sidecar_of
-from .choice import VAL_FOLDERS
+from .splits import check_same_classes, class_names, class_to_idx, open_split
 
 _CHUNK = 32  # images per task of a worker
+_LONGEST_JPEG = 65500  # pixels of a side
 _SMALLEST_PAGE, _LARGEST_PAGE = 1 << 23, 1 << 31
 
 
@@ -71,6 +73,20 @@ class Storage:
 
     def __str__(self) -> str:
         return f"{self.max_resolution}_{self.jpeg_share:.2f}_{self.quality}"
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Pixels of an image of these as it is stored.
+
+        Raises:
+            ValueError: it cannot be stored.
+        """
+        shrink = min(1.0, (self.max_resolution or math.inf) / max(height, width))
+        stored = int(shrink * height), int(shrink * width)
+        if min(stored) == 0:
+            raise ValueError(f"{width}x{height} pixels are too narrow to be shrunk to {self.max_resolution}")
+        if self.jpeg_share and max(stored) > _LONGEST_JPEG:
+            raise ValueError(f"{width}x{height} pixels are too many for a JPEG: set a largest resolution")
+        return stored
 
     def field(self):
         """FFCV's description of the same."""
@@ -107,11 +123,6 @@ class Pictures(Dataset):
         """How a person finds the image."""
         return f"image {index}" if self.reader is None else str(self.reader.filename(index, absolute=True))
 
-    @property
-    def class_to_idx(self) -> dict[str, int] | None:
-        """Classes by name, where the data knows them."""
-        return getattr(self.reader or self.dataset, "class_to_idx", None)
-
 
 @report_usage_errors
 def cli() -> None:
@@ -129,12 +140,10 @@ def cli() -> None:
             if path.exists() and not args.overwrite:
                 raise UsageError(f"{path} is there already: pass --overwrite, or write to another folder")
             jobs.append((path, open_pictures(args.dataset, args.src, split)))
-    classes = [pictures.class_to_idx for _, pictures in jobs]
-    if classes[0] != classes[-1]:
-        counts = " and ".join(str(len(mapping or [])) for mapping in classes)
-        raise UsageError(f"{args.src}: the classes of the two splits differ ({counts}); both need the same folders")
+    classes = [class_names(pictures.dataset) for _, pictures in jobs]
+    check_same_classes(classes[0], classes[-1], args.src)
     # All images of both splits first: nobody wants to hear of a broken one after an hour of writing.
-    checked = [verify(pictures, args.workers, args.broken == "skip") for _, pictures in jobs]
+    checked = [verify(pictures, storage, args.workers, args.broken == "skip") for _, pictures in jobs]
     for (path, pictures), (indices, largest) in zip(jobs, checked, strict=True):
         write(path, pictures, indices, storage, args.workers, largest)
         print(f"{path}: {len(indices)} images, {path.stat().st_size / 2**20:.1f} MiB")
@@ -172,28 +181,14 @@ def open_pictures(dataset: str, root: str, split: str) -> Pictures:
     Raises:
         UsageError: there is no such thing, or nothing in it.
     """
-    if not dataset:
-        if not Path(root).is_dir():
-            raise UsageError(f"{root}: no such folder; expected one with train/ and val/ of class folders in it")
-        names = (split, *VAL_FOLDERS) if split in (*VAL_FOLDERS, "validation") else (split,)
-        if not any((Path(root) / name).is_dir() for name in names):
-            raise UsageError(f"{root}: it has no {names[0]}/; name it with --train-split or --val-split, or use --only")
-    try:
-        pictures = timm.data.create_dataset(dataset, root, split=split)
-    except (AssertionError, OSError, RuntimeError, ValueError, ImportError) as error:
-        raise UsageError(f"cannot read the split {split!r} of {dataset or root}: {error}") from error
-    if isinstance(pictures, IterableDataset):
-        raise UsageError(f"--dataset {dataset}: streams are not supported; unpack it to a folder of pictures")
-    if not len(pictures):
-        raise UsageError(f"{dataset or root}: the split {split!r} has no images")
-    return Pictures(pictures)
+    return Pictures(open_split(dataset, root, split))
 
 
-def verify(pictures: Pictures, workers: int, skip: bool) -> tuple[np.ndarray, int]:
+def verify(pictures: Pictures, storage: Storage, workers: int, skip: bool) -> tuple[np.ndarray, int]:
     """Decode every image.
 
     Returns:
-        Indices of the images that can be decoded, and the pixels of the largest.
+        Indices of the images that can be decoded and stored, and the pixels of the largest as stored.
 
     Raises:
         UsageError: some cannot, and ``skip`` is off; or none can.
@@ -202,7 +197,8 @@ def verify(pictures: Pictures, workers: int, skip: bool) -> tuple[np.ndarray, in
     broken, largest = {}, 0
     try:
         with ProcessPoolExecutor(min(workers, len(chunks))) as pool, tqdm(total=len(pictures), desc="verify") as bar:
-            for chunk, (pixels, found) in zip(chunks, pool.map(_verify, repeat(pictures), chunks), strict=True):
+            results = pool.map(_verify, repeat(pictures), repeat(storage), chunks)
+            for chunk, (pixels, found) in zip(chunks, results, strict=True):
                 broken |= found
                 largest = max(largest, pixels)
                 bar.update(len(chunk))
@@ -224,7 +220,7 @@ def verify(pictures: Pictures, workers: int, skip: bool) -> tuple[np.ndarray, in
     return np.array([index for index in range(len(pictures)) if index not in broken]), largest
 
 
-def _verify(pictures: Pictures, indices: range) -> tuple[int, dict[int, str]]:
+def _verify(pictures: Pictures, storage: Storage, indices: range) -> tuple[int, dict[int, str]]:
     """Pixels of the largest image, and what is wrong by index."""
     broken, largest = {}, 0
     for index in indices:
@@ -232,7 +228,7 @@ def _verify(pictures: Pictures, indices: range) -> tuple[int, dict[int, str]]:
             image, label = pictures[index]
             if label < 0:
                 raise ValueError("it has no label")
-            largest = max(largest, image.shape[0] * image.shape[1])
+            largest = max(largest, math.prod(storage.shape(*image.shape[:2])))
         except Exception as error:  # a decoder raises whatever a damaged file leads it to
             broken[index] = f"{type(error).__name__}: {error}"
     return largest, broken
@@ -247,7 +243,7 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
         indices: which, all of them sound.
         storage: how they are stored.
         workers: processes.
-        largest: pixels of the largest image.
+        largest: pixels of the largest image as stored.
 
     Raises:
         UsageError: the folder cannot be written, or a process died; nothing is left behind.
@@ -255,8 +251,6 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
     from ffcv.fields import IntField
     from ffcv.writer import DatasetWriter
 
-    if storage.max_resolution:
-        largest = min(largest, storage.max_resolution**2)
     # An image lies in one page; twice the pixels, for a JPEG of noise is larger than its pixels.
     page = max(_SMALLEST_PAGE, 1 << (2 * 3 * largest - 1).bit_length())
     if page > _LARGEST_PAGE:
@@ -272,7 +266,7 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
             # Small pieces, for the last one must not keep one process alone for long.
             writer.from_indexed_dataset(pictures, indices=list(indices), chunksize=_CHUNK)
         content = {
-            "class_to_idx": pictures.class_to_idx,
+            "class_to_idx": class_to_idx(pictures.dataset),
             "images": len(indices),
             "bytes": temporary.stat().st_size,
             "storage": str(storage),
@@ -281,9 +275,13 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Of a writer of this file that was killed.
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+            leftover.unlink()
         write_atomically(path, fill)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error}") from error
+        text = str(error)
+        raise UsageError(text if text.startswith("cannot write") else f"cannot write {path}: {text}") from error
     finally:
         if path.parent.is_dir() and not path.exists():
             sidecar.unlink(missing_ok=True)
@@ -293,41 +291,46 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
 def _watched(writer) -> Iterator[None]:
     """Let FFCV write, which waits for ever once one of its processes has died; end with an error instead.
 
+    Wherever it waits, for its counter or for a queue, the processes are looked at.
+
     Raises:
         OSError: a process died; its own traceback, if it left one, has been printed.
     """
     from ffcv import writer as module
 
-    done, died, processes = threading.Event(), [], []
+    processes, parent = [], os.getpid()
 
     def recorded(*args, **kwargs) -> multiprocessing.Process:
         # One that dies at once is in no list of active children by the time anybody looks.
         processes.append(multiprocessing.Process(*args, **kwargs))
         return processes[-1]
 
-    def watch() -> None:
-        while not done.wait(0.2):
-            codes = [process.exitcode for process in tuple(processes) if process.exitcode]
-            if codes and not died:
-                died.extend(codes)
-                _thread.interrupt_main()
+    def check() -> None:
+        codes = [process.exitcode for process in processes if process.exitcode]
+        if codes:
+            raise OSError(
+                f"a writing process died (exit code {codes[0]}): is the disk full, or memory? What it said is above"
+            )
 
-    # A shell's background jobs start with interrupts ignored, which would leave the watcher without a voice.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    original, module.Process = module.Process, recorded
-    threading.Thread(target=watch, daemon=True).start()
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        check()
+
+    class Queue(multiprocessing.queues.Queue):
+        def get(self):
+            while os.getpid() == parent:
+                with suppress(queue.Empty):
+                    return super().get(timeout=0.2)
+                check()
+            return super().get()
+
+    ours = {"Process": recorded, "sleep": sleep, "Queue": lambda: Queue(ctx=multiprocessing.get_context())}
+    originals = {name: getattr(module, name) for name in ours}
+    vars(module).update(ours)
     try:
         yield
-    except KeyboardInterrupt:
-        if died:
-            raise OSError(
-                f"a writing process died (exit code {died[0]}): is the disk full, or memory? What it said is above"
-            ) from None
-        raise
     finally:
-        done.set()
-        signal.signal(signal.SIGINT, handler)
-        module.Process = original
+        vars(module).update(originals)
         for process in processes:
             if process.pid is not None:
                 # Not terminate(): on its way out a process of FFCV waits for its turn to write.
