@@ -223,6 +223,19 @@ def test_leaving_epochs_early_leaks_nothing(train):
     assert memory_after - memory < 16 << 20  # one leaked epoch in FFCV: 8 MiB at this size
 
 
+def test_memory_stays_flat_over_many_epochs(train):
+    found, process = loader(train, size=96), psutil.Process()
+
+    def epochs(numbers: range) -> int:
+        for epoch in numbers:
+            found.set_epoch(epoch)
+            assert sum(len(images) for images, _ in found) == 40
+        return process.memory_info().rss
+
+    before = epochs(range(10))
+    assert epochs(range(10, 60)) - before < 4 << 20
+
+
 def test_an_error_in_the_loop_leaves_the_loader_usable(train):
     found = loader(train)
     with pytest.raises(ZeroDivisionError):
@@ -419,6 +432,15 @@ def test_other_classes_in_validation_are_refused(photographs, betons, tmp_path):
         UsageError,
         match="train_140_0.50_90.beton and val.beton.* only in validation: tree",
     ):
+        create_data(flags(tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_list_of_classes_is_named(betons, tmp_path, split):
+    for file in betons.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / f"{split}_140_0.50_90.beton.json").unlink()
+    with pytest.raises(UsageError, match=f"{split}_140_0.50_90.beton.json: no such file; it names the classes"):
         create_data(flags(tmp_path), CONFIG)
 
 

@@ -16,7 +16,7 @@ from ..distributed import Rank
 from ..errors import UsageError
 from . import digits
 from .augment import ImageAugment
-from .beton import Beton
+from .beton import Beton, sidecar_of
 from .choice import choose_loader
 from .ffcv_loader import Crop, FFCVLoader, Output, choose_reading
 from .resolutions import Resolutions
@@ -186,6 +186,10 @@ def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path
             f"{config['crop_mode']}, crop_pct {config['crop_pct']}: set --img-size and --crop-pct, or use --loader timm"
         )
     train, val = (Beton.open(path) for path in paths)
+    for beton, other in ((train, val), (val, train)):
+        if beton.class_names is None and other.class_names is not None:
+            missing = sidecar_of(beton.path)
+            raise UsageError(f"{missing}: no such file; it names the classes of {beton.path.name}: copy it there too")
     where = f"{train.path.name} and {val.path.name}, which launch/write_ffcv.sh writes together"
     check_same_classes(train.class_names, val.class_names, where)
     num_classes = _count_classes(args, train.class_names, f"{paths[0].name}, which was not written by this package,")

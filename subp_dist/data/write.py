@@ -8,16 +8,17 @@ with its classes and its size in a small JSON file beside it. PRESET is MAXRESOL
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import json
 import math
 import multiprocessing
+import multiprocessing.queues
 import os
+import queue
 import re
 import signal
 import sys
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -290,41 +291,46 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
 def _watched(writer) -> Iterator[None]:
     """Let FFCV write, which waits for ever once one of its processes has died; end with an error instead.
 
+    Wherever it waits, for its counter or for a queue, the processes are looked at.
+
     Raises:
         OSError: a process died; its own traceback, if it left one, has been printed.
     """
     from ffcv import writer as module
 
-    done, died, processes = threading.Event(), [], []
+    processes, parent = [], os.getpid()
 
     def recorded(*args, **kwargs) -> multiprocessing.Process:
         # One that dies at once is in no list of active children by the time anybody looks.
         processes.append(multiprocessing.Process(*args, **kwargs))
         return processes[-1]
 
-    def watch() -> None:
-        while not done.wait(0.2):
-            codes = [process.exitcode for process in tuple(processes) if process.exitcode]
-            if codes and not died:
-                died.extend(codes)
-                _thread.interrupt_main()
+    def check() -> None:
+        codes = [process.exitcode for process in processes if process.exitcode]
+        if codes:
+            raise OSError(
+                f"a writing process died (exit code {codes[0]}): is the disk full, or memory? What it said is above"
+            )
 
-    # A shell's background jobs start with interrupts ignored, which would leave the watcher without a voice.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    original, module.Process = module.Process, recorded
-    threading.Thread(target=watch, daemon=True).start()
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        check()
+
+    class Queue(multiprocessing.queues.Queue):
+        def get(self):
+            while os.getpid() == parent:
+                with suppress(queue.Empty):
+                    return super().get(timeout=0.2)
+                check()
+            return super().get()
+
+    ours = {"Process": recorded, "sleep": sleep, "Queue": lambda: Queue(ctx=multiprocessing.get_context())}
+    originals = {name: getattr(module, name) for name in ours}
+    vars(module).update(ours)
     try:
         yield
-    except KeyboardInterrupt:
-        if died:
-            raise OSError(
-                f"a writing process died (exit code {died[0]}): is the disk full, or memory? What it said is above"
-            ) from None
-        raise
     finally:
-        done.set()
-        signal.signal(signal.SIGINT, handler)
-        module.Process = original
+        vars(module).update(originals)
         for process in processes:
             if process.pid is not None:
                 # Not terminate(): on its way out a process of FFCV waits for its turn to write.
