@@ -133,6 +133,16 @@ def gather(value: T) -> list[T]:
 
 
 @contextmanager
+def closing_process_group() -> Iterator[None]:
+    """Leave the process group at the end, however it comes: an interpreter that ends with its threads may crash."""
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
 def lost_ranks_named() -> Iterator[None]:
     """Tell the loss of another rank apart from this rank's own failures.
 

@@ -12,7 +12,6 @@ import os
 import time
 from pathlib import Path
 
-import torch.distributed as dist
 from timm.utils import distribute_bn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
@@ -27,7 +26,7 @@ from .checkpoint import (
     write_errors_explained,
 )
 from .data import Data, ResumableLoader
-from .distributed import init_process_group, lost_ranks_named, on_primary
+from .distributed import closing_process_group, init_process_group, lost_ranks_named, on_primary
 from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
 from .loop import train_epoch, validate
@@ -60,7 +59,7 @@ def main(args: argparse.Namespace) -> Path:
         DivergedError, LostRankError: the ranks do not agree, or one is gone.
         Stopped: SIGTERM was received, and the run has been saved.
     """
-    with lost_ranks_named():
+    with lost_ranks_named(), closing_process_group():
         try:
             rank = init_process_group(args.device, args.timeout)
             folder = folder_of(args)
@@ -79,8 +78,6 @@ def main(args: argparse.Namespace) -> Path:
             on_primary(lambda: finish(training, data, folder))
         finally:
             training.monitor.close()
-            if dist.is_initialized():
-                dist.destroy_process_group()
     return folder
 
 

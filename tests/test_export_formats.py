@@ -6,8 +6,8 @@ what runs such files and compared with torch: 1e-4 of the logits' range in float
 
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -209,7 +209,9 @@ def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(tmp_pa
     assert (tmp_path / "model.onnx").is_file()
 
 
-def test_the_command_as_a_process(tmp_path):
-    command = [sys.executable, "-m", "subp_dist.export", "--format", "svg", "--output", str(tmp_path / "a.svg")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2 and "invalid choice: 'svg'" in done.stderr and "Traceback" not in done.stderr
+def test_the_module_is_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["subp-export", "--format", "svg", "--output", str(tmp_path / "a.svg")])
+    monkeypatch.delitem(sys.modules, "subp_dist.export.__main__")  # imported above; here it is run
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("subp_dist.export", run_name="__main__")
+    assert "invalid choice: 'svg'" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -275,6 +276,17 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, flags, messag
     with pytest.raises(UsageError, match=message):
         train.main(parse_args([*flags, "--output", str(tmp_path / "runs")]))
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_after_the_ranks_have_met_leaves_no_process_group(monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    here = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    for name, value in here.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(UsageError, match="set --data-dir"):
+        train.main(parse_args(["test_resnet", "--device", "cpu"]))
+    assert not dist.is_initialized()
 
 
 def test_a_model_that_cannot_be_exported_is_refused_before_training(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """subp_dist.validate and its table, on one short run."""
 
+import functools
 import json
-import subprocess
 import sys
 
 import pytest
@@ -22,6 +22,11 @@ PRUNABLE_MACS = (
     + (4 * 4 * 48 * 48 + 2 * 2 * (48 * 48 * 9 + 192 * 48 + 192 * 48))
     + 1 * 1 * (96 * 192 * 9 + 96 * 96 * 9 + 96 * 192)
 )
+
+
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch):
+    monkeypatch.setattr(validate, "time_in_turns", functools.partial(validate.time_in_turns, seconds=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +51,10 @@ def test_comparison_of_both_engines(runs):
     assert "same prediction on 1000 of 1000 images" in validate.as_table(comparison)
 
 
-def test_command_prints_the_table_and_keeps_it(runs):
-    command = [sys.executable, "-m", "subp_dist.validate", str(runs / "sparse"), "--threads", "1", "--limit", "100"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    assert "same prediction on 100 of 100 images" in done.stdout
+def test_command_prints_the_table_and_keeps_it(runs, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["subp-validate", str(runs / "sparse"), "--threads", "1", "--limit", "100"])
+    validate.cli()
+    assert "same prediction on 100 of 100 images" in capsys.readouterr().out
     assert json.loads((runs / "sparse/report.json").read_text())["comparison"]["images"] == 100
 
 
