@@ -38,6 +38,7 @@ cdef extern from "kernels.h" nogil:
     int SUBP_TILE_SLACK
     int SUBP_ISA_COUNT
     int SUBP_ACT_COUNT
+    Py_ssize_t SUBP_NORM_PIXELS
 
 
 cdef extern from "omp.h" nogil:
@@ -61,6 +62,10 @@ cdef extern from "dispatch.h" nogil:
         float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
         void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
                        float *out) noexcept nogil
+        void (*norm_pixels)(const float *input, Py_ssize_t channels, Py_ssize_t stride, Py_ssize_t count,
+                            const float *weight, const float *bias, float eps, float *out) noexcept nogil
+        void (*norm_run)(const float *input, Py_ssize_t channels, Py_ssize_t pixels, const float *weight,
+                         const float *bias, float eps, float *out) noexcept nogil
         subp_halve_fn halve
         void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
     const subp_kernel subp_kernel_table[]

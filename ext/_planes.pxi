@@ -88,3 +88,48 @@ def activate(
     assert n == out.shape[0] and n > 0 and threads > 0
     for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
         entry.activate(&x[i * CHUNK], min(CHUNK, n - i * CHUNK), number, &out[i * CHUNK])
+
+
+def norm_pixels(
+    str kernel_set,
+    const float[:, :, ::1] x,  # IN [images, channels, pixels]
+    const float[::1] weight,  # IN [channels]
+    const float[::1] bias,  # IN [channels]
+    float eps,
+    float[:, :, ::1] out,  # OUT as x, and possibly the same memory
+    int threads,
+):
+    """Normalises every pixel over its channels."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef Py_ssize_t channels = x.shape[1], pixels = x.shape[2], tiles, items, i, image, at
+    assert x.shape[0] == out.shape[0] and channels == out.shape[1] and pixels == out.shape[2] and threads > 0
+    assert channels == weight.shape[0] == bias.shape[0] and x.shape[0] * channels * pixels > 0
+    tiles = (pixels + SUBP_NORM_PIXELS - 1) // SUBP_NORM_PIXELS
+    items = x.shape[0] * tiles
+    for i in prange(items, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        image = i // tiles
+        at = i % tiles * SUBP_NORM_PIXELS
+        entry.norm_pixels(
+            &x[image, 0, at], channels, pixels, min(SUBP_NORM_PIXELS, pixels - at), &weight[0], &bias[0], eps,
+            &out[image, 0, at]
+        )
+
+
+def norm_runs(
+    str kernel_set,
+    const float[:, ::1] x,  # IN [runs, channels * pixels]
+    const float[:, ::1] weight,  # IN [groups, channels]; run r has those of group r modulo groups
+    const float[:, ::1] bias,  # IN as weight
+    float eps,
+    float[:, ::1] out,  # OUT as x, and possibly the same memory
+    int threads,
+):
+    """Normalises every run."""
+    cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
+    cdef Py_ssize_t groups = weight.shape[0], channels = weight.shape[1], runs = x.shape[0], i
+    assert runs == out.shape[0] and x.shape[1] == out.shape[1] and groups > 0 and channels > 0 and threads > 0
+    assert groups == bias.shape[0] and channels == bias.shape[1] and x.shape[1] > 0 and x.shape[1] % channels == 0
+    for i in prange(runs, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        entry.norm_run(
+            &x[i, 0], channels, x.shape[1] // channels, &weight[i % groups, 0], &bias[i % groups, 0], eps, &out[i, 0]
+        )

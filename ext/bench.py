@@ -56,10 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def measure(
@@ -150,7 +149,13 @@ def _inputs(session: Session, batch_size: int, image_size: Sequence[int] | None)
                 shape[axis] = side
         if None in shape:
             raise ValueError(f"input {spec.name!r} takes any size and the file does not name one; pass --image-size")
-        inputs.append(rng.standard_normal(shape).astype(spec.dtype))
+        try:
+            inputs.append(rng.standard_normal(shape).astype(spec.dtype))
+        except (MemoryError, ValueError) as error:  # the latter where the size itself is no number of the machine's
+            sizes = "x".join(map(str, shape))
+            raise ValueError(
+                f"there is no memory for an input of {sizes}; pass a smaller batch or image size"
+            ) from error
     return inputs
 
 

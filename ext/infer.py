@@ -16,7 +16,7 @@ import numpy as np
 from subp_ext.geometry import resolve_padding
 from subp_ext.reference import REFERENCE
 from subp_ext.reference.pooling import pool_geometry
-from subp_ext.reference.registry import axes
+from subp_ext.reference.registry import STORAGE_ARGS, axes
 
 Spec = tuple[tuple[int, ...], np.dtype]
 
@@ -78,6 +78,7 @@ def infer(op: str, args: dict[str, Any]) -> Spec | list[Spec]:
     Raises:
         ValueError, TypeError, IndexError, KeyError: the arguments do not fit each other.
     """
+    args = {name: value for name, value in args.items() if name not in STORAGE_ARGS}
     if op in ELEMENTWISE:
         return _elementwise(op, args)
     if op in SHRINKING:

@@ -153,6 +153,114 @@ def _clamp_max(planner: Planner, *, self: Any, max: Any) -> Tensor | str:
     return _ufunc("clamp_max", np.minimum, planner, self, max)
 
 
+def _upsample_nearest2d(planner: Planner, *, input: Any = None, self: Any = None, **sizes: Any) -> Tensor | str:
+    """By whole factors: every column to its places, then every row."""
+    x = self if input is None else input
+    if not _is_float(x, 4):
+        return _NOT_FLOAT
+    shape, _ = infer.infer("upsample_nearest2d", {"input": x.view, **sizes})
+    out = planner.empty(shape)  # the first to refuse what is too large
+    height, width = x.view.shape[2:]
+    rows, columns = shape[2] // height, shape[3] // width
+    if max(rows, columns) > 64:
+        return "every factor is a copy, and these are many"
+    # Which pixel goes where; a ratio that is not exact may pick a neighbour, as torch does.
+    pixels = np.arange(height * width).reshape(1, 1, height, width)
+    taken = REFERENCE["upsample_nearest2d"](input=pixels, **sizes)
+    if not np.array_equal(taken, pixels.repeat(rows, axis=2).repeat(columns, axis=3)):
+        return "the output's size is no multiple of the input's"
+    x = planner.contiguous(x)
+
+    def bind(at: At) -> Call:
+        source, target = at(x).reshape(-1, height, width), at(out).reshape(-1, height, rows, width, columns)
+        pairs = [(target[:, :, 0, :, column], source) for column in range(columns)]
+        pairs += [(target[:, :, row], target[:, :, 0]) for row in range(1, rows)]
+
+        def call() -> None:
+            for place, values in pairs:
+                np.copyto(place, values)
+
+        return call
+
+    planner.step("upsample_nearest2d", "numpy", "copies", bind, [x], [out])
+    return out
+
+
+def _affine(shape: Sequence[int], weight: Any, bias: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Factors and summands in full, if they are known."""
+    known = [np.ones(shape) if weight is None else weight, np.zeros(shape) if bias is None else bias]
+    if not all(isinstance(value, np.ndarray) and value.shape == tuple(shape) for value in known):
+        return None
+    weight, bias = (np.ascontiguousarray(value, np.float32) for value in known)
+    return weight, bias
+
+
+def _layer_norm(
+    planner: Planner, *, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    **rest: Any,
+) -> Tensor | str:  # fmt: skip
+    """Over the last axis wherever it lies in memory, or over several in C order."""
+    if not _is_float(input) or input.view.ndim == 0:
+        return "not a float32 tensor"
+    count = len(normalized_shape)
+    sizes = input.view.shape[input.view.ndim - count :]
+    if not count or sizes != tuple(normalized_shape):
+        raise ValueError(f"normalized_shape is {normalized_shape}; the input has shape {list(input.view.shape)}")
+    affine = _affine(sizes, weight, bias)
+    if affine is None:
+        return "weight or bias is not known before the run, or of another shape"
+    order = memory_order(input.view)
+    if order is None or count > 1:
+        input, order = planner.contiguous(input), tuple(range(input.view.ndim))
+    laid, at = input.view.transpose(order).shape, order.index(input.view.ndim - 1)
+    pixels = math.prod(laid[at + 1 :])
+    if pixels == 1:
+        return _norm_runs(planner, "layer_norm", input, order, [value.reshape(1, -1) for value in affine], eps)
+    out, threads, kernel_set = planner.empty(input.view.shape, order=order), planner.threads, runtime.kernel_set()
+
+    def bind(where: At) -> Call:
+        source, target = (_flat(where(tensor), order, -1, sizes[0], pixels) for tensor in (input, out))
+        return partial(runtime.kernels().norm_pixels, kernel_set, source, *affine, eps, target, threads)
+
+    planner.step("layer_norm", _name("norm_pixels"), "kernel", bind, [input], [out], in_place=[input])
+    return out
+
+
+def _group_norm(
+    planner: Planner, *, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    **rest: Any,
+) -> Tensor | str:  # fmt: skip
+    if not _is_float(input) or input.view.ndim < 2:
+        return "not a float32 tensor with channels"
+    channels = input.view.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"{channels} channels do not split into {num_groups} groups")
+    affine = _affine([channels], weight, bias)
+    if affine is None:
+        return "weight or bias is not known before the run, or of another shape"
+    x = planner.contiguous(input)
+    order = tuple(range(x.view.ndim))
+    return _norm_runs(planner, "group_norm", x, order, [value.reshape(num_groups, -1) for value in affine], eps)
+
+
+def _norm_runs(
+    planner: Planner, op: str, x: Tensor, order: Sequence[int], affine: list[np.ndarray], eps: float
+) -> Tensor:
+    """Normalises runs, as many to an image as there are groups of factors and summands, `[groups, channels]`."""
+    out, threads, kernel_set = planner.empty(x.view.shape, order=order), planner.threads, runtime.kernel_set()
+    # A layer norm has one run for each row, a group norm one for each group of an image.
+    length = affine[0].shape[1]
+    if op == "group_norm":
+        length = x.view.size // (x.view.shape[0] * len(affine[0]))
+
+    def bind(at: At) -> Call:
+        source, target = (_flat(at(tensor), order, -1, length) for tensor in (x, out))
+        return partial(runtime.kernels().norm_runs, kernel_set, source, *affine, eps, target, threads)
+
+    planner.step(op, _name("norm_run"), "kernel", bind, [x], [out], in_place=[x])
+    return out
+
+
 def _runs(a: np.ndarray, b: np.ndarray) -> int | None:
     """Leading elements of `a` that each meet one number of `b`; None if the two meet otherwise."""
     if a.shape == b.shape:
@@ -304,6 +412,9 @@ MAKERS: dict[str, Maker] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "_adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "mean": _mean,
+    "upsample_nearest2d": _upsample_nearest2d,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
     "add": partial(_binary, "add"),
     "mul": partial(_binary, "mul"),
     "sub": _sub,

@@ -145,6 +145,32 @@ def test_padding_of_same_convolutions_is_folded():
     assert any(isinstance(padding[0], list) for padding in paddings), "stride 2 on an even size pads one side only"
 
 
+class Preactivated(nn.Module):
+    """Batch norms of what no convolution can take in: a joint, and a result that is read twice; one has no scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(19, 16, 1)
+        self.joint_norm, self.norm = nn.BatchNorm2d(19), nn.BatchNorm2d(16, affine=False)
+
+    def forward(self, x):
+        first = self.a(x)
+        second = self.b(torch.relu(self.joint_norm(torch.cat([x, first], 1))))
+        return (torch.nn.functional.silu(self.norm(second) + first) + second).mean((2, 3))[:, :10]
+
+
+def test_batch_norms_before_activations_become_a_convolution_of_single_channels(tmp_path):
+    torch.manual_seed(2)
+    model = Preactivated().train()
+    with torch.no_grad():
+        model(1 + 3 * torch.randn(8, 3, 64, 64))
+    graph = export_subp(model.eval(), tmp_path / "model.subp", (3, 64, 64), {})
+    assert {node.op for node in graph.nodes} == {"conv2d", "cat", "add", "mean", "slice"}
+    session = subp_ext.Session(tmp_path / "model.subp")
+    assert largest_difference(model, session) < 1e-5
+    assert not session.report().fallbacks and graph.inputs[0].shape == (None, 3, None, None)
+
+
 class Awkward(nn.Module):
     """What a fusion must leave alone: shared results, shared weights, broadcast sums, activations read twice."""
 

@@ -45,6 +45,8 @@ def test_image_size_where_it_is_free(tmp_path, capsys):
         (["--image-size", "8"], "made for images of 16x12; export it for another size"),
         (["--image-size", "1", "2", "3"], "one side, or height and width"),
         (["--seconds", "0"], "expected more than 0"),
+        (["--batch-size", str(10**12)], "there is no memory for an input of 1000000000000x3x16x12; pass a smaller"),
+        (["--batch-size", str(10**30)], "there is no memory for an input of 1"),
         (["--threads", "0"], "expected a whole number"),
         (["--json", "/nowhere/out.json", "--seconds", "0.01"], "/nowhere/out.json: No such file"),
     ],
@@ -53,6 +55,13 @@ def test_misuse(model, capsys, flags, message):
     assert main([model, *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5"])
+def test_counts_that_are_none(model, capsys, value):
+    with pytest.raises(SystemExit):
+        main([model, f"--batch-size={value}"])
+    assert f"argument --batch-size: {value!r} is no whole number of at least 1" in capsys.readouterr().err
 
 
 def test_files_that_are_none(tmp_path, capsys):

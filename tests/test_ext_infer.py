@@ -35,6 +35,12 @@ def test_shapes_and_dtypes_are_those_of_the_reference(number):
         assert infer.infer(op, args) == form(want)
 
 
+@pytest.mark.parametrize("op, args", [("arange", {"end": 3}), ("zeros", {"size": [2]}), ("relu", {"self": np.ones(2)})])
+def test_where_a_framework_stores_a_tensor_means_nothing(op, args):
+    where = {"device": "cpu", "layout": "torch.strided", "pin_memory": False}
+    assert infer.infer(op, args | where) == infer.infer(op, args) == form(REFERENCE[op](**args | where))
+
+
 def test_nothing_is_computed():
     """Sizes that no machine has: only what is not allocated can be that large."""
     huge = np.broadcast_to(np.zeros((), np.float32), (1, 4, 1 << 20, 1 << 20))

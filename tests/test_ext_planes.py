@@ -126,6 +126,120 @@ def test_what_has_no_kernel_runs_on_numpy(kernel_set):
     assert np.array_equal(run("relu", kernel=False, self=x.astype(np.float64)), np.maximum(x, 0).astype(np.float64))
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [{"scale_factors": [2.0, 2.0]}, {"output_size": [15, 28]}, {"output_size": [5, 7]}, {"scales_h": 2, "scales_w": 8}],
+)
+def test_nearest_upsampling_by_whole_factors(sizes):
+    x = normal(2, 3, 5, 7)
+    session = Session(
+        Graph(
+            [TensorSpec("x", x.shape)],
+            [TensorSpec("y", ())],
+            [Node("upsample_nearest2d", "y", {"self": Ref("x"), **sizes})],
+        )
+    )
+    got = session.run(x)
+    rows, columns = got.shape[2] // 5, got.shape[3] // 7
+    assert np.array_equal(got, x.repeat(rows, axis=2).repeat(columns, axis=3))
+    assert session.report().rows[-1].kernel == "numpy"
+
+
+def test_nearest_upsampling_by_other_factors_is_left_to_the_reference():
+    torch = pytest.importorskip("torch")
+    x = normal(2, 3, 5, 7)
+    node = Node("upsample_nearest2d", "y", {"self": Ref("x"), "output_size": [8, 14]})
+    session = Session(Graph([TensorSpec("x", x.shape)], [TensorSpec("y", ())], [node]))
+    assert np.array_equal(session.run(x), torch.nn.functional.interpolate(torch.from_numpy(x), size=(8, 14)).numpy())
+    assert session.report().rows[-1].why == "the output's size is no multiple of the input's"
+
+
+def norm_session(op, spec, constants, threads, axes=None, **args):
+    """A normalisation of the input `x`, seen with its axes in another order; its kernel has to be a compiled one."""
+    nodes = [Node("permute", "p", {"self": Ref("x"), "dims": list(axes)})] if axes else []
+    refs = {name: Ref(name) for name in constants}
+    nodes.append(Node(op, "y", {"input": Ref("p" if axes else "x"), **refs, **args}))
+    session = Session(Graph([TensorSpec("x", spec)], [TensorSpec("y", ())], nodes, constants), threads)
+    assert [row.kernel.partition("__")[0] for row in session.report().rows] in (["f32_norm_pixels"], ["f32_norm_run"])
+    return session
+
+
+def normalised(x, axes, eps):
+    """In float64, and a bound of its rounding: errors of mean, variance and product, at the size of the inputs."""
+    x = x.astype(np.float64)
+    mean, scale = x.mean(axis=axes, keepdims=True), 1 / np.sqrt(x.var(axis=axes, keepdims=True) + eps)
+    count = np.prod([x.shape[axis] for axis in axes])
+    return (x - mean) * scale, EPS * (8 + np.sqrt(count)) * scale * abs(x).max(axis=axes, keepdims=True)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape, axes", [
+    ((2, 5, 7, 11), (0, 2, 3, 1)),  # channels last of planes, as in convnext; the last tile is not full
+    ((1, 130, 16, 16), (0, 2, 3, 1)),
+    ((3, 40, 1, 1), (0, 2, 3, 1)),
+    ((6, 37), None),
+    ((2, 9, 200), None),
+    ((33, 70), (1, 0)),
+])  # fmt: skip
+def test_layer_norm(kernel_set, shape, axes, affine):
+    x = 3 + 2 * normal(*shape)
+    seen = x.transpose(axes) if axes else x
+    channels = seen.shape[-1]
+    constants = {"weight": normal(channels, seed=1), "bias": normal(channels, seed=2)} if affine else {}
+    results = [
+        norm_session("layer_norm", shape, constants, threads, axes, normalized_shape=[channels], eps=1e-6).run(x)
+        for threads in (1, 2, 3)
+    ]
+    want, bound = normalised(seen, (seen.ndim - 1,), 1e-6)
+    if affine:
+        want, bound = want * constants["weight"] + constants["bias"], bound * abs(constants["weight"]) + 4 * EPS
+    assert np.all(abs(results[0] - want) <= bound)
+    assert len({result.tobytes() for result in results}) == 1
+    x.reshape(-1)[0] = np.nan
+    assert np.isnan(norm_session("layer_norm", shape, {}, 1, axes, normalized_shape=[channels]).run(x)).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 4, 3)])
+def test_layer_norm_over_several_axes(kernel_set, shape):
+    x, sizes = normal(*shape), shape[1:]
+    constants = {"weight": normal(*sizes, seed=1), "bias": normal(*sizes, seed=2)}
+    got = norm_session("layer_norm", shape, constants, 2, normalized_shape=list(sizes), eps=1e-5).run(x)
+    want, bound = normalised(x, tuple(range(1, len(shape))), 1e-5)
+    assert np.all(
+        abs(got - want * constants["weight"] - constants["bias"]) <= bound * abs(constants["weight"]) + 4 * EPS
+    )
+
+
+@pytest.mark.parametrize("shape, groups", [((2, 6, 7, 5), 3), ((1, 8, 60, 60), 1), ((3, 6), 2), ((2, 4, 9), 4)])
+def test_group_norm(kernel_set, shape, groups):
+    x = normal(*shape) - 2
+    constants = {"weight": normal(shape[1], seed=1), "bias": normal(shape[1], seed=2)}
+    results = [
+        norm_session("group_norm", shape, constants, threads, num_groups=groups, eps=1e-5).run(x) for threads in (1, 2)
+    ]
+    want, bound = normalised(x.reshape(shape[0], groups, -1), (2,), 1e-5)
+    weight, bias = (constants[name].reshape(-1, *[1] * (len(shape) - 2)) for name in ("weight", "bias"))
+    bound = np.broadcast_to(bound, want.shape).reshape(shape)
+    assert np.all(abs(results[0] - want.reshape(shape) * weight - bias) <= bound * abs(weight) + 4 * EPS)
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "op, args, message",
+    [
+        ("layer_norm", {"normalized_shape": [5]}, "normalized_shape is .5.; the input has shape .2, 6, 4."),
+        ("layer_norm", {"normalized_shape": []}, "normalized_shape is"),
+        ("group_norm", {"num_groups": 4}, "6 channels do not split into 4 groups"),
+        ("group_norm", {"num_groups": 0}, "6 channels do not split into 0 groups"),
+    ],
+)
+def test_normalisations_that_do_not_fit(op, args, message):
+    with pytest.raises(ValueError, match=message):
+        Session(
+            Graph([TensorSpec("x", (2, 6, 4))], [TensorSpec("y", ())], [Node(op, "y", {"input": Ref("x"), **args})])
+        )
+
+
 @pytest.mark.parametrize("shape", [(1, 33), (5, 33), (2, 3, 33)])
 def test_linear_in_a_session(shape):
     x, weight, bias = normal(*shape), normal(19, 33, seed=1), normal(19, seed=2)

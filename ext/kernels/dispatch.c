@@ -36,6 +36,8 @@ subp_kernel_set subp_kernel_set_at(int isa) {
             .mean = subp_mean_##set,           \
             .binary = subp_binary_##set,       \
             .activate = subp_activate_##set,   \
+            .norm_pixels = subp_norm_pixels_##set, \
+            .norm_run = subp_norm_run_##set,   \
             .halve = subp_halve_##set,         \
         };
 #include "isas.inc"

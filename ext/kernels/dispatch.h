@@ -14,6 +14,10 @@ typedef struct {
     void (*binary)(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count, int activation,
                    float *out);
     void (*activate)(const float *in, ptrdiff_t count, int activation, float *out);
+    void (*norm_pixels)(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count, const float *weight,
+                        const float *bias, float eps, float *out);
+    void (*norm_run)(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight, const float *bias,
+                     float eps, float *out);
     subp_halve_fn halve;
 } subp_kernel_set;
 

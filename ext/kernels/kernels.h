@@ -116,14 +116,20 @@ typedef void (*subp_halve_fn)(const float *in, ptrdiff_t in_step, ptrdiff_t rows
                               ptrdiff_t out_step);
 
 /* The operators beside convolution that each set has. `row` is room for one input row; binary is a + b or a * b with
- * b one number or as many as a; halve
- * takes every second number of each row and reads nothing beyond the last it takes. */
+ * b one number or as many as a; norm_pixels makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
+ * channels that are `stride` apart, norm_run one run of channels * pixels numbers, both times weight[c] plus bias[c];
+ * halve takes every second number of each row and reads nothing beyond the last it takes. */
+enum { SUBP_NORM_PIXELS = 64 };
 #define SUBP_ISA(name, needs, usable)                                                                           \
     void subp_pool_##name(const subp_pool *p, const float *in, float *out, float *row);                         \
     float subp_mean_##name(const float *in, ptrdiff_t count);                                                   \
     void subp_binary_##name(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,           \
                             int activation, float *out);                                                        \
     void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);                    \
+    void subp_norm_pixels_##name(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,        \
+                                 const float *weight, const float *bias, float eps, float *out);                \
+    void subp_norm_run_##name(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,       \
+                              const float *bias, float eps, float *out);                                        \
     void subp_halve_##name(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,      \
                            ptrdiff_t out_step);
 #include "isas.inc"

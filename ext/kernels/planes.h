@@ -55,6 +55,13 @@ static inline void subp_add_strided(float *restrict to, const float *restrict fr
 /* Depthwise convolution with any window. The residual, which may be in the place of the output, comes first. */
 static inline void subp_depthwise_plane(const subp_depthwise *d) {
     const subp_window *w = d->window;
+    subp_window row;
+    if (w->kernel_h * w->kernel_w * w->stride_h * w->stride_w == 1 && w->out_h == w->height && w->out_w == w->width) {
+        row = *w; /* a factor and a summand, as of a batch norm: the plane is one long row */
+        row.width = row.out_w = w->width * w->height;
+        row.height = row.out_h = 1;
+        w = &row;
+    }
     const float bias = d->bias ? *d->bias : 0.0f;
     for (ptrdiff_t y = 0; y < w->out_h; y++) {
         float *out = d->out + y * w->out_w;
@@ -105,6 +112,73 @@ static inline float subp_mean_run(const float *in, ptrdiff_t count) {
     return sums[0] / (float)count;
 }
 
+/* The sum of in - centre, or of its square. Long sums are added up in double precision. */
+static inline double subp_moment(const float *in, ptrdiff_t count, float centre, int square) {
+    enum { LANES = 64, LONG = 4096 };
+    double total = 0.0;
+    for (ptrdiff_t start = 0; start < count; start += LONG) {
+        const float *from = in + start;
+        const ptrdiff_t n = count - start < LONG ? count - start : LONG;
+        float sums[LANES] = {0};
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            for (int s = 0; s < LANES; s++) {
+                const float d = from[i + s] - centre;
+                sums[s] += square ? d * d : d;
+            }
+        for (int s = 0; i < n; i++, s++) {
+            const float d = from[i] - centre;
+            sums[s] += square ? d * d : d;
+        }
+        for (int half = LANES / 2; half; half /= 2)
+            for (int s = 0; s < half; s++) sums[s] += sums[s + half];
+        total += sums[0];
+    }
+    return total;
+}
+
+/* Every pixel over its channels; `in` may be `out`. Called with constants for the widths that matter. */
+static inline void subp_norm_columns(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,
+                                     const float *weight, const float *bias, float eps, float *out) {
+    float mean[SUBP_NORM_PIXELS] = {0}, scale[SUBP_NORM_PIXELS] = {0};
+    for (ptrdiff_t c = 0; c < channels; c++)
+        for (ptrdiff_t i = 0; i < count; i++) mean[i] += in[c * stride + i];
+    for (ptrdiff_t i = 0; i < count; i++) mean[i] /= (float)channels;
+    for (ptrdiff_t c = 0; c < channels; c++)
+        for (ptrdiff_t i = 0; i < count; i++) {
+            const float d = in[c * stride + i] - mean[i];
+            scale[i] += d * d;
+        }
+    for (ptrdiff_t i = 0; i < count; i++) scale[i] = 1.0f / sqrtf(scale[i] / (float)channels + eps);
+    for (ptrdiff_t c = 0; c < channels; c++)
+        for (ptrdiff_t i = 0; i < count; i++)
+            out[c * stride + i] = (in[c * stride + i] - mean[i]) * scale[i] * weight[c] + bias[c];
+}
+
+static inline void subp_norm_tile(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,
+                                  const float *weight, const float *bias, float eps, float *out) {
+    if (count == SUBP_NORM_PIXELS)
+        subp_norm_columns(in, channels, stride, SUBP_NORM_PIXELS, weight, bias, eps, out);
+    else
+        subp_norm_columns(in, channels, stride, count, weight, bias, eps, out);
+}
+
+/* All of `channels` runs of `pixels` numbers together; `in` may be `out`. */
+static inline void subp_norm_all(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,
+                                 const float *bias, float eps, float *out) {
+    const ptrdiff_t count = channels * pixels;
+    const float mean = (float)(subp_moment(in, count, 0.0f, 0) / (double)count);
+    const float scale = 1.0f / sqrtf((float)(subp_moment(in, count, mean, 1) / (double)count) + eps);
+    if (pixels == 1) {
+        for (ptrdiff_t c = 0; c < channels; c++) out[c] = (in[c] - mean) * scale * weight[c] + bias[c];
+        return;
+    }
+    for (ptrdiff_t c = 0; c < channels; c++, in += pixels, out += pixels) {
+        const float factor = scale * weight[c], summand = bias[c];
+        for (ptrdiff_t i = 0; i < pixels; i++) out[i] = (in[i] - mean) * factor + summand;
+    }
+}
+
 static inline void subp_binary_run(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,
                                    int activation, float *out) {
     const float constant = *b;
@@ -128,6 +202,14 @@ static inline void subp_binary_run(int multiply, const float *a, const float *b,
     void subp_binary_##isa(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,      \
                            int activation, float *out) {                                                  \
         subp_binary_run(multiply, a, b, one_b, count, activation, out);                                   \
+    }                                                                                                     \
+    void subp_norm_pixels_##isa(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,   \
+                                const float *weight, const float *bias, float eps, float *out) {          \
+        subp_norm_tile(in, channels, stride, count, weight, bias, eps, out);                              \
+    }                                                                                                     \
+    void subp_norm_run_##isa(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,  \
+                             const float *bias, float eps, float *out) {                                  \
+        subp_norm_all(in, channels, pixels, weight, bias, eps, out);                                      \
     }                                                                                                     \
     void subp_activate_##isa(const float *in, ptrdiff_t count, int activation, float *out) {              \
         memcpy(out, in, (size_t)count * sizeof(float));                                                   \

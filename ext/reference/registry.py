@@ -11,7 +11,7 @@ import numpy as np
 REFERENCE: dict[str, Callable[..., Any]] = {}
 
 # Schema arguments that say where and how a framework stores a tensor: without meaning here.
-_STORAGE_ARGS = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "implicit")
+STORAGE_ARGS = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "implicit")
 
 
 def register(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -20,7 +20,7 @@ def register(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def run(**args: Any) -> Any:
-            return function(**{name: value for name, value in args.items() if name not in _STORAGE_ARGS})
+            return function(**{name: value for name, value in args.items() if name not in STORAGE_ARGS})
 
         for name in names:
             assert name not in REFERENCE, name

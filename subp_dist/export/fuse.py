@@ -16,6 +16,7 @@ from subp_ext import Graph, Node, Ref
 
 _IDENTITIES = {"alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"}
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
 _PLAIN_ACTIVATIONS = {"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "mish"}
 
 
@@ -50,7 +51,8 @@ class _Rewrite:
                 # The alias's readers now read the source, in place of the alias itself.
                 self.uses[source] += self.uses[node.output] - 1
                 continue
-            fused = self._fold_batch_norm(node) or self._fuse_residual(node) or self._fuse_activation(node)
+            node = self._without_norm(node) or node
+            fused = self._fuse_residual(node) or self._fuse_activation(node)
             if fused is not None:
                 absorbed, node = fused
                 del self.kept[absorbed]
@@ -79,24 +81,44 @@ class _Rewrite:
         usable = node is not None and node.op in ops and self.uses[node.output] == 1
         return node if usable and node.args.get("activation") is None else None
 
-    def _fold_batch_norm(self, node: Node) -> tuple[str, Node] | None:
+    def _without_norm(self, node: Node) -> Node | None:
+        """A batch norm as part of the convolution before it, or as a convolution of its own."""
         if node.op != _BATCH_NORM:
             return None
+        shape = self.shapes.get(node.args["input"].name)
+        computed = any(ref.name not in self.constants for key, ref in node.args.items() if key in _STATISTICS and ref)
+        if shape is None or len(shape) != 4 or computed:
+            return None
+        parts = {key: self._constant(node.args[key], shape[1]) for key in ("weight", "running_mean", "running_var")}
+        scale = parts["weight"] / np.sqrt(parts["running_var"] + node.args["eps"])
+        shift = self._constant(node.args["bias"], shape[1], default=0.0) - parts["running_mean"] * scale
+        self.folded_norms.add(node.output)
+        self.shapes[node.output] = shape
+        return self._fold_batch_norm(node, scale, shift) or self._as_depthwise(node, scale, shift)
+
+    def _fold_batch_norm(self, node: Node, scale: np.ndarray, shift: np.ndarray) -> Node | None:
         conv = self._absorbable(node.args["input"], "conv2d")
         weight = conv and self.constants.get(conv.args["weight"].name)
         if weight is None or conv.args.get("residual") is not None or not self._only_reader(conv.args["weight"]):
             return None
-        parts = {key: self._constant(node.args[key], len(weight)) for key in ("weight", "running_mean", "running_var")}
-        scale = parts["weight"] / np.sqrt(parts["running_var"] + node.args["eps"])
-        shift = self._constant(node.args["bias"], len(weight), default=0.0)
-        old_bias = self._constant(conv.args.get("bias"), len(weight), default=0.0)
         bias_name = f"{conv.args['weight'].name.removesuffix('.weight')}.folded_bias"
         scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
         self.constants[conv.args["weight"].name] = scaled.astype(np.float32)
-        self.constants[bias_name] = ((old_bias - parts["running_mean"]) * scale + shift).astype(np.float32)
-        self.folded_norms.add(node.output)
-        self.shapes[node.output] = self.shapes[conv.output]
-        return conv.output, Node("conv2d", node.output, conv.args | {"bias": Ref(bias_name)})
+        old_bias = self._constant(conv.args.get("bias"), len(weight), default=0.0)
+        self.constants[bias_name] = (old_bias * scale + shift).astype(np.float32)
+        del self.kept[conv.output]
+        return Node("conv2d", node.output, conv.args | {"bias": Ref(bias_name)})
+
+    def _as_depthwise(self, node: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
+        """A 1x1 convolution of each channel alone, which takes in residuals and activations as any other does."""
+        names = [f"{node.output}.{part}" for part in ("scale", "shift")]
+        self.constants[names[0]] = scale.astype(np.float32).reshape(-1, 1, 1, 1)
+        self.constants[names[1]] = shift.astype(np.float32)
+        self.uses.update(names)
+        weight, bias = map(Ref, names)
+        return Node(
+            "conv2d", node.output, {"input": node.args["input"], "weight": weight, "bias": bias, "groups": len(scale)}
+        )
 
     def _only_reader(self, weight: Ref) -> bool:
         return self.uses[weight.name] == 1

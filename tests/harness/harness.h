@@ -47,6 +47,7 @@ void check_winograd(int isa);
 void check_depthwise(int isa);
 void check_pool(int isa);
 void check_elements(int isa);
+void check_norm(int isa);
 void check_halve(int isa);
 
 #endif

@@ -1,4 +1,5 @@
 /* The operators beside convolution. */
+#include <float.h>
 #include <math.h>
 
 #include "harness.h"
@@ -85,6 +86,42 @@ void check_elements(int isa) {
     total.value /= (double)count;
     total.size /= (double)count;
     check_sum("mean of", count, set.mean(a, count), total, count, SUBP_ACT_none);
+}
+
+/* One normalised number. */
+static void check_normalised(ptrdiff_t at, float got, const float *in, ptrdiff_t own, ptrdiff_t step, ptrdiff_t count,
+                             double weight, double bias, double eps) {
+    double mean = 0, variance = 0, most = 0;
+    for (ptrdiff_t i = 0; i < count; i++) mean += in[i * step], most = fmax(most, fabs(in[i * step]));
+    mean /= (double)count;
+    for (ptrdiff_t i = 0; i < count; i++) variance += (in[i * step] - mean) * (in[i * step] - mean);
+    const double scale = 1 / sqrt(variance / (double)count + eps), want = (in[own * step] - mean) * scale * weight + bias;
+    const double bound = FLT_EPSILON * (double)(count + 16) * (2 * most * scale * fabs(weight) + fabs(bias));
+    if (!(fabs(got - want) <= bound)) fail("normalised %td is %.9g; expected %.9g within %.3g", at, got, want, bound);
+}
+
+void check_norm(int isa) {
+    const ptrdiff_t channels = between(1, 70), pixels = one_in(3) ? 1 : between(1, SUBP_NORM_PIXELS);
+    const ptrdiff_t stride = pixels + (one_in(2) ? between(0, 40) : 0), inputs = (channels - 1) * stride + pixels;
+    const float eps = one_in(2) ? 1e-2f : 1e-5f;
+    describe("set %d norm: channels %td pixels %td stride %td eps %g", isa, channels, pixels, stride, eps);
+    const float *in = random_floats((size_t)inputs);
+    const float *weight = random_floats((size_t)channels), *bias = random_floats((size_t)channels);
+    float *out = exact_floats((size_t)inputs, CANARY);
+    subp_kernel_set_at(isa).norm_pixels(in, channels, stride, pixels, weight, bias, eps, out);
+    for (ptrdiff_t at = 0; at < inputs; at++) {
+        const ptrdiff_t c = at / stride, x = at % stride;
+        if (x < pixels)
+            check_normalised(at, out[at], in + x, c, stride, channels, weight[c], bias[c], eps);
+        else if (out[at] != CANARY)
+            fail("output %td between the channels is %g", at, out[at]);
+    }
+    const ptrdiff_t numbers = channels * pixels;
+    in = random_floats((size_t)numbers);
+    out = exact_floats((size_t)numbers, CANARY);
+    subp_kernel_set_at(isa).norm_run(in, channels, pixels, weight, bias, eps, out);
+    for (ptrdiff_t at = 0; at < numbers; at++)
+        check_normalised(at, out[at], in, at, 1, numbers, weight[at / pixels], bias[at / pixels], eps);
 }
 
 void check_halve(int isa) {
