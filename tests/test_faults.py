@@ -95,6 +95,27 @@ def test_one_rank_told_to_stop_stops_all_after_the_same_step(undisturbed, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "features",
+    [
+        ["--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
+        ["--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", "2", "--prune-interval", "3", "--clip-grad", "1.0"],
+        ["--torchcompile", "aot_eager", "--channels-last", "--layer-rates", "layer4*=0.75", "--drop-path", "0.1"],
+    ],
+    ids=["adamw-mixup", "bf16-accumulation-interval", "compiled-channels-last-drop-path"],
+)
+def test_two_ranks_go_on_within_an_epoch_whatever_they_train_with(tmp_path, features):
+    done = finish(start(tmp_path / "undisturbed", *features))
+    assert done.returncode == 0, done.stderr
+    done = finish(start(tmp_path, *features, FAULT="backward:1:9", FAULT_SIGNAL="SIGTERM"))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "stopped and saved in epoch 1, after" in done.stderr
+    done = finish(start(tmp_path, *features, "--resume", "auto"))
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "run", tmp_path / "undisturbed/run")
+
+
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
     done = finish(start(tmp_path, *RECOVERY, FAULT="validation:1:2"))
     assert done.returncode != 0 and "rank 1 failed first: killed by SIGKILL" in done.stderr
