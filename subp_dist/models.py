@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -35,10 +36,29 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     """A timm model.
 
     Raises:
-        UsageError: there is none of that name, it does not take the arguments, or its checkpoint does not fit.
+        UsageError: there is none of that name, or it does not take the arguments.
     """
     check_model_name(name)
     try:
         return timm.create_model(name, **arguments)
     except (RuntimeError, TypeError, FileNotFoundError, ValueError, AssertionError) as error:
         raise UsageError(f"timm cannot create {name}: {error}") from error
+
+
+def load_initial_weights(model: nn.Module, name: str, path: Path) -> None:
+    """Load the weights to start from, in timm's keys: a state dict, a checkpoint of timm's own training, safetensors.
+
+    Raises:
+        UsageError: there is no such file, or it does not fit the model.
+    """
+    if not path.is_file():
+        raise UsageError(f"--initial-checkpoint {path}: no such file")
+    try:
+        timm.models.load_checkpoint(model, str(path))
+    except Exception as error:  # whatever unpickling a foreign file may raise
+        text = "; ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+        hint = "last.pt is for --resume; the weights of a run are in its model.safetensors: "
+        raise UsageError(
+            f"--initial-checkpoint {path} does not fit {name}: {hint if '.parametrizations.' in text else ''}"
+            f"{text if len(text) < 400 else f'{text[:400]} ...'}"
+        ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -254,9 +255,15 @@ def _check_ranges(args: argparse.Namespace) -> None:
     for flag in ("img_size", "num_classes", "in_chans", "validation_batch_size"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
-    for flag in ("workers", "prune_interval", "recovery_interval", "sr_ste_decay", "warmup_epochs", "mixup", "cutmix"):
-        if getattr(args, flag) < 0:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 or more")
+    counts = ("workers", "prune_interval", "recovery_interval", "warmup_epochs")
+    for flag in (*counts, "sr_ste_decay", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_lr"):
+        _check_range(args, flag, lambda value: 0 <= value < math.inf, "0 or more")
+    for flag in ("lr", "lr_base", "clip_grad"):
+        _check_range(args, flag, lambda value: 0 < value < math.inf, "a number above 0")
+    for flag in ("momentum", "drop", "drop_path"):
+        _check_range(args, flag, lambda value: 0 <= value < 1, "a value in [0, 1)")
+    _check_range(args, "model_ema_decay", lambda value: 0 <= value <= 1, "a share in [0, 1], such as 0.9998")
+    _check_range(args, "alpha", math.isfinite, "a finite weight, such as 1")
     if args.crop_pct is not None and not args.crop_pct > 0:
         raise UsageError(f"--crop-pct {args.crop_pct}: expected a share of the image above 0, such as 0.875")
     if not args.timeout > 0:
@@ -276,6 +283,12 @@ def _check_ranges(args: argparse.Namespace) -> None:
         raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
     if args.warmup_epochs >= args.epochs:
         raise UsageError(f"--warmup-epochs {args.warmup_epochs}: expected fewer than the run's {args.epochs} epochs")
+
+
+def _check_range(args: argparse.Namespace, flag: str, is_fine: Callable[[float], bool], expected: str) -> None:
+    value = getattr(args, flag)
+    if value is not None and not is_fine(value):
+        raise UsageError(f"--{flag.replace('_', '-')} {value}: expected {expected}")
 
 
 def flags_to_argv(flags: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
 from .layer_table import format_table, planned_rows
-from .models import check_model_name, create_model, model_arguments
+from .models import check_model_name, create_model, load_initial_weights, model_arguments
 from .monitor import Monitor
 from .options import parse_layer_rates, parse_macs
 from .plan import LayerPlan, check_prunable, check_worth, kept_macs_at, plan_layers
@@ -110,13 +110,14 @@ def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:
         UsageError: no such model or data, or they do not fit.
     """
     check_model_name(args.model)
-    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
-        raise UsageError(f"--initial-checkpoint {args.initial_checkpoint}: no such file")
     data = create_data(args, timm.get_pretrained_cfg(args.model).to_dict())
     args.num_classes, args.in_chans, args.img_size = data.num_classes, data.input_size[0], data.input_size[1]
     args.mean, args.std = list(data.mean), list(data.std)
     random_seed(args.seed)
-    return create_model(args.model, **model_arguments(args), checkpoint_path=args.initial_checkpoint), data
+    model = create_model(args.model, **model_arguments(args))
+    if args.initial_checkpoint:
+        load_initial_weights(model, args.model, Path(args.initial_checkpoint))
+    return model, data
 
 
 def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) -> Training:

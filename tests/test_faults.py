@@ -170,3 +170,24 @@ def test_two_ranks_and_one_with_the_same_global_batch_learn_the_same(tmp_path):
     masks = [{key: value for key, value in state["model"].items() if key.endswith(".mask")} for state in states]
     assert masks[0] and all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
     assert not all(mask.all() for mask in masks[0].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "features",
+    [
+        ["--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
+        ["--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", "2", "--prune-interval", "3", "--clip-grad", "1.0"],
+        ["--torchcompile", "aot_eager", "--channels-last", "--layer-rates", "layer4*=0.75", "--drop-path", "0.1"],
+    ],
+    ids=["adamw-mixup", "bf16-accumulation-interval", "compiled-channels-last-drop-path"],
+)
+def test_two_ranks_go_on_within_an_epoch_whatever_they_train_with(tmp_path, features):
+    done = finish(start(tmp_path / "undisturbed", *features))
+    assert done.returncode == 0, done.stderr
+    done = finish(start(tmp_path, *features, FAULT="backward:1:9", FAULT_SIGNAL="SIGTERM"))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "stopped and saved in epoch 1, after" in done.stderr
+    done = finish(start(tmp_path, *features, "--resume", "auto"))
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "run", tmp_path / "undisturbed/run")

@@ -152,27 +152,43 @@ def states_equal(a, b) -> bool:
     return a == b
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "features",
     [
-        [],
         ["--model-ema", "--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
-        ["--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", "3", "--prune-interval", "7", "--clip-grad", "1.0"],
+        pytest.param([], marks=SLOW),
+        pytest.param(
+            [
+                "--amp",
+                "--amp-dtype",
+                "bfloat16",
+                "--grad-accum-steps",
+                "3",
+                "--prune-interval",
+                "7",
+                "--clip-grad",
+                "1",
+            ],
+            marks=SLOW,
+        ),
         pytest.param(
             [
                 *("--amp", "--model-ema", "--grad-checkpointing", "--channels-last", "--layer-rates", "layer4*=0.75"),
                 *("--kd-model", "test_resnet", "--kd-checkpoint", "TEACHER"),
             ],
-            marks=pytest.mark.slow,  # half precision takes minutes on a CPU
+            marks=SLOW,  # half precision takes minutes on a CPU
         ),
     ],
-    ids=["plain", "ema-adamw-mixup", "bf16-accumulation-interval", "fp16-ema-checkpointing-teacher"],
+    ids=["ema-adamw-mixup", "plain", "bf16-accumulation-interval", "fp16-ema-checkpointing-teacher"],
 )
 def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch, features, request):
     if "TEACHER" in features:
         teacher = request.getfixturevalue("finished") / "model.safetensors"
         features = [str(teacher) if flag == "TEACHER" else flag for flag in features]
-    flags = ["--epochs", "3", "--prune-start", "0", "--prune-end", "1", *features]
+    flags = ["--epochs", "3", "--prune-start", "0", "--prune-end", "2", *features]  # stopped in the middle of it
     undisturbed = run(tmp_path / "a", *flags)
     backward, batches = loop._backward, itertools.count(1)
 
@@ -255,6 +271,7 @@ def test_a_dense_run_is_a_run_at_rate_zero(few_digits, tmp_path):
     ("flags", "message"),
     [
         (["resnet51", "--data-dir", "builtin"], r"no model 'resnet51'; did you mean .*resnet50"),
+        (["resnet18.nope_in1k", "--data-dir", "builtin"], r"no weights 'nope_in1k' of resnet18"),
         (["test_resnet", "--data-dir", "nowhere"], r"nowhere: no such folder"),
         (["test_resnet"], r"set --data-dir"),
         (["test_resnet", "--data-dir", "builtin", "--prune-rate", "1"], r"--prune-rate 1.0: expected a share"),
@@ -341,6 +358,23 @@ def test_initial_checkpoints_of_both_kinds_give_the_same_start(finished, tmp_pat
     for path in (finished / "model.safetensors", tmp_path / "weights.pth"):
         model, _ = train.create_model_and_data(parse_args([*FLAGS, "--initial-checkpoint", str(path)]))
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_initial_checkpoints_that_cannot_be_are_one_clear_error(finished, tmp_path):
+    (tmp_path / "junk.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "junk.pth").write_text("root:x:0:0:root:/root:/bin/bash")
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "other.pth")
+    torch.save(timm.create_model("test_resnet", in_chans=1).state_dict(), tmp_path / "classes.pth")
+    for path, message in (
+        (tmp_path / "junk.safetensors", "header too large"),
+        (tmp_path / "junk.pth", "junk.pth does not fit test_resnet"),
+        (tmp_path / "other.pth", r"Missing key.*\.\.\."),
+        (tmp_path / "classes.pth", r"size mismatch for fc.weight.*1000, 96.*10, 96"),
+        (finished / "last.pt", r"last\.pt is for --resume; the weights of a run are in its model\.safetensors"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            run(tmp_path / "runs", "--initial-checkpoint", str(path))
+        assert "--initial-checkpoint" in str(caught.value) and len(str(caught.value)) < 700
 
 
 def test_an_update_reaches_the_moving_average_without_an_optimizer_step(few_digits):
