@@ -19,7 +19,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -196,7 +196,7 @@ def verify(pictures: Pictures, storage: Storage, workers: int, skip: bool) -> tu
     chunks = [range(i, min(i + _CHUNK, len(pictures))) for i in range(0, len(pictures), _CHUNK)]
     broken, largest = {}, 0
     try:
-        with ProcessPoolExecutor(min(workers, len(chunks))) as pool, tqdm(total=len(pictures), desc="verify") as bar:
+        with _decoders(min(workers, len(chunks))) as pool, tqdm(total=len(pictures), desc="verify") as bar:
             results = pool.map(_verify, repeat(pictures), repeat(storage), chunks)
             for chunk, (pixels, found) in zip(chunks, results, strict=True):
                 broken |= found
@@ -218,6 +218,16 @@ def verify(pictures: Pictures, storage: Storage, workers: int, skip: bool) -> tu
     if len(broken) == len(pictures):
         raise UsageError("none of the images can be decoded")
     return np.array([index for index in range(len(pictures)) if index not in broken]), largest
+
+
+@contextmanager
+def _decoders(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave interrupts to this one, and do not work on to the end after one."""
+    pool = ProcessPoolExecutor(count, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _verify(pictures: Pictures, storage: Storage, indices: range) -> tuple[int, dict[int, str]]:
@@ -298,11 +308,16 @@ def _watched(writer) -> Iterator[None]:
     """
     from ffcv import writer as module
 
-    processes, parent = [], os.getpid()
+    processes, parent, fork = [], os.getpid(), multiprocessing.get_context("fork")
 
-    def recorded(*args, **kwargs) -> multiprocessing.Process:
+    def recorded(target: Callable, args: tuple) -> multiprocessing.Process:
+        def work() -> None:
+            # An interrupt is this process's to explain, which ends the others.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            target(*args)
+
         # One that dies at once is in no list of active children by the time anybody looks.
-        processes.append(multiprocessing.Process(*args, **kwargs))
+        processes.append(fork.Process(target=work))
         return processes[-1]
 
     def check() -> None:
@@ -324,7 +339,7 @@ def _watched(writer) -> Iterator[None]:
                 check()
             return super().get()
 
-    ours = {"Process": recorded, "sleep": sleep, "Queue": lambda: Queue(ctx=multiprocessing.get_context())}
+    ours = {"Process": recorded, "sleep": sleep, "Queue": lambda: Queue(ctx=fork)}
     originals = {name: getattr(module, name) for name in ours}
     vars(module).update(ours)
     try:
