@@ -192,8 +192,12 @@ def conv2d(
     out: np.ndarray | None = None,
     threads: int | None = None,
     kernel_set: str | None = None,
-    winograd: bool | None = None,
+    winograd: bool = False,
 ) -> np.ndarray:
-    """Runs one convolution; arguments as `Convolution` and its call. Packs nothing if the weight is packed."""
+    """Runs one convolution; arguments as `Convolution` and its call.
+
+    The weight is packed for this call alone, and to transform it for Winograd's algorithm takes longer than that saves
+    once: it has to be asked for. To run a layer again and again, make a `Convolution`.
+    """
     convolution = Convolution(weight, bias, stride, padding, dilation, groups, activation, kernel_set, winograd)
     return convolution(x, residual, out, threads)

@@ -9,7 +9,6 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVP
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,17 +69,13 @@ class Winograd:
     def __init__(self, layer: Layer, values: np.ndarray, size: int) -> None:
         self._layer, self._values, self._size = layer, values, size
         self._positions = (size + 2) ** 2
+        self._packed: np.ndarray | None = None  # until it is chosen: transformed weights are larger
         self.kernel = runtime.kernels().winograd_name(layer.kernel_set, size)
-
-    @cached_property
-    def _packed(self) -> np.ndarray:
-        # Only where it is chosen: transformed weights are larger.
-        return pack_tiles(transform_kernels(self._values, self._size), self._layer)
 
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights."""
-        return self._packed.nbytes if "_packed" in self.__dict__ else 0
+        return 0 if self._packed is None else self._packed.nbytes
 
     def _tiles(self, height: int, width: int) -> int:
         out_h, out_w = self._layer.out_size(height, width)
@@ -95,6 +90,8 @@ class Winograd:
     def build(self, height: int, width: int) -> Any:
         """Returns the compiled convolution for one input size."""
         layer, tiles, call_tiles = self._layer, self._tiles(height, width), run_pixels(self._layer)
+        if self._packed is None:
+            self._packed = pack_tiles(transform_kernels(self._values, self._size), layer)
         # One tile more than a call takes costs next to nothing beside it; 28x28 in 4x4 and 14x14 in 2x2 have 49.
         call_tiles += tiles % (call_tiles + 1) == 0
         room = CACHED_RUN // (4 * self._positions * layer.channels)

@@ -127,9 +127,9 @@ def test_any_shape_is_within_the_bound_and_the_same_for_any_thread_count(kernel_
 def test_activations_are_fused(kernel_set, activation):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((1, 64, 28, 28), np.float32), rng.standard_normal((64, 64, 3, 3), np.float32)
-    plain, fused = (
-        conv2d(x, weight, None, 1, 1, activation=name, kernel_set=kernel_set) for name in (None, activation)
-    )
+    layers = [Convolution(weight, None, 1, 1, activation=name, kernel_set=kernel_set) for name in (None, activation)]
+    assert all("winograd" in layer.prepare(28, 28).kernel for layer in layers)
+    plain, fused = (layer(x) for layer in layers)
     alone = conv2d(plain, np.eye(64, dtype=np.float32)[:, :, None, None], activation=activation, kernel_set=kernel_set)
     assert np.array_equal(fused, alone)
 
