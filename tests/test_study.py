@@ -73,6 +73,11 @@ def test_seeds_are_the_outer_loop(tmp_path):
     assert grid.labels == {"dense": "dense", "tuned": "tuned weights", "broken": "broken"}
 
 
+def test_all_variants_come_before_second_cells(tmp_path):
+    grid = grid_of(tmp_path, variants={"a": {}, "b": {"cells": [[0.5, 16]]}}, cells=[[0.5, 16], [0.75, 16]])
+    assert [run.name for run in grid.runs] == ["a-0.5-1x16-s1", "b-0.5-1x16-s1", "a-0.75-1x16-s1"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -82,12 +82,14 @@ class Grid:
             if variant.get("after") not in (None, *earlier):
                 raise UsageError(f"{path}: {name}: after: there is no variant {variant['after']!r} above it")
             earlier.append(name)
+        cells = {name: variant.get("cells", content["cells"]) for name, variant in variants.items()}
         runs = [
-            _run(content, variants, name, tuple(cell), seed)
-            # A study that is cut short has compared all variants, with fewer seeds.
+            _run(content, variants, name, tuple(cells[name][index]), seed)
+            # A study that is cut short has compared all variants, with fewer seeds, and first in their first cells.
             for seed in content["seeds"]
-            for name, variant in variants.items()
-            for cell in variant.get("cells", content["cells"])
+            for index in range(max(map(len, cells.values())))
+            for name in variants
+            if index < len(cells[name])
         ]
         for run in runs:
             _check_flags(run, f"{path}: {run.variant}")
