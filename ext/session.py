@@ -149,21 +149,30 @@ class Session:
         """
         self._check_open()
         arrays = self._check_inputs(inputs)
-        images, step = len(arrays[0]), self._images_at_once(arrays)
-        parts = [self._run([array[at : at + step] for array in arrays]) for at in range(0, images, step)]
-        results = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+        step = self._images_at_once(arrays)
+        if step is None:
+            results = self._run(arrays)
+        else:
+            starts = range(0, len(arrays[0]), step)
+            parts = [self._run([array[at : at + step] for array in arrays]) for at in starts]
+            results = tuple(map(np.concatenate, zip(*parts, strict=True)))
         return results[0] if len(results) == 1 else results
 
-    def _images_at_once(self, arrays: Sequence[np.ndarray]) -> int:
-        """How many images of a batch go through the network together: as many as its activations stay in a cache for.
+    def _images_at_once(self, arrays: Sequence[np.ndarray]) -> int | None:
+        """How many images of a larger batch go through the network together: those whose activations stay in a cache.
 
-        Only where export says that no image depends on another; else all.
+        Returns:
+            None if all do, also wherever export does not say that no image depends on another.
         """
         alone = self.metadata.get("independent_images") is True
-        if not alone or any(spec.shape[0] is not None for spec in (*self.inputs, *self.outputs)):
-            return len(arrays[0])
+        if not alone or any(spec.shape[:1] != (None,) for spec in (*self.inputs, *self.outputs)):
+            return None
+        images = len(arrays[0])
+        if images == 1 or any(len(array) != images for array in arrays):
+            return None
         one = self._planned(tuple((1, *array.shape[1:]) for array in arrays))
-        return max(1, CACHED_ACTIVATIONS // one.plan.nbytes)
+        step = max(1, CACHED_ACTIVATIONS // max(1, one.plan.nbytes))
+        return step if step < images else None
 
     def _planned(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
         try:

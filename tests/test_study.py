@@ -204,15 +204,15 @@ DENSE = {"variants": {"dense": {"cells": [[0, 16]]}}}
 
 def test_a_changed_study_does_not_go_on_with_the_runs_of_the_old_one(pictures, tmp_path):
     top1 = {}
-    for lr in (0.1, 0.0):
+    for lr in (0.1, 1e-12):
         grid = grid_of(tmp_path, **DENSE, flags=FLAGS | {"no-export": True, "lr": lr})
         data = prepare(pictures, tmp_path / "data", grid)
         runner = Runner(grid, data, tmp_path / "runs", tmp_path / "results.csv", 1, 1.0)
         runner.work()
         assert not runner.failed
         top1[lr] = read_results(runner.path)["dense-0-1x16-s1"]["loss"]
-    assert yaml.safe_load((runner.output / "dense-0-1x16-s1" / "args.yaml").read_text())["lr"] == 0
-    assert top1[0.1] != top1[0.0]
+    assert yaml.safe_load((runner.output / "dense-0-1x16-s1" / "args.yaml").read_text())["lr"] == 1e-12
+    assert top1[0.1] != top1[1e-12]
     assert len(list(csv.DictReader((runner.output / "dense-0-1x16-s1" / "summary.csv").open()))) == 1
 
 
