@@ -10,6 +10,7 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
     ctypedef struct subp_depthwise:
         const subp_window *window
+        Py_ssize_t count, in_stride, out_stride
         const float *input "in"
         const float *padding
         const float *values

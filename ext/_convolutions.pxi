@@ -282,6 +282,10 @@ cdef _describe(subp_window *w, in_size, out_size, kernel, stride, dilation, pad)
     w.pad_top, w.pad_left = pad
 
 
+# Planes of a depthwise convolution that a thread takes at once.
+cdef enum: PLANES_AT_ONCE = 16
+
+
 cdef class Depthwise:
     """A depthwise convolution for one size of input; it reads its input in place.
 
@@ -320,11 +324,13 @@ cdef class Depthwise:
     ):
         """Runs it: out = activation(conv(x) + bias + residual)."""
         cdef const subp_window *w = &self._window
-        cdef Py_ssize_t channels = self._values.shape[0], planes = x.shape[0] * channels, i
+        cdef Py_ssize_t channels = self._values.shape[0], batch = x.shape[0], i
+        cdef Py_ssize_t step = min(PLANES_AT_ONCE, (channels + threads - 1) // threads)
+        cdef Py_ssize_t steps = (channels + step - 1) // step
         cdef const float[:, :, :, ::1] residual_view
         cdef const float *addend = NULL
         cdef const float *bias = NULL
-        assert planes > 0 and x.shape[0] == out.shape[0] and threads > 0
+        assert batch > 0 and batch == out.shape[0] and threads > 0
         assert (x.shape[1], x.shape[2], x.shape[3]) == (channels, w.height, w.width)
         assert (out.shape[1], out.shape[2], out.shape[3]) == (channels, w.out_h, w.out_w)
         if residual is not None:
@@ -333,16 +339,19 @@ cdef class Depthwise:
             addend = &residual_view[0, 0, 0, 0]
         if self._bias is not None:
             bias = &self._bias[0]
-        for i in prange(planes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            self._plane(i, &x[0, 0, 0, 0], bias, addend, &out[0, 0, 0, 0])
+        for i in prange(batch * steps, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            self._planes(i // steps, i % steps * step, step, &x[0, 0, 0, 0], bias, addend, &out[0, 0, 0, 0])
 
-    cdef void _plane(self, Py_ssize_t i, const float *x, const float *bias, const float *residual,
-                     float *out) noexcept nogil:
+    cdef void _planes(self, Py_ssize_t image, Py_ssize_t channel, Py_ssize_t count, const float *x, const float *bias,
+                      const float *residual, float *out) noexcept nogil:
         cdef const subp_window *w = &self._window
-        cdef Py_ssize_t channel = i % self._values.shape[0], out_at = i * w.out_h * w.out_w
+        cdef Py_ssize_t channels = self._values.shape[0], first = image * channels + channel, out_at
         cdef subp_depthwise call
         call.window, call.padding, call.activation = w, &self._padding[0], self._activation
-        call.input = x + i * w.height * w.width
+        call.count = min(count, channels - channel)
+        call.in_stride, call.out_stride = w.height * w.width, w.out_h * w.out_w
+        out_at = first * call.out_stride
+        call.input = x + first * call.in_stride
         call.values = &self._values[channel, 0, 0]
         call.bias = bias + channel if bias != NULL else NULL
         call.residual = residual + out_at if residual != NULL else NULL

@@ -28,8 +28,8 @@ static inline vec odds(vec a, vec b) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
 }
 static inline vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
-static inline vec next_lanes(vec a) {
-    return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+static inline vec next_lanes(vec a, vec b) { /* what moves is one circle: the first of b, the others of a */
+    return _mm256_permutevar8x32_ps(_mm256_blend_ps(a, b, 1), _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
 }
 static inline vec low_pairs(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
@@ -49,6 +49,8 @@ static inline void cstore(float *p, cvec x) { _mm_storeu_ps(p, x); }
 static inline cvec csplat(float x) { return _mm_set1_ps(x); }
 static inline cvec cmadd(cvec a, cvec b, cvec c) { return _mm_fmadd_ps(a, b, c); }
 static inline cvec cadd(cvec a, cvec b) { return _mm_add_ps(a, b); }
+static inline cvec crelu(cvec x) { return _mm_max_ps(_mm_setzero_ps(), x); }
+static inline cvec crelu6(cvec x) { return _mm_min_ps(_mm_set1_ps(6.0f), crelu(x)); }
 
 #include "planes.h"
 #include "vector.h"

@@ -26,8 +26,8 @@ static inline vec odds(vec a, vec b) {
     return _mm512_permutex2var_ps(a, lane, b);
 }
 static inline vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
-static inline vec next_lanes(vec a) {
-    return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(a), _mm512_castps_si512(a), 1));
+static inline vec next_lanes(vec a, vec b) {
+    return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(b), _mm512_castps_si512(a), 1));
 }
 static inline vec low_pairs(vec a, vec b) {
     const __m512i lane = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -57,6 +57,8 @@ static inline void cstore(float *p, cvec x) { _mm256_storeu_ps(p, x); }
 static inline cvec csplat(float x) { return _mm256_set1_ps(x); }
 static inline cvec cmadd(cvec a, cvec b, cvec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline cvec cadd(cvec a, cvec b) { return _mm256_add_ps(a, b); }
+static inline cvec crelu(cvec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+static inline cvec crelu6(cvec x) { return _mm256_min_ps(_mm256_set1_ps(6.0f), crelu(x)); }
 
 #include "planes.h"
 #include "vector.h"

@@ -59,15 +59,17 @@ typedef struct {
     ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
 } subp_window;
 
-/* One plane of a depthwise convolution: out = activation(sum + bias + residual). */
+/* Planes of a depthwise convolution: out = activation(sum + bias + residual). */
 typedef struct {
     const subp_window *window;
-    const float *in;       /* IN [height][width] */
+    ptrdiff_t count;                 /* of planes */
+    ptrdiff_t in_stride, out_stride; /* from one plane to the next */
+    const float *in;       /* IN planes [height][width] */
     const float *padding;  /* IN [width] zeros */
-    const float *values;   /* IN [kernel_h][kernel_w] */
-    const float *bias;     /* IN one, or NULL */
-    const float *residual; /* IN as out, or NULL */
-    float *out;            /* OUT [out_h][out_w] */
+    const float *values;   /* IN [count][kernel_h][kernel_w] */
+    const float *bias;     /* IN [count], or NULL */
+    const float *residual; /* IN as out and possibly the same memory, or NULL */
+    float *out;            /* OUT planes [out_h][out_w] */
     int activation;        /* enum subp_activation */
 } subp_depthwise;
 

@@ -39,7 +39,7 @@ static inline vec maximum(vec a, vec b) { return vmaxq_f32(a, b); }
 static inline vec evens(vec a, vec b) { return vuzp1q_f32(a, b); }
 static inline vec odds(vec a, vec b) { return vuzp2q_f32(a, b); }
 static inline vec sub(vec a, vec b) { return vsubq_f32(a, b); }
-static inline vec next_lanes(vec a) { return vextq_f32(a, a, 1); }
+static inline vec next_lanes(vec a, vec b) { return vextq_f32(a, b, 1); }
 static inline vec low_pairs(vec a, vec b) { return vzip1q_f32(a, b); }
 static inline vec high_pairs(vec a, vec b) { return vzip2q_f32(a, b); }
 static inline span between(int from, int to) { return (span){from, to}; }
@@ -56,6 +56,8 @@ static inline cvec cmadd(cvec a, cvec b, cvec c) {
     return (cvec){{madd(a.val[0], b.val[0], c.val[0]), madd(a.val[1], b.val[1], c.val[1])}};
 }
 static inline cvec cadd(cvec a, cvec b) { return (cvec){{add(a.val[0], b.val[0]), add(a.val[1], b.val[1])}}; }
+static inline cvec crelu(cvec x) { return (cvec){{relu(x.val[0]), relu(x.val[1])}}; }
+static inline cvec crelu6(cvec x) { return (cvec){{relu6(x.val[0]), relu6(x.val[1])}}; }
 
 /* A lane of a vector of values: a product takes it as an operand, where a broadcast would be an instruction more. */
 #define VALUE(w, c, channels) value_lane(w, c, channels)

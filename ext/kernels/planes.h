@@ -52,33 +52,36 @@ static inline void subp_add_strided(float *restrict to, const float *restrict fr
         for (ptrdiff_t i = 0; i < count; i++) to[i] += factor * from[stride * i];
 }
 
-/* Depthwise convolution with any window. The residual, which may be in the place of the output, comes first. */
-static inline void subp_depthwise_plane(const subp_depthwise *d) {
-    const subp_window *w = d->window;
-    subp_window row;
-    if (w->kernel_h * w->kernel_w * w->stride_h * w->stride_w == 1 && w->out_h == w->height && w->out_w == w->width) {
-        row = *w; /* a factor and a summand, as of a batch norm: the plane is one long row */
-        row.width = row.out_w = w->width * w->height;
-        row.height = row.out_h = 1;
-        w = &row;
-    }
-    const float bias = d->bias ? *d->bias : 0.0f;
-    for (ptrdiff_t y = 0; y < w->out_h; y++) {
-        float *out = d->out + y * w->out_w;
-        const float *residual = d->residual ? d->residual + y * w->out_w : NULL;
-        for (ptrdiff_t x = 0; x < w->out_w; x++) out[x] = bias + (residual ? residual[x] : 0.0f);
+/* One plane of a depthwise convolution with any window. The residual, which may be in the place of the output, comes
+ * first. */
+static inline void subp_depthwise_plane(const subp_window *w, const float *in, const float *values, float bias,
+                                        const float *residual, float *out, int activation) {
+    for (ptrdiff_t y = 0; y < w->out_h; y++, out += w->out_w) {
+        for (ptrdiff_t x = 0; x < w->out_w; x++) out[x] = bias + (residual ? residual[y * w->out_w + x] : 0.0f);
         for (ptrdiff_t i = 0; i < w->kernel_h; i++) {
             ptrdiff_t source = y * w->stride_h - w->pad_top + i * w->dilation_h;
             if (source < 0 || source >= w->height) continue;
             for (ptrdiff_t j = 0; j < w->kernel_w; j++) {
                 ptrdiff_t begin, end, shift = subp_columns_inside(w, j, &begin, &end);
-                const float *from = d->in + source * w->width;
+                const float *from = in + source * w->width;
                 subp_add_strided(out + begin, from + begin * w->stride_w + shift, end - begin, w->stride_w,
-                                 d->values[i * w->kernel_w + j]);
+                                 values[i * w->kernel_w + j]);
             }
         }
-        subp_activate(out, w->out_w, d->activation);
+        subp_activate(out, w->out_w, activation);
     }
+}
+
+static inline void subp_depthwise_planes(const subp_depthwise *d) {
+    subp_window w = *d->window;
+    if (w.kernel_h * w.kernel_w * w.stride_h * w.stride_w == 1 && w.out_h == w.height && w.out_w == w.width) {
+        w.width = w.out_w = w.width * w.height; /* a factor and a summand, as of a batch norm: one long row */
+        w.height = w.out_h = 1;
+    }
+    for (ptrdiff_t n = 0; n < d->count; n++)
+        subp_depthwise_plane(&w, d->in + n * d->in_stride, d->values + n * w.kernel_h * w.kernel_w,
+                             d->bias ? d->bias[n] : 0.0f, d->residual ? d->residual + n * d->out_stride : NULL,
+                             d->out + n * d->out_stride, d->activation);
 }
 
 static inline void subp_pool_plane(const subp_pool *pool, const float *in, float *out, float *row) {
@@ -197,7 +200,7 @@ static inline void subp_binary_run(int multiply, const float *a, const float *b,
     void subp_pool_##isa(const subp_pool *p, const float *in, float *out, float *row) { subp_pool_plane(p, in, out, row); }
 
 #define SUBP_DEFINE_PLANES(isa)                                                                           \
-    void f32_dwconv_any__##isa(const subp_depthwise *d) { subp_depthwise_plane(d); }                      \
+    void f32_dwconv_any__##isa(const subp_depthwise *d) { subp_depthwise_planes(d); }                     \
     float subp_mean_##isa(const float *in, ptrdiff_t count) { return subp_mean_run(in, count); }           \
     void subp_binary_##isa(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,      \
                            int activation, float *out) {                                                  \

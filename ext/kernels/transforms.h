@@ -4,7 +4,7 @@
  * A vector holds a tile in each lane. Its tiles come from one tile row, or from two where rows are short: each such piece
  * takes an equal share of the lanes, and one lane less than that of tiles, because the last two columns of a tile are
  * the first two of the lane after it. Included after vector.h; the file defines for its ISA, beside what vector.h and
- * window.h ask for: sub; next_lanes(a), every lane moved down by one, the last may be anything; low_pairs(a, b) and
+ * window.h ask for: sub; next_lanes of window.h; low_pairs(a, b) and
  * high_pairs(a, b), the lanes of both in turns, from the first half and the second. If its vectors are worth two pieces
  * it defines LANE_ORDER, the type of an order of lanes; close_gap(n) and open_gap(n), the orders in which the second
  * piece follows the first n lanes, and starts at the middle; reorder(a, order). */
@@ -85,7 +85,7 @@ INLINE void split_columns(vec d[MAX_SIDE], const vec raw[MAX_TILE], int size) {
         d[0] = evens(even[0], even[1]), d[2] = odds(even[0], even[1]);
         d[1] = evens(odd[0], odd[1]), d[3] = odds(odd[0], odd[1]);
     }
-    d[size] = next_lanes(d[0]), d[size + 1] = next_lanes(d[1]);
+    d[size] = next_lanes(d[0], d[0]), d[size + 1] = next_lanes(d[1], d[1]);
 }
 
 INLINE void join_columns(vec raw[MAX_TILE], const vec y[MAX_TILE], int size) {

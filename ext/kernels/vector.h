@@ -2,7 +2,7 @@
  *   LANES; vec, of so many floats; lanes, a mask of them; first_lanes(n); load, load_lanes (the rest is zero and not
  *   read), store, store_lanes (the rest is not written); splat(float), madd(a, b, c) = a * b + c, add,
  *   relu and relu6 (NaN stays NaN), evens(a, b) the even lanes of both;
- *   TAIL_CHANNELS; cvec, of so many floats; cload, cstore, csplat, cmadd, cadd. */
+ *   TAIL_CHANNELS; cvec, of so many floats; cload, cstore, csplat, cmadd, cadd, crelu, crelu6. */
 #include "activation.h"
 #include "kernels.h"
 
@@ -87,19 +87,28 @@ INLINE void store_block(const subp_tile *t, vec acc[MAX_CHANNELS][MAX_VECTORS], 
             UNROLL for (int v = 0; v < vectors; v++) store_part(out + c * stride + v * LANES, acc[c][v], partial, part);
 }
 
-/* One pixel of TAIL_CHANNELS channels. */
+INLINE cvec gather(const float *from, ptrdiff_t stride, int32_t count) {
+    float found[TAIL_CHANNELS] = {0};
+    for (int32_t c = 0; c < count; c++) found[c] = from[c * stride];
+    return cload(found);
+}
+
+/* One pixel of TAIL_CHANNELS channels. What is done to the sums is done to all at once: per channel, calls and branches
+ * that no CPU can predict would take longer than the products. */
 INLINE void store_pixel(const subp_tile *t, cvec acc, ptrdiff_t at) {
+    const ptrdiff_t stride = t->out_stride;
+    const int32_t stored = t->channels, activation = t->activation;
     float sums[TAIL_CHANNELS];
+    if (t->bias) acc = cadd(acc, gather(t->bias, 1, stored));
+    if (t->residual) acc = cadd(acc, gather(t->residual + at, stride, stored));
+    if (activation == SUBP_ACT_relu)
+        acc = crelu(acc);
+    else if (activation == SUBP_ACT_relu6)
+        acc = crelu6(acc);
     cstore(sums, acc);
-    for (int32_t c = 0; c < t->channels; c++) {
-        ptrdiff_t to = c * t->out_stride + at;
-        float sum = sums[c] + (t->bias ? t->bias[c] : 0.0f) + (t->residual ? t->residual[to] : 0.0f);
-        if (t->activation == SUBP_ACT_relu)
-            sum = subp_act_relu(sum);
-        else if (t->activation != SUBP_ACT_none)
-            activate(&sum, 1, t->activation);
-        t->out[to] = sum;
-    }
+    if (activation != SUBP_ACT_none && activation != SUBP_ACT_relu && activation != SUBP_ACT_relu6)
+        activate(sums, TAIL_CHANNELS, activation);
+    for (int32_t c = 0; c < stored; c++) t->out[c * stride + at] = sums[c];
 }
 
 /* The block of `vectors` at pixel `at`. A partial block is one vector of which the first `count` lanes are pixels.

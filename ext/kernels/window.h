@@ -1,14 +1,31 @@
-/* Depthwise convolution and maximum pooling of one plane, for every vector ISA: a vector of output columns, several
- * output rows in registers, each input vector loaded once for all of them. The input is read in place: where a vector
- * hangs over the left or right edge only its lanes inside are loaded, and rows above and below are read from a row of
- * padding. Included after vector.h; the file defines for its ISA, beside what vector.h asks for:
- *   span, some lanes of a vec, and between(from, to), those from <= lane < to, which may be none or lie outside;
+/* Depthwise convolution and maximum pooling of planes, for every vector ISA: a vector of output columns, several output
+ * rows in registers, and of each input row no more than `stride` vectors loaded: the other columns of the windows are those
+ * moved by a lane, with one number more. The input is read in place: where a vector hangs over the left or right edge only
+ * its lanes inside are loaded, and rows above and below are read from a row of padding. Included after vector.h; the file
+ * defines for its ISA, beside what vector.h asks for:
+ *   span, some lanes of a vec, and between(from, to), those from <= lane < to, which may be none;
  *   load_span(p, span, fill), the other lanes are those of fill and not read;
- *   odds(a, b), the odd lanes of both; maximum(a, b), of which a NaN wins. */
+ *   odds(a, b), the odd lanes of both; maximum(a, b), of which a NaN wins;
+ *   next_lanes(a, b), the lanes of a from the second on, then the first of b. */
 
-enum { MAX_WINDOW = 7, MAX_ROWS = 8 };
+enum { MAX_WINDOW = 7, MAX_ROWS = 8, MAX_EDGES = 8 };
 
-/* A plane at work. `rows` are the input rows of the current block, padding where they lie outside. */
+/* Output columns of a vector whose windows may lie partly outside of the input, or that are fewer than a vector's. */
+typedef struct {
+    ptrdiff_t column; /* the first */
+    int count;
+    span inside[2];        /* of each vector that load_row loads */
+    int after[MAX_WINDOW]; /* whether the number for column j of the windows is */
+} window_edge;
+
+/* The columns of a plane: edges on the left, whole vectors in [begin, end), edges on the right. */
+typedef struct {
+    ptrdiff_t begin, end;
+    int left, edges;
+    window_edge edge[MAX_EDGES];
+} window_columns;
+
+/* Planes at work. `rows` are the input rows of the current block, padding where they lie outside. */
 typedef struct {
     const float *rows[(MAX_ROWS - 1) * 2 + MAX_WINDOW];
     const float *values;
@@ -16,47 +33,63 @@ typedef struct {
     subp_tile out; /* its rows stand where a convolution has channels */
 } window_block;
 
-/* What a row of windows needs: a vector for each column of a window, or for stride 2 two for every second one. */
-INLINE void load_row(vec raw[MAX_WINDOW + 1], const float *row, const span inside[MAX_WINDOW + 1], int kernel,
-                     int stride, int edge, vec fill) {
-    UNROLL for (int j = 0; j < kernel; j += stride)
-        UNROLL for (int half = 0; half < stride; half++) {
-            const float *from = row + j + half * LANES;
-            raw[j + half] = edge ? load_span(from, inside[j + half], fill) : load(from);
-        }
-}
+INLINE int clip_lane(ptrdiff_t lane) { return (int)(lane < 0 ? 0 : lane < LANES ? lane : LANES); }
 
-/* The columns of the windows from what load_row found. */
-INLINE void pick_columns(vec x[MAX_WINDOW], const vec raw[MAX_WINDOW + 1], int kernel, int stride) {
-    UNROLL for (int j = 0; j < kernel; j += stride) {
-        x[j] = stride == 1 ? raw[j] : evens(raw[j], raw[j + 1]);
-        if (stride == 2 && j + 1 < kernel) x[j + 1] = odds(raw[j], raw[j + 1]);
+INLINE void find_edge(window_edge *e, const subp_window *g, ptrdiff_t column, int kernel, int stride) {
+    const ptrdiff_t first = column * stride - g->pad_left, behind = first + stride * LANES;
+    e->column = column;
+    e->count = clip_lane(g->out_w - column);
+    for (int h = 0; h < stride; h++)
+        e->inside[h] = between(clip_lane(-first - h * LANES), clip_lane(g->width - first - h * LANES));
+    for (int j = stride; j < kernel; j++) {
+        ptrdiff_t at = behind + j - stride;
+        e->after[j] = at >= 0 && at < g->width;
     }
 }
 
-/* Which lanes of each load are inside, for the window whose first column is `first`. */
-INLINE void find_inside(span inside[MAX_WINDOW + 1], ptrdiff_t first, ptrdiff_t width, int kernel, int stride) {
-    for (int j = 0; j < kernel; j += stride)
-        for (int half = 0; half < stride; half++) {
-            ptrdiff_t at = first + j + half * LANES;
-            inside[j + half] = between((int)(at < 0 ? -at < LANES ? -at : LANES : 0),
-                                       (int)(width - at < 0 ? 0 : width - at < LANES ? width - at : LANES));
-        }
+/* Returns 0 where there are more edges than room for them: in planes with more padding than a window reaches. */
+INLINE int find_columns(window_columns *c, const subp_window *g, int kernel, int stride) {
+    ptrdiff_t last = g->width + g->pad_left - kernel + stride - stride * LANES; /* first column times stride of a whole one */
+    c->begin = c->edges = 0;
+    while (c->begin < g->out_w && c->begin * stride < g->pad_left) {
+        if (c->edges == MAX_EDGES) return 0;
+        find_edge(&c->edge[c->edges++], g, c->begin, kernel, stride);
+        c->begin += LANES;
+    }
+    c->left = c->edges;
+    c->end = c->begin;
+    while (c->end + LANES <= g->out_w && c->end * stride <= last) c->end += LANES;
+    for (ptrdiff_t column = c->end; column < g->out_w; column += LANES) {
+        if (c->edges == MAX_EDGES) return 0;
+        find_edge(&c->edge[c->edges++], g, column, kernel, stride);
+    }
+    return 1;
 }
 
-/* `height` rows of a vector of output columns from `column` on. An `edge` block may lie partly outside of the input,
- * and partly outside of the output. */
+/* The vectors of a row from the first window's first column on, and the numbers behind them. */
+INLINE void load_row(vec raw[MAX_WINDOW], const float *row, const window_edge *edge, int kernel, int stride, vec fill) {
+    UNROLL for (int h = 0; h < stride; h++)
+        raw[h] = edge ? load_span(row + h * LANES, edge->inside[h], fill) : load(row + h * LANES);
+    UNROLL for (int j = stride; j < kernel; j++)
+        raw[j] = !edge || edge->after[j] ? splat(row[stride * LANES + j - stride]) : fill;
+}
+
+/* The columns of the windows from what load_row found. */
+INLINE void pick_columns(vec x[MAX_WINDOW], const vec raw[MAX_WINDOW], int kernel, int stride) {
+    x[0] = stride == 1 ? raw[0] : evens(raw[0], raw[1]);
+    if (stride == 2) x[1] = odds(raw[0], raw[1]);
+    UNROLL for (int j = stride; j < kernel; j++) x[j] = next_lanes(x[j - stride], raw[j]);
+}
+
+/* `height` rows of a vector of output columns from `column` on. */
 INLINE void depthwise_block(const window_block *b, const subp_window *g, ptrdiff_t column, int kernel, int stride,
-                            int height, int edge) {
-    const ptrdiff_t first = column * stride - g->pad_left, left = g->out_w - column;
-    const int count = left < LANES ? (int)left : LANES;
-    span inside[MAX_WINDOW + 1];
-    if (edge) find_inside(inside, first, g->width, kernel, stride);
+                            int height, const window_edge *edge) {
+    const ptrdiff_t first = column * stride - g->pad_left;
     vec acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int r = 0; r < height; r++) acc[r][0] = splat(b->bias);
     UNROLL for (int i = 0; i < (height - 1) * stride + kernel; i++) {
-        vec raw[MAX_WINDOW + 1], x[MAX_WINDOW];
-        load_row(raw, b->rows[i] + first, inside, kernel, stride, edge, splat(0.0f));
+        vec raw[MAX_WINDOW], x[MAX_WINDOW];
+        load_row(raw, b->rows[i] + first, edge, kernel, stride, splat(0.0f));
         pick_columns(x, raw, kernel, stride);
         UNROLL for (int j = 0; j < kernel; j++)
             UNROLL for (int r = 0; r < height; r++) {
@@ -64,16 +97,7 @@ INLINE void depthwise_block(const window_block *b, const subp_window *g, ptrdiff
                 if (tap >= 0 && tap < kernel) acc[r][0] = madd(splat(b->values[tap * kernel + j]), x[j], acc[r][0]);
             }
     }
-    store_block(&b->out, acc, column, height, 1, edge, first_lanes(count));
-}
-
-/* Columns [begin, end) of vectors that lie inside of the input and of the output as a whole. */
-INLINE void whole_columns(const subp_window *g, int kernel, int stride, ptrdiff_t *begin, ptrdiff_t *end) {
-    ptrdiff_t last = g->width + g->pad_left - kernel + 1 - LANES * stride; /* the last first column, doubled for stride 2 */
-    *begin = 0;
-    while (*begin < g->out_w && *begin * stride < g->pad_left) *begin += LANES;
-    *end = *begin;
-    while (*end + LANES <= g->out_w && *end * stride <= last) *end += LANES;
+    store_block(&b->out, acc, column, height, 1, edge != NULL, first_lanes(edge ? edge->count : LANES));
 }
 
 INLINE void find_rows(const float *rows[], const subp_window *g, const float *in, const float *padding, ptrdiff_t y,
@@ -83,37 +107,41 @@ INLINE void find_rows(const float *rows[], const subp_window *g, const float *in
         rows[i] = source >= 0 && source < g->height ? in + source * g->width : padding;
 }
 
-typedef void (*depthwise_rows_fn)(window_block *, const subp_window *, ptrdiff_t begin, ptrdiff_t end);
+typedef void (*depthwise_rows_fn)(window_block *, const subp_window *, const window_columns *);
 
 #define DEFINE_DEPTHWISE_ROWS(kernel, stride, height)                                                               \
     static NOINLINE void depthwise_edge_##kernel##s##stride##x##height(const window_block *b, const subp_window *g, \
-                                                                       ptrdiff_t column) {                          \
-        depthwise_block(b, g, column, kernel, stride, height, 1);                                                   \
+                                                                       const window_edge *edge) {                   \
+        depthwise_block(b, g, edge->column, kernel, stride, height, edge);                                          \
     }                                                                                                               \
     static NOINLINE void depthwise_##kernel##s##stride##x##height(window_block *b, const subp_window *g,            \
-                                                                  ptrdiff_t begin, ptrdiff_t end) {                 \
-        ptrdiff_t x = 0;                                                                                            \
+                                                                  const window_columns *c) {                        \
         b->out.channels = height;                                                                                   \
-        for (; x < begin; x += LANES) depthwise_edge_##kernel##s##stride##x##height(b, g, x);                       \
-        for (; x < end; x += LANES) depthwise_block(b, g, x, kernel, stride, height, 0);                            \
-        for (; x < g->out_w; x += LANES) depthwise_edge_##kernel##s##stride##x##height(b, g, x);                    \
+        for (int e = 0; e < c->left; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);         \
+        for (ptrdiff_t x = c->begin; x < c->end; x += LANES) depthwise_block(b, g, x, kernel, stride, height, NULL); \
+        for (int e = c->left; e < c->edges; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);  \
     }
 
 /* Blocks of `many` rows, then of 2 and 1. */
-INLINE void depthwise_plane(const subp_depthwise *d, int kernel, int stride, int many, depthwise_rows_fn run_many,
-                            depthwise_rows_fn run_2, depthwise_rows_fn run_1) {
+INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, int many, depthwise_rows_fn run_many,
+                             depthwise_rows_fn run_2, depthwise_rows_fn run_1) {
     const subp_window *g = d->window;
-    window_block b = {.values = d->values, .bias = d->bias ? *d->bias : 0.0f};
-    b.out = (subp_tile){.out_stride = g->out_w, .activation = d->activation};
-    ptrdiff_t begin, end;
-    whole_columns(g, kernel, stride, &begin, &end);
-    for (ptrdiff_t y = 0; y < g->out_h;) {
-        ptrdiff_t rows = g->out_h - y >= many ? many : g->out_h - y >= 2 ? 2 : 1;
-        find_rows(b.rows, g, d->in, d->padding, y, (int)(rows - 1) * stride + kernel);
-        b.out.out = d->out + y * g->out_w;
-        b.out.residual = d->residual ? d->residual + y * g->out_w : NULL;
-        (rows == many ? run_many : rows == 2 ? run_2 : run_1)(&b, g, begin, end);
-        y += rows;
+    window_columns columns;
+    if (!find_columns(&columns, g, kernel, stride)) {
+        subp_depthwise_planes(d);
+        return;
+    }
+    for (ptrdiff_t n = 0; n < d->count; n++) {
+        window_block b = {.values = d->values + n * kernel * kernel, .bias = d->bias ? d->bias[n] : 0.0f};
+        b.out = (subp_tile){.out_stride = g->out_w, .activation = d->activation};
+        for (ptrdiff_t y = 0; y < g->out_h;) {
+            ptrdiff_t rows = g->out_h - y >= many ? many : g->out_h - y >= 2 ? 2 : 1;
+            find_rows(b.rows, g, d->in + n * d->in_stride, d->padding, y, (int)(rows - 1) * stride + kernel);
+            b.out.out = d->out + n * d->out_stride + y * g->out_w;
+            b.out.residual = d->residual ? d->residual + n * d->out_stride + y * g->out_w : NULL;
+            (rows == many ? run_many : rows == 2 ? run_2 : run_1)(&b, g, &columns);
+            y += rows;
+        }
     }
 }
 
@@ -122,48 +150,42 @@ INLINE void depthwise_plane(const subp_depthwise *d, int kernel, int stride, int
     DEFINE_DEPTHWISE_ROWS(kernel, stride, 2)                                                                        \
     DEFINE_DEPTHWISE_ROWS(kernel, stride, 1)                                                                        \
     void f32_dwconv_##kernel##x##kernel##s##stride##__##isa(const subp_depthwise *d) {                              \
-        depthwise_plane(d, kernel, stride, many, depthwise_##kernel##s##stride##x##many,                            \
-                        depthwise_##kernel##s##stride##x2, depthwise_##kernel##s##stride##x1);                      \
+        depthwise_planes(d, kernel, stride, many, depthwise_##kernel##s##stride##x##many,                           \
+                         depthwise_##kernel##s##stride##x2, depthwise_##kernel##s##stride##x1);                     \
     }
 
 /* One output row of maxima: down the columns first, so that only one row is taken apart for the stride. */
 INLINE void maximum_block(const float *const rows[], const subp_window *g, float *out, ptrdiff_t column, int kernel,
-                          int stride, int edge) {
-    const ptrdiff_t first = column * stride - g->pad_left, left = g->out_w - column;
-    span inside[MAX_WINDOW + 1];
-    vec best[MAX_WINDOW + 1], raw[MAX_WINDOW + 1], x[MAX_WINDOW];
-    if (edge) find_inside(inside, first, g->width, kernel, stride);
-    load_row(best, rows[0] + first, inside, kernel, stride, edge, splat(-INFINITY));
+                          int stride, const window_edge *edge) {
+    const ptrdiff_t first = column * stride - g->pad_left;
+    vec best[MAX_WINDOW], raw[MAX_WINDOW], x[MAX_WINDOW];
+    load_row(best, rows[0] + first, edge, kernel, stride, splat(-INFINITY));
     UNROLL for (int i = 1; i < kernel; i++) {
-        load_row(raw, rows[i] + first, inside, kernel, stride, edge, splat(-INFINITY));
-        UNROLL for (int j = 0; j < kernel; j += stride)
-            UNROLL for (int half = 0; half < stride; half++)
-                best[j + half] = maximum(best[j + half], raw[j + half]);
+        load_row(raw, rows[i] + first, edge, kernel, stride, splat(-INFINITY));
+        UNROLL for (int j = 0; j < kernel; j++) best[j] = maximum(best[j], raw[j]);
     }
     pick_columns(x, best, kernel, stride);
     UNROLL for (int j = 1; j < kernel; j++) x[0] = maximum(x[0], x[j]);
-    store_part(out + column, x[0], edge, first_lanes(left < LANES ? (int)left : LANES));
+    store_part(out + column, x[0], edge != NULL, first_lanes(edge ? edge->count : LANES));
 }
 
-INLINE void maximum_plane(const subp_window *g, const float *in, const float *padding, float *out, int kernel,
-                          int stride) {
+INLINE void maximum_plane(const subp_window *g, const window_columns *c, const float *in, const float *padding,
+                          float *out, int kernel, int stride) {
     const float *rows[MAX_WINDOW];
-    ptrdiff_t begin, end;
-    whole_columns(g, kernel, stride, &begin, &end);
     for (ptrdiff_t y = 0; y < g->out_h; y++, out += g->out_w) {
-        ptrdiff_t x = 0;
         find_rows(rows, g, in, padding, y, kernel);
-        for (; x < begin; x += LANES) maximum_block(rows, g, out, x, kernel, stride, 1);
-        for (; x < end; x += LANES) maximum_block(rows, g, out, x, kernel, stride, 0);
-        for (; x < g->out_w; x += LANES) maximum_block(rows, g, out, x, kernel, stride, 1);
+        for (int e = 0; e < c->edges; e++) maximum_block(rows, g, out, c->edge[e].column, kernel, stride, &c->edge[e]);
+        for (ptrdiff_t x = c->begin; x < c->end; x += LANES) maximum_block(rows, g, out, x, kernel, stride, NULL);
     }
 }
 
-static NOINLINE void maximum_3s2(const subp_window *g, const float *in, const float *padding, float *out) {
-    maximum_plane(g, in, padding, out, 3, 2);
+static NOINLINE void maximum_3s2(const subp_window *g, const window_columns *c, const float *in, const float *padding,
+                                 float *out) {
+    maximum_plane(g, c, in, padding, out, 3, 2);
 }
-static NOINLINE void maximum_2s2(const subp_window *g, const float *in, const float *padding, float *out) {
-    maximum_plane(g, in, padding, out, 2, 2);
+static NOINLINE void maximum_2s2(const subp_window *g, const window_columns *c, const float *in, const float *padding,
+                                 float *out) {
+    maximum_plane(g, c, in, padding, out, 2, 2);
 }
 
 /* The usual maxima with vectors, all else as on any CPU. */
@@ -171,12 +193,14 @@ static void pool_plane(const subp_pool *p, const float *in, float *out, float *r
     const subp_window *g = &p->window;
     int square = g->kernel_h == g->kernel_w && g->stride_h == 2 && g->stride_w == 2 && g->dilation_h == 1 &&
                  g->dilation_w == 1;
-    if (p->average || !square || g->kernel_h < 2 || g->kernel_h > 3) {
+    window_columns columns;
+    if (p->average || !square || g->kernel_h < 2 || g->kernel_h > 3 ||
+        !find_columns(&columns, g, (int)g->kernel_h, 2)) {
         subp_pool_plane(p, in, out, row);
         return;
     }
     for (ptrdiff_t x = 0; x < g->width; x++) row[x] = -INFINITY;
-    (g->kernel_h == 3 ? maximum_3s2 : maximum_2s2)(g, in, row, out);
+    (g->kernel_h == 3 ? maximum_3s2 : maximum_2s2)(g, &columns, in, row, out);
 }
 
 #define DEFINE_POOL(isa) \
