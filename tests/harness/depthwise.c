@@ -1,4 +1,4 @@
-/* One plane of a depthwise convolution: the kernel that a window gets, and the one for any window. */
+/* Planes of a depthwise convolution: the kernel that a window gets, and the one for any window. */
 #include <math.h>
 #include <string.h>
 
@@ -22,8 +22,9 @@ static subp_window random_window(void) {
                          step[0], step[1], dilation[0], dilation[1], pad[0],    pad[1]};
 }
 
-static void check_plane(const subp_depthwise *d, const float *residual) {
+static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *residual) {
     const subp_window *w = d->window;
+    const float *in = d->in + n * d->in_stride, *values = d->values + n * w->kernel_h * w->kernel_w;
     for (ptrdiff_t at = 0; at < w->out_h * w->out_w; at++) {
         sum s = {0, 0};
         for (ptrdiff_t i = 0; i < w->kernel_h; i++)
@@ -31,11 +32,17 @@ static void check_plane(const subp_depthwise *d, const float *residual) {
                 ptrdiff_t y = at / w->out_w * w->stride_h + i * w->dilation_h - w->pad_top;
                 ptrdiff_t x = at % w->out_w * w->stride_w + j * w->dilation_w - w->pad_left;
                 if (y >= 0 && y < w->height && x >= 0 && x < w->width)
-                    add_product(&s, d->values[i * w->kernel_w + j], d->in[y * w->width + x]);
+                    add_product(&s, values[i * w->kernel_w + j], in[y * w->width + x]);
             }
-        if (d->bias) add_term(&s, *d->bias);
-        if (residual) add_term(&s, residual[at]);
-        check_sum("output", at, d->out[at], s, w->kernel_h * w->kernel_w, d->activation);
+        if (d->bias) add_term(&s, d->bias[n]);
+        if (residual) add_term(&s, residual[n * d->out_stride + at]);
+        check_sum("output", n * d->out_stride + at, d->out[n * d->out_stride + at], s, w->kernel_h * w->kernel_w,
+                  d->activation);
+    }
+    for (ptrdiff_t at = w->out_h * w->out_w; n + 1 < d->count && at < d->out_stride; at++) {
+        const float found = d->out[n * d->out_stride + at];
+        if (found != (residual == NULL || d->residual != d->out ? CANARY : residual[n * d->out_stride + at]))
+            fail("output %td, behind plane %td, was written: %g", at, n, found);
     }
 }
 
@@ -47,20 +54,31 @@ void check_depthwise(int isa) {
             kernel = &subp_depthwise_table[i];
     const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
-    describe("set %d %s: size %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td out %tdx%td "
-             "activation %s bias %d residual %d in place %d",
-             isa, kernel->name, w.height, w.width, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h,
-             w.dilation_w, w.pad_top, w.pad_left, w.out_h, w.out_w, subp_activation_name(activation), has_bias,
-             has_residual, in_place);
-    const size_t outputs = (size_t)(w.out_h * w.out_w);
+    const ptrdiff_t count = one_in(2) ? 1 : between(2, 5);
+    const ptrdiff_t in_stride = w.height * w.width + (one_in(2) ? between(0, 40) : 0);
+    const ptrdiff_t out_stride = w.out_h * w.out_w + (one_in(2) ? between(0, 40) : 0);
+    describe("set %d %s: planes %td every %td to %td size %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad "
+             "%td,%td out %tdx%td activation %s bias %d residual %d in place %d",
+             isa, kernel->name, count, in_stride, out_stride, w.height, w.width, w.kernel_h, w.kernel_w, w.stride_h,
+             w.stride_w, w.dilation_h, w.dilation_w, w.pad_top, w.pad_left, w.out_h, w.out_w,
+             subp_activation_name(activation), has_bias, has_residual, in_place);
+    const size_t outputs = (size_t)((count - 1) * out_stride + w.out_h * w.out_w);
     const float *residual = has_residual ? random_floats(outputs) : NULL;
     float *out = exact_floats(outputs, CANARY);
     if (in_place) memcpy(out, residual, outputs * sizeof(float));
     subp_depthwise call = {
-        .window = &w, .in = random_floats((size_t)(w.height * w.width)), .padding = exact_floats((size_t)w.width, 0.0f),
-        .values = random_floats((size_t)(w.kernel_h * w.kernel_w)), .bias = has_bias ? random_floats(1) : NULL,
-        .residual = in_place ? out : residual, .out = out, .activation = activation,
+        .window = &w,
+        .count = count,
+        .in_stride = in_stride,
+        .out_stride = out_stride,
+        .in = random_floats((size_t)((count - 1) * in_stride + w.height * w.width)),
+        .padding = exact_floats((size_t)w.width, 0.0f),
+        .values = random_floats((size_t)(count * w.kernel_h * w.kernel_w)),
+        .bias = has_bias ? random_floats((size_t)count) : NULL,
+        .residual = in_place ? out : residual,
+        .out = out,
+        .activation = activation,
     };
     kernel->run(&call);
-    check_plane(&call, residual);
+    for (ptrdiff_t n = 0; n < count; n++) check_plane(&call, n, residual);
 }
