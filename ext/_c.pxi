@@ -83,6 +83,7 @@ cdef extern from "dispatch.h" nogil:
 
 
 cdef extern from "conv.h" nogil:
+    int SUBP_LINE
     ctypedef struct subp_conv:
         Py_ssize_t in_channels, height, width, out_channels, out_h, out_w
         Py_ssize_t groups, rows, kept, block
@@ -114,6 +115,26 @@ cdef extern from "conv.h" nogil:
     void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
                         const subp_conv_parts *parts, Py_ssize_t part, const float *planes)
     void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes)
+
+
+cdef extern from "chain.h" nogil:
+    ctypedef struct subp_chain:
+        subp_conv first
+        subp_window window
+        const subp_depthwise_kernel *kernel
+        const float *values
+        const float *bias
+        const float *padding
+        int activation
+        Py_ssize_t band, pitch
+    Py_ssize_t subp_chain_passes(const subp_chain *call)
+    Py_ssize_t subp_chain_parts(const subp_chain *call)
+    void subp_chain_fill(const subp_chain *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                         float *planes)
+    void subp_chain_part(const subp_chain *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t part,
+                         const float *planes, float *between)
+    void subp_chain_pass(const subp_chain *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes,
+                         float *between)
 
 
 cdef extern from "winograd.h" nogil:

@@ -359,6 +359,56 @@ cdef class Depthwise:
         self._kernel.run(&call)
 
 
+cdef class Chain(_InPasses):
+    """A convolution and the depthwise one that reads its output, which is never in memory as a whole.
+
+    Args:
+        first: its band is the most rows that the windows of `band` output rows see.
+        second: over the output of the first.
+        band: output rows of a pass.
+    """
+
+    cdef subp_chain _call
+    cdef Py_ssize_t _planes
+
+    def __init__(self, Convolution first, Depthwise second, Py_ssize_t band):
+        cdef subp_chain *call = &self._call
+        cdef const subp_window *w = &second._window
+        cdef Py_ssize_t channels = first._call.out_channels
+        call.first, call.window, call.kernel, call.band = first._call, second._window, second._kernel, band
+        assert channels == second._values.shape[0]
+        assert (channels, w.height, w.width) == first._out_shape
+        assert 0 < band and 0 < first._call.band
+        assert min(w.height, (band - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1) <= first._call.band
+        call.values, call.padding, call.bias = &second._values[0, 0, 0], &second._padding[0], NULL
+        if second._bias is not None:
+            call.bias = &second._bias[0]
+        call.activation = second._activation
+        # An odd number of cache lines, or all channels would compete for the same few sets of the first cache.
+        call.pitch = ((first._call.band * w.width + SUBP_LINE - 1) // SUBP_LINE | 1) * SUBP_LINE
+        self._arrays = (first, second)
+        self._in_shape, self._out_shape = first._in_shape, (channels, w.out_h, w.out_w)
+        self._passes, self._fills = subp_chain_passes(call), first._fills
+        self._planes = first.scratch
+        self.scratch = self._planes + call.first.block * call.pitch
+
+    cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
+        cdef subp_conv_parts parts
+        parts.row_step, parts.pixel_step, parts.parts = 1, 0, subp_chain_parts(&self._call)
+        return parts
+
+    cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                    float *scratch) noexcept nogil:
+        subp_chain_fill(&self._call, arrays, pass_, channel, scratch)
+
+    cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
+                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
+        subp_chain_part(&self._call, arrays, pass_, part, scratch, own + self._planes)
+
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
+        subp_chain_pass(&self._call, arrays, pass_, own, own + self._planes)
+
+
 def run_rows(
     convolutions,  # Convolutions that differ in their weights alone
     const float[:, :, :, ::1] x,  # IN [1, in_channels, height, width]

@@ -46,6 +46,7 @@ class Convolution:
     Attributes:
         layer: the arguments, resolved.
         kept_share: blocks kept over all blocks.
+        algorithms: all that can run it.
 
     Raises:
         ValueError: an argument that does not fit; the message says what was expected.
@@ -86,7 +87,7 @@ class Convolution:
             kernel_set or runtime.kernel_set(),
         )
         self.kept_share = weight.kept_share
-        self._algorithms = _algorithms(self.layer, weight.values, runtime.winograd() if winograd is None else winograd)
+        self.algorithms = _algorithms(self.layer, weight.values, runtime.winograd() if winograd is None else winograd)
         self._prepared: dict[tuple[int, int], Prepared] = {}
 
     def macs(self, out_shape: Sequence[int]) -> int:
@@ -99,7 +100,16 @@ class Convolution:
     def nbytes(self) -> int:
         """Bytes of packed weights."""
         bias = 0 if self.layer.bias is None else self.layer.bias.nbytes
-        return sum(algorithm.nbytes for algorithm in self._algorithms) + self.layer.indices.nbytes + bias
+        return sum(algorithm.nbytes for algorithm in self.algorithms) + self.layer.indices.nbytes + bias
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has a group of its own."""
+        return isinstance(self.algorithms[0], Depthwise)
+
+    def algorithm(self, height: int, width: int) -> Direct | Depthwise | Winograd:
+        """The fastest algorithm for one input size."""
+        return min(self.algorithms, key=lambda algorithm: algorithm.cost(height, width))
 
     def prepare(self, height: int, width: int) -> Prepared:
         """Chooses the fastest algorithm for one input size, and compiles it.
@@ -111,7 +121,7 @@ class Convolution:
             while len(self._prepared) >= KEPT_SIZES:
                 self._prepared.pop(next(iter(self._prepared)))
             out_size = self.layer.out_size(height, width)
-            best = min(self._algorithms, key=lambda algorithm: algorithm.cost(height, width))
+            best = self.algorithm(height, width)
             self._prepared[height, width] = Prepared(best.build(height, width), out_size, best.kernel)
         return self._prepared[height, width]
 

@@ -100,18 +100,25 @@ class Direct:
         copies, copy = np.unique(np.stack([remainder, taps[:, 1]], -1), axis=0, return_inverse=True)
         return Planes(out_size, np.ascontiguousarray(copies, np.intp), copy.reshape(-1), shift)
 
-    def split(self, height: int, width: int, planes: Planes) -> Split:
-        """Chooses bands that stay in the cache, and whether to finish block rows or pixels first."""
+    def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
+        """Chooses bands that stay in the cache, and whether to finish block rows or pixels first.
+
+        Args:
+            height: of the input.
+            width: of the input.
+            planes: for this size.
+            band: output rows of a pass, where something else decides.
+        """
         out_h, out_w = planes.out_size
         channels, tile = self._layer.channels, run_pixels(self._layer)
         block = max(pixels for _, pixels in self._layer.tiles)
         if not len(planes.copies):
-            band = plane_rows = out_h
+            band = plane_rows = band or out_h
             stride = height * width
         else:
             halo = int(planes.tap_rows.max())
             row_bytes = 4 * channels * len(planes.copies) * out_w
-            band = _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
+            band = band or _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
             plane_rows = band + halo
             stride = odd_lines(len(planes.copies) * plane_rows * out_w)
         pixels = band * out_w
@@ -121,10 +128,10 @@ class Direct:
             tile += 1
         return Split(band, plane_rows, stride, tile, 4 * channels * stride > CACHED_INPUT)
 
-    def build(self, height: int, width: int) -> Any:
-        """Returns the compiled convolution for one input size."""
+    def build(self, height: int, width: int, band: int | None = None) -> Any:
+        """Returns the compiled convolution for one input size; `band` as for `split`."""
         layer, planes = self._layer, self.planes(height, width)
-        split = self.split(height, width, planes)
+        split = self.split(height, width, planes, band)
         offsets = (planes.tap_copies * split.plane_rows + planes.tap_rows) * planes.out_size[1]
         return runtime.kernels().Convolution(
             layer.kernel_set,

@@ -7,13 +7,14 @@ returns the node's value, or None where the arguments are beyond it; the reason 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from subp_ext import infer, planes
+from subp_ext.chain import Chain
 from subp_ext.convolution import Convolution
 from subp_ext.geometry import Layer
 from subp_ext.graph import Node, Ref
@@ -68,11 +69,12 @@ def _as_pointwise(weight: Any) -> Any:
     return weight
 
 
-def implement(packed: dict[str, Convolution], planner: Planner, node: Node, args: dict[str, Any]) -> Any:
+def implement(packed: dict[str, Convolution | Chain], planner: Planner, node: Node, args: dict[str, Any]) -> Any:
     """Plans a node on the best implementation there is; returns its value."""
     why = "no kernel for this operator"
     if node.output in packed:
-        maker: Callable[..., Any] | None = partial(_MAKERS[node.op], packed[node.output])
+        form = packed[node.output]
+        maker: Callable[..., Any] | None = partial(_chain if isinstance(form, Chain) else _MAKERS[node.op], form)
     else:
         maker = planes.MAKERS.get(node.op)
     if maker:
@@ -109,13 +111,36 @@ def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any
 
 def _convolve(convolution: Convolution, planner: Planner, op: str, x: Tensor, residual: Any = None) -> Tensor | str:
     """`[B, I, H, W]` in C order to `[B, O, Ho, Wo]`."""
-    batch, channels, height, width = x.view.shape
-    layer = convolution.layer
-    if channels != layer.channels:
-        raise ValueError(f"input has {channels} channels; the weight is for {layer.channels}")
-    shape, _ = infer.infer("conv2d", _geometry_args(layer, x))
+    shape = _out_shape(convolution.layer, x.view.shape)
     out = planner.empty(shape)  # the first to refuse what is too large
-    compiled, _, kernel = convolution.prepare(height, width)
+    compiled, _, kernel = convolution.prepare(*x.view.shape[2:])
+    why = "sparse" if convolution.kept_share < 1 else "dense"
+    return _compiled(planner, op, compiled, kernel, why, x, residual, out, **_work(convolution, shape))
+
+
+def _chain(chain: Chain, planner: Planner, input: Any, residual: Any = None) -> Tensor | str:
+    first, second = chain.first, chain.second
+    if not _is_image(input):
+        return "the input is not a float32 tensor of four dimensions, or empty"
+    x = planner.contiguous(input)
+    between = _out_shape(first.layer, x.view.shape)
+    shape = _out_shape(second.layer, between)
+    out = planner.empty(shape)
+    compiled = chain.build(*x.view.shape[2:])
+    if compiled is None:
+        return _convolve(second, planner, "conv2d", _convolve(first, planner, "conv2d", x), residual)
+    work = _work(first, between)
+    for name, number in _work(second, shape).items():
+        work[name] = work[name] if name == "kept_share" else work[name] + number
+    why = f"{'sparse' if first.kept_share < 1 else 'dense'}, and the depthwise one after it"
+    return _compiled(planner, "conv2d", compiled, chain.kernel, why, x, residual, out, **work)
+
+
+def _compiled(
+    planner: Planner, op: str, compiled: Any, kernel: str, why: str, x: Tensor, residual: Any, out: Tensor, **work: Any
+) -> Tensor | str:
+    """Plans the call of a compiled convolution or chain."""
+    shape = out.view.shape
     if residual is not None:
         form = residual.view if isinstance(residual, Tensor) else residual
         if form.shape != shape or form.dtype != np.float32:
@@ -127,39 +152,46 @@ def _convolve(convolution: Convolution, planner: Planner, op: str, x: Tensor, re
     def bind(at: At) -> Call:
         return partial(compiled.run, at(x), at(residual), at(out), at(planes_memory), threads)
 
-    macs = convolution.macs(shape)
-    planner.step(
-        op,
-        kernel,
-        "sparse" if convolution.kept_share < 1 else "dense",
-        bind,
-        [x, residual],
-        [out, planes_memory],
-        kept_share=convolution.kept_share,
-        macs=macs,
-        dense_macs=math.prod(shape) * math.prod(layer.shape[1:]),
-    )
+    planner.step(op, kernel, why, bind, [x, residual], [out, planes_memory], **work)
     return out
 
 
-def _geometry_args(layer: Layer, x: Tensor) -> dict[str, Any]:
-    return {
-        "input": x.view,
+def _work(convolution: Convolution, shape: Sequence[int]) -> dict[str, Any]:
+    """What a report says of a convolution with this output."""
+    macs, kept_share = convolution.macs(shape), convolution.kept_share
+    dense_macs = math.prod(shape) * math.prod(convolution.layer.shape[1:])
+    sparse_macs = macs if kept_share < 1 else 0
+    return {"kept_share": kept_share, "macs": macs, "dense_macs": dense_macs, "sparse_macs": sparse_macs}
+
+
+def _out_shape(layer: Layer, shape: Sequence[int]) -> tuple[int, ...]:
+    """The output's shape for an input's.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if shape[1] != layer.channels:
+        raise ValueError(f"input has {shape[1]} channels; the weight is for {layer.channels}")
+    geometry = {
+        "input": np.broadcast_to(np.zeros((), np.float32), shape),
         "weight": np.broadcast_to(np.zeros((), np.float32), layer.shape),
         "stride": list(layer.stride),
         "padding": [list(pads) for pads in layer.padding],
         "dilation": list(layer.dilation),
         "groups": layer.groups,
     }
+    return infer.infer("conv2d", geometry)[0]
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.view.dtype == np.float32 and value.view.ndim == 4 and value.view.size > 0
 
 
 def _conv2d(
     convolution: Convolution, planner: Planner, input: Any, residual: Any = None, **packed: Any
 ) -> Tensor | str:
-    if not isinstance(input, Tensor) or input.view.dtype != np.float32 or input.view.ndim != 4:
-        return "the input is not a float32 tensor of four dimensions"
-    if 0 in input.view.shape:
-        return "the input is empty"
+    if not _is_image(input):
+        return "the input is not a float32 tensor of four dimensions, or empty"
     return _convolve(convolution, planner, "conv2d", planner.contiguous(input), residual)
 
 

@@ -64,6 +64,7 @@ class Step:
     kept_share: float | None = None
     macs: int | None = None
     dense_macs: int | None = None
+    sparse_macs: int = 0
     in_place: list[Tensor] = field(default_factory=list)  # those read whose memory the first written may take over
     joins: bool = False  # whether it writes its operands one after the other
 

@@ -22,6 +22,7 @@ class ReportRow:
         kept_share: blocks kept over all blocks; None without weights.
         macs: multiply-accumulates on kept weights; None where they are not counted.
         dense_macs: those of the same layer without zeros.
+        sparse_macs: of `macs`, those on sparse kernels.
         ms: best of the runs so far; None unless profiled.
     """
 
@@ -33,6 +34,7 @@ class ReportRow:
     kept_share: float | None
     macs: int | None
     dense_macs: int | None
+    sparse_macs: int
     ms: float | None
 
     @property
@@ -66,8 +68,8 @@ class Report:
         """Of all kept MACs those on sparse kernels, on dense kernels and on fallbacks; 0 without any."""
         groups = {"sparse": 0, "dense": 0, "fallback": 0}
         for row in self.rows:
-            sparse = row.kept_share is not None and row.kept_share < 1
-            groups["fallback" if row.kernel == "reference" else "sparse" if sparse else "dense"] += row.macs or 0
+            groups["sparse"] += row.sparse_macs
+            groups["fallback" if row.kernel == "reference" else "dense"] += (row.macs or 0) - row.sparse_macs
         total = sum(groups.values())
         return {name: macs / total if total else 0.0 for name, macs in groups.items()}
 
@@ -150,6 +152,7 @@ def report_rows(plan: Plan, seconds: list[float] | None) -> tuple[ReportRow, ...
             step.kept_share,
             step.macs,
             step.dense_macs,
+            step.sparse_macs,
             None if seconds is None else seconds[number] * 1e3,
         )
         for number, step in enumerate(plan.steps)

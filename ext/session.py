@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext import infer, runtime
+from subp_ext.chain import Chain, chain_up
 from subp_ext.convolution import Convolution
 from subp_ext.format import FormatError, load
 from subp_ext.graph import Graph, Node, TensorSpec
@@ -80,7 +81,7 @@ class Session:
         constants, nodes = _fold(graph)
         if owned:
             graph.constants.clear()  # or every weight would be in memory twice, plain and packed
-        self._packed: dict[str, Convolution] = {}
+        self._packed: dict[str, Convolution | Chain] = {}
         readers: dict[str, int] = {}
         for ref in (ref for node in nodes for ref in node.refs()):
             readers[ref.name] = readers.get(ref.name, 0) + 1
@@ -97,6 +98,7 @@ class Session:
                         del constants[ref.name]  # the packed form takes its place
                 node = Node(node.op, node.output, rest)
             kept.append(node)
+        kept = chain_up(kept, self._packed, outputs)
         self._graph, self._constants = Graph(graph.inputs, graph.outputs, kept), constants
         shapes = self._default_shapes()
         if shapes:

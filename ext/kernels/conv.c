@@ -8,14 +8,9 @@ static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
 static ptrdiff_t clip(ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) { return x < low ? low : x > high ? high : x; }
 
-/* Which part of the output a pass is. */
-typedef struct {
-    ptrdiff_t image, first_row, rows;
-} span;
-
-static span span_of(const subp_conv *call, ptrdiff_t pass) {
+static subp_rows rows_of(const subp_conv *call, ptrdiff_t pass) {
     ptrdiff_t bands = ceil_div(call->out_h, call->band), band = pass % bands;
-    span s = {.image = pass / bands, .first_row = band * call->band};
+    subp_rows s = {.image = pass / bands, .first_row = band * call->band};
     s.rows = smaller(call->band, call->out_h - s.first_row);
     return s;
 }
@@ -66,11 +61,9 @@ static void copy_strided(const subp_conv *call, const float *in, ptrdiff_t sourc
     }
 }
 
-void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                    float *planes) {
-    span s = span_of(call, pass);
-    const float *in = arrays->x + (s.image * call->in_channels + channel) * call->height * call->width;
-    /* The last band may need fewer rows than a copy has room for. */
+void subp_conv_fill_rows(const subp_conv *call, const float *x, subp_rows s, ptrdiff_t channel, float *planes) {
+    const float *in = x + (s.image * call->in_channels + channel) * call->height * call->width;
+    /* Fewer rows than a copy has room for may be wanted. */
     ptrdiff_t wanted = s.rows + call->plane_rows - call->band, width = call->out_w;
     int whole = call->stride_w == 1 && call->stride_h == 1 && width == call->width;
     for (ptrdiff_t p = 0; p < call->copies; p++) {
@@ -86,6 +79,11 @@ void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
                                                   out + above * width);
         memset(out + below * width, 0, (size_t)((wanted - below) * width) * sizeof(float));
     }
+}
+
+void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
+                    float *planes) {
+    subp_conv_fill_rows(call, arrays->x, rows_of(call, pass), channel, planes);
 }
 
 /* Products per float read from beyond the first cache that take a core as long: what weighs them against each other. */
@@ -108,21 +106,32 @@ subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads) {
     return best;
 }
 
+ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width) {
+    ptrdiff_t rows_per_group = call->rows / call->groups, group_out = call->out_channels / call->groups;
+    ptrdiff_t in_group = row % rows_per_group * call->block;
+    *width = smaller(call->block, group_out - in_group); /* a group's last row may be narrower */
+    return row / rows_per_group * group_out + in_group;
+}
+
+/* Where the channels of a block row go: the first channel at the first pixel of the rows, and from one to the next. */
+typedef struct {
+    float *out;
+    const float *residual;
+    ptrdiff_t stride;
+} target;
+
 /* `count` pixels from `first` on of one block row, tile by tile. */
-static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const float *planes, const span *s,
-                    ptrdiff_t row, ptrdiff_t first, ptrdiff_t count) {
-    ptrdiff_t rows_per_group = call->rows / call->groups, group = row / rows_per_group;
-    ptrdiff_t group_out = call->out_channels / call->groups, group_in = call->in_channels / call->groups;
-    ptrdiff_t in_group = row % rows_per_group * call->block;     /* first output channel, within the group */
-    ptrdiff_t width = smaller(call->block, group_out - in_group); /* a group's last row may be narrower */
-    ptrdiff_t channel = group * group_out + in_group, plane = call->out_h * call->out_w;
+static void run_row(const subp_conv *call, const float *x, const float *planes, const subp_rows *s, ptrdiff_t row,
+                    ptrdiff_t first, ptrdiff_t count, target to) {
+    ptrdiff_t group = row / (call->rows / call->groups), group_in = call->in_channels / call->groups, width;
+    ptrdiff_t channel = subp_conv_first_channel(call, row, &width), plane = call->out_h * call->out_w;
     ptrdiff_t pixel = s->first_row * call->out_w + first;
     subp_tile tile = {
         .tap_offsets = call->tap_offsets,
         .taps = call->taps,
         .channel_offsets = call->channel_offsets + row * call->kept,
         .kept = (int32_t)call->kept,
-        .out_stride = plane,
+        .out_stride = to.stride,
         .count = count,
         /* Rows within a tile leave no time in between: what comes next is in the cache already, or at the next tile. */
         .ahead = call->pixels_outside && pixel + 2 * count <= plane ? count : 0,
@@ -131,36 +140,48 @@ static void run_row(const subp_conv *call, const subp_conv_arrays *arrays, const
     if (call->copies)
         tile.x = planes + group * group_in * call->channel_stride + first;
     else
-        tile.x = arrays->x + (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel;
+        tile.x = x + (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel;
     const float *values = call->values + row * call->kept * call->taps * call->block;
     const subp_kernel *const *kernels = call->kernels;
     for (ptrdiff_t n = 0; n < width;) {
         const subp_kernel *kernel = *kernels++;
-        ptrdiff_t at = (s->image * call->out_channels + channel + n) * plane + pixel;
+        ptrdiff_t at = n * to.stride + first;
         tile.values = values + n * call->kept * call->taps;
         tile.channels = (int32_t)smaller(kernel->channels, width - n);
-        tile.out = arrays->out + at;
-        tile.residual = arrays->residual ? arrays->residual + at : NULL;
+        tile.out = to.out + at;
+        tile.residual = to.residual ? to.residual + at : NULL;
         tile.bias = call->bias ? call->bias + channel + n : NULL;
         kernel->run(&tile);
         n += kernel->channels;
     }
 }
 
+void subp_conv_row(const subp_conv *call, const float *x, const float *planes, subp_rows s, ptrdiff_t row, float *out,
+                   ptrdiff_t out_stride) {
+    const target to = {.out = out, .stride = out_stride};
+    for (ptrdiff_t p = 0; p < s.rows * call->out_w; p += call->tile_pixels)
+        run_row(call, x, planes, &s, row, p, smaller(call->tile_pixels, s.rows * call->out_w - p), to);
+}
+
 /* Block rows [row, row_end) on pixels [first, end) of a pass, `first` a multiple of the tile: whoever runs it, a pixel
  * is at the same place of a tile. */
-static void run_rows(const subp_conv *call, const subp_conv_arrays *arrays, const float *planes, const span *s,
+static void run_rows(const subp_conv *call, const subp_conv_arrays *arrays, const float *planes, const subp_rows *s,
                      ptrdiff_t row, ptrdiff_t row_end, ptrdiff_t first, ptrdiff_t end) {
-    ptrdiff_t step = call->pixels_outside ? call->tile_pixels : end - first;
+    ptrdiff_t step = call->pixels_outside ? call->tile_pixels : end - first, plane = call->out_h * call->out_w, width;
     for (ptrdiff_t at = first; at < end; at += step)
-        for (ptrdiff_t r = row; r < row_end; r++)
+        for (ptrdiff_t r = row; r < row_end; r++) {
+            ptrdiff_t channel = s->image * call->out_channels + subp_conv_first_channel(call, r, &width);
+            ptrdiff_t out = channel * plane + s->first_row * call->out_w;
+            const float *residual = arrays->residual ? arrays->residual + out : NULL;
+            const target to = {.out = arrays->out + out, .residual = residual, .stride = plane};
             for (ptrdiff_t p = at; p < smaller(at + step, end); p += call->tile_pixels)
-                run_row(call, arrays, planes, s, r, p, smaller(call->tile_pixels, smaller(at + step, end) - p));
+                run_row(call, arrays->x, planes, s, r, p, smaller(call->tile_pixels, smaller(at + step, end) - p), to);
+        }
 }
 
 void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
                     const subp_conv_parts *parts, ptrdiff_t part, const float *planes) {
-    span s = span_of(call, pass);
+    subp_rows s = rows_of(call, pass);
     ptrdiff_t chunks = ceil_div(call->band * call->out_w, parts->pixel_step);
     ptrdiff_t row = part / chunks * parts->row_step, first = part % chunks * parts->pixel_step;
     ptrdiff_t end = smaller(first + parts->pixel_step, s.rows * call->out_w);
@@ -168,7 +189,7 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
 }
 
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes) {
-    span s = span_of(call, pass);
+    subp_rows s = rows_of(call, pass);
     for (ptrdiff_t channel = 0; channel < subp_conv_fills(call); channel++)
         subp_conv_fill(call, arrays, pass, channel, planes);
     run_rows(call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w);

@@ -105,14 +105,14 @@ static inline void subp_pool_plane(const subp_pool *pool, const float *in, float
 }
 
 static inline float subp_mean_run(const float *in, ptrdiff_t count) {
-    float sums[16] = {0}; /* what a vector holds: float additions in sequence would not become vectors */
+    float sums[16] = {0}, rest = 0.0f; /* what a vector holds: float additions in sequence would not become vectors */
     ptrdiff_t i = 0;
     for (; i + 16 <= count; i += 16)
         for (int s = 0; s < 16; s++) sums[s] += in[i + s];
-    for (int s = 0; i < count; i++, s++) sums[s] += in[i];
-    for (int half = 8; half; half /= 2)
-        for (int s = 0; s < half; s++) sums[s] += sums[s + half];
-    return sums[0] / (float)count;
+    for (; i < count; i++) rest += in[i];
+    for (int s = 0; s < 8; s++) sums[s] += sums[s + 8];
+    for (int s = 0; s < 4; s++) sums[s] += sums[s + 4];
+    return (sums[0] + sums[2] + (sums[1] + sums[3]) + rest) / (float)count;
 }
 
 /* The sum of in - centre, or of its square. Long sums are added up in double precision. */

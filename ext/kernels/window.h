@@ -16,7 +16,11 @@ typedef struct {
     int count;
     span inside[2];        /* of each vector that load_row loads */
     int after[MAX_WINDOW]; /* whether the number for column j of the windows is */
+    int all_after, none_after;
 } window_edge;
+
+/* What load_row finds behind the vectors: numbers, what `after` of the edge says, or nothing. */
+enum { INSIDE, PARTLY, OUTSIDE };
 
 /* The columns of a plane: edges on the left, whole vectors in [begin, end), edges on the right. */
 typedef struct {
@@ -41,9 +45,12 @@ INLINE void find_edge(window_edge *e, const subp_window *g, ptrdiff_t column, in
     e->count = clip_lane(g->out_w - column);
     for (int h = 0; h < stride; h++)
         e->inside[h] = between(clip_lane(-first - h * LANES), clip_lane(g->width - first - h * LANES));
+    e->all_after = e->none_after = 1;
     for (int j = stride; j < kernel; j++) {
         ptrdiff_t at = behind + j - stride;
         e->after[j] = at >= 0 && at < g->width;
+        e->all_after &= e->after[j];
+        e->none_after &= !e->after[j];
     }
 }
 
@@ -67,11 +74,12 @@ INLINE int find_columns(window_columns *c, const subp_window *g, int kernel, int
 }
 
 /* The vectors of a row from the first window's first column on, and the numbers behind them. */
-INLINE void load_row(vec raw[MAX_WINDOW], const float *row, const window_edge *edge, int kernel, int stride, vec fill) {
+INLINE void load_row(vec raw[MAX_WINDOW], const float *row, const window_edge *edge, int after, int kernel, int stride,
+                     vec fill) {
     UNROLL for (int h = 0; h < stride; h++)
         raw[h] = edge ? load_span(row + h * LANES, edge->inside[h], fill) : load(row + h * LANES);
     UNROLL for (int j = stride; j < kernel; j++)
-        raw[j] = !edge || edge->after[j] ? splat(row[stride * LANES + j - stride]) : fill;
+        raw[j] = after == INSIDE || (after == PARTLY && edge->after[j]) ? splat(row[stride * LANES + j - stride]) : fill;
 }
 
 /* The columns of the windows from what load_row found. */
@@ -83,13 +91,13 @@ INLINE void pick_columns(vec x[MAX_WINDOW], const vec raw[MAX_WINDOW], int kerne
 
 /* `height` rows of a vector of output columns from `column` on. */
 INLINE void depthwise_block(const window_block *b, const subp_window *g, ptrdiff_t column, int kernel, int stride,
-                            int height, const window_edge *edge) {
+                            int height, const window_edge *edge, int after) {
     const ptrdiff_t first = column * stride - g->pad_left;
     vec acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int r = 0; r < height; r++) acc[r][0] = splat(b->bias);
     UNROLL for (int i = 0; i < (height - 1) * stride + kernel; i++) {
         vec raw[MAX_WINDOW], x[MAX_WINDOW];
-        load_row(raw, b->rows[i] + first, edge, kernel, stride, splat(0.0f));
+        load_row(raw, b->rows[i] + first, edge, after, kernel, stride, splat(0.0f));
         pick_columns(x, raw, kernel, stride);
         UNROLL for (int j = 0; j < kernel; j++)
             UNROLL for (int r = 0; r < height; r++) {
@@ -109,16 +117,28 @@ INLINE void find_rows(const float *rows[], const subp_window *g, const float *in
 
 typedef void (*depthwise_rows_fn)(window_block *, const subp_window *, const window_columns *);
 
+/* Functions of their own, for the registers. */
+#define DEFINE_DEPTHWISE_EDGE(name, kernel, stride, height, after)                                                  \
+    static NOINLINE void name(const window_block *b, const subp_window *g, const window_edge *edge) {               \
+        depthwise_block(b, g, edge->column, kernel, stride, height, edge, after);                                   \
+    }
+
 #define DEFINE_DEPTHWISE_ROWS(kernel, stride, height)                                                               \
-    static NOINLINE void depthwise_edge_##kernel##s##stride##x##height(const window_block *b, const subp_window *g, \
-                                                                       const window_edge *edge) {                   \
-        depthwise_block(b, g, edge->column, kernel, stride, height, edge);                                          \
+    DEFINE_DEPTHWISE_EDGE(depthwise_inside_##kernel##s##stride##x##height, kernel, stride, height, INSIDE)          \
+    DEFINE_DEPTHWISE_EDGE(depthwise_partly_##kernel##s##stride##x##height, kernel, stride, height, PARTLY)          \
+    DEFINE_DEPTHWISE_EDGE(depthwise_outside_##kernel##s##stride##x##height, kernel, stride, height, OUTSIDE)        \
+    static void depthwise_edge_##kernel##s##stride##x##height(const window_block *b, const subp_window *g,          \
+                                                              const window_edge *edge) {                            \
+        (edge->all_after    ? depthwise_inside_##kernel##s##stride##x##height                                       \
+         : edge->none_after ? depthwise_outside_##kernel##s##stride##x##height                                      \
+                            : depthwise_partly_##kernel##s##stride##x##height)(b, g, edge);                         \
     }                                                                                                               \
     static NOINLINE void depthwise_##kernel##s##stride##x##height(window_block *b, const subp_window *g,            \
                                                                   const window_columns *c) {                        \
         b->out.channels = height;                                                                                   \
         for (int e = 0; e < c->left; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);         \
-        for (ptrdiff_t x = c->begin; x < c->end; x += LANES) depthwise_block(b, g, x, kernel, stride, height, NULL); \
+        for (ptrdiff_t x = c->begin; x < c->end; x += LANES)                                                        \
+            depthwise_block(b, g, x, kernel, stride, height, NULL, INSIDE);                                         \
         for (int e = c->left; e < c->edges; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);  \
     }
 
@@ -158,10 +178,11 @@ INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, in
 INLINE void maximum_block(const float *const rows[], const subp_window *g, float *out, ptrdiff_t column, int kernel,
                           int stride, const window_edge *edge) {
     const ptrdiff_t first = column * stride - g->pad_left;
+    const int after = edge ? PARTLY : INSIDE;
     vec best[MAX_WINDOW], raw[MAX_WINDOW], x[MAX_WINDOW];
-    load_row(best, rows[0] + first, edge, kernel, stride, splat(-INFINITY));
+    load_row(best, rows[0] + first, edge, after, kernel, stride, splat(-INFINITY));
     UNROLL for (int i = 1; i < kernel; i++) {
-        load_row(raw, rows[i] + first, edge, kernel, stride, splat(-INFINITY));
+        load_row(raw, rows[i] + first, edge, after, kernel, stride, splat(-INFINITY));
         UNROLL for (int j = 0; j < kernel; j++) best[j] = maximum(best[j], raw[j]);
     }
     pick_columns(x, best, kernel, stride);

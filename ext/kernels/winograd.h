@@ -8,8 +8,6 @@
 
 #include "conv.h"
 
-enum { SUBP_LINE = 16 }; /* floats of a cache line */
-
 typedef struct {
     ptrdiff_t in_channels, out_channels;
     ptrdiff_t groups, rows, kept, block;

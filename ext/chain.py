@@ -1,0 +1,85 @@
+"""A convolution and the depthwise one that alone reads it as one step: what is between them stays in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from subp_ext import runtime
+from subp_ext.convolution import Convolution
+from subp_ext.direct import Direct
+from subp_ext.graph import Node, Ref
+
+# Bytes that a pass works on: what the first convolution reads, and a block row of what is between. They share the
+# second cache with the weights that pass through.
+CACHED_ROWS = 1 << 20
+
+
+class Chain:
+    """Two convolutions.
+
+    Args:
+        first: any but a depthwise one.
+        second: a depthwise one of its output.
+        between: the name of what is between them.
+    """
+
+    def __init__(self, first: Convolution, second: Convolution, between: str) -> None:
+        self.first, self.second, self.between = first, second, between
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return self.first.nbytes + self.second.nbytes
+
+    @property
+    def kernel(self) -> str:
+        """Names what runs it."""
+        (second,) = self.second.algorithms
+        return f"{self.first.algorithms[0].kernel} + {second.kernel}"
+
+    def build(self, height: int, width: int) -> Any:
+        """Returns the compiled chain for one size of the input, or None where Winograd's algorithm is better.
+
+        Raises:
+            ValueError: a padded input is smaller than the kernel.
+        """
+        first, second = self.first.algorithm(height, width), self.second.layer
+        if not isinstance(first, Direct):
+            return None
+        between_h, between_w = self.first.layer.out_size(height, width)
+        out_h, _ = second.out_size(between_h, between_w)
+        # Rows that two bands see are computed twice, and a short band leaves lanes of vectors empty: as few as will do.
+        copies = max(1, len(first.planes(height, width).copies))
+        row_bytes = 4 * between_w * (self.first.layer.channels * copies + self.first.layer.block_size)
+        band = -(-out_h // min(out_h, max(1, round(between_h * row_bytes / CACHED_ROWS))))
+        seen = (band - 1) * second.stride[0] + (second.kernel_size[0] - 1) * second.dilation[0] + 1
+        compiled = first.build(height, width, min(between_h, seen))
+        return runtime.kernels().Chain(compiled, self.second.prepare(between_h, between_w).compiled, band)
+
+
+def chain_up(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]) -> list[Node]:
+    """Joins every convolution with the depthwise one that alone reads it.
+
+    Args:
+        nodes: of a graph.
+        packed: the Convolution of each node that has one, by output; a Chain takes the place of two.
+        outputs: names of the graph's.
+
+    Returns:
+        The nodes that remain, with the arguments of the first and the output of the second.
+    """
+    made = {node.output: node for node in nodes}
+    read = [ref.name for node in nodes for ref in node.refs()]
+    for node in nodes:
+        second, source = packed.get(node.output), node.args.get("input")
+        if second is None or not second.depthwise or not isinstance(source, Ref) or source.name not in packed:
+            continue
+        first, maker = packed[source.name], made[source.name]
+        alone = read.count(source.name) == 1 and source.name not in outputs
+        if not alone or maker.op != "conv2d" or first.depthwise or maker.args.get("residual") is not None:
+            continue
+        packed[node.output] = Chain(packed.pop(source.name), second, source.name)
+        del made[source.name]
+        made[node.output] = Node(node.op, node.output, node.args | {"input": maker.args["input"]})
+    return list(made.values())

@@ -1,0 +1,36 @@
+/* A convolution and the depthwise one that alone reads it as one piece of work: what is between them stays in the cache.
+ *
+ * A pass is a band of the last output's rows of one image. It fills planes as the first convolution does, then each part
+ * computes one block row of the first on the rows its windows see, into memory of its own, and the second from there. Rows
+ * between two bands are computed for both. Who does which piece changes no bit of the result. */
+#ifndef SUBP_CHAIN_H
+#define SUBP_CHAIN_H
+
+#include "conv.h"
+
+typedef struct {
+    subp_conv first; /* its band is the most rows that a pass sees */
+    subp_window window;  /* of the second, over whole planes */
+    const subp_depthwise_kernel *kernel;
+    const float *values;  /* IN [out_channels][kernel_h][kernel_w] of the second */
+    const float *bias;    /* IN [out_channels] of the second, or NULL */
+    const float *padding; /* IN [width] zeros */
+    int activation;       /* of the second */
+    ptrdiff_t band;       /* output rows of a pass */
+    ptrdiff_t pitch;      /* floats from channel to channel between the two */
+} subp_chain;
+
+/* Passes of one image, and parts of a pass. Channels to fill are those of the first. */
+ptrdiff_t subp_chain_passes(const subp_chain *call);
+ptrdiff_t subp_chain_parts(const subp_chain *call);
+
+void subp_chain_fill(const subp_chain *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
+                     float *planes);
+/* `between` has room for a block's channels, `pitch` floats each. */
+void subp_chain_part(const subp_chain *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
+                     const float *planes, float *between);
+/* A whole pass. */
+void subp_chain_pass(const subp_chain *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes,
+                     float *between);
+
+#endif
