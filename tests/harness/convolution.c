@@ -2,17 +2,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "conv.h"
-#include "harness.h"
+#include "convolution.h"
 
-enum { MAX_TAPS = 49, MAX_KERNELS = 64 };
-
-typedef struct {
-    ptrdiff_t batch, groups, group_in, group_out, block, rows_per_group; /* block rows */
-    ptrdiff_t size[2], kernel[2], stride[2], dilation[2], pad[2][2], out[2]; /* height, width; pad before, after */
-} shape;
-
-static shape random_shape(void) {
+shape random_shape(void) {
     static const ptrdiff_t kernels[] = {1, 1, 3, 3, 5, 7}, blocks[] = {1, 2, 4, 8, 16, 32, 64};
     shape s = {.batch = between(1, 2), .groups = one_in(3) ? between(2, 4) : 1};
     s.group_in = between(1, one_in(4) ? 20 : 9);
@@ -35,12 +27,10 @@ static shape random_shape(void) {
     return s;
 }
 
-/* Fills the fields about planes: a copy of a channel for every (row within the stride, column) that a tap needs. */
-static void plan_planes(subp_conv *call, const shape *s) {
+void plan_planes(subp_conv *call, const shape *s) {
     ptrdiff_t *rows = exact(sizeof(ptrdiff_t) * MAX_TAPS), *columns = exact(sizeof(ptrdiff_t) * MAX_TAPS);
     ptrdiff_t *taps = exact(sizeof(ptrdiff_t) * (size_t)call->taps), copy[MAX_TAPS], down[MAX_TAPS], halo = 0;
     call->copies = 0;
-    call->band = one_in(2) ? call->out_h : between(1, call->out_h);
     call->tap_offsets = taps;
     if (call->taps == 1 && s->stride[0] * s->stride[1] == 1 && !s->pad[0][0] && !s->pad[0][1] && !s->pad[1][0] &&
         !s->pad[1][1]) {
@@ -68,8 +58,7 @@ static void plan_planes(subp_conv *call, const shape *s) {
     call->channel_stride = call->copies * call->plane_rows * call->out_w + (one_in(2) ? 0 : between(0, 33));
 }
 
-/* Values of each block row, tile by tile of output channels, from [row][kept][tap][block]. */
-static const float *pack(const subp_conv *call, const float *values) {
+const float *pack(const subp_conv *call, const float *values) {
     const ptrdiff_t terms = call->kept * call->taps;
     float *packed = exact(sizeof(float) * (size_t)(call->rows * terms * call->block)), *to = packed;
     for (ptrdiff_t row = 0; row < call->rows; row++)
@@ -78,6 +67,17 @@ static const float *pack(const subp_conv *call, const float *values) {
                 for (ptrdiff_t c = 0; c < call->kernels[k]->channels; c++)
                     *to++ = values[(row * terms + term) * call->block + first + c];
     return packed;
+}
+
+const int32_t *choose_channels(subp_conv *call) {
+    const ptrdiff_t group_in = call->in_channels / call->groups, count = call->rows * call->kept;
+    int32_t *indices = exact(sizeof(int32_t) * (size_t)count), *offsets = exact(sizeof(int32_t) * (size_t)count);
+    for (ptrdiff_t row = 0, to = 0; row < call->rows; row++)
+        for (ptrdiff_t i = 0, left = call->kept; i < group_in; i++)
+            if (between(1, group_in - i) <= left) left--, indices[to++] = (int32_t)i;
+    for (ptrdiff_t i = 0; i < count; i++) offsets[i] = indices[i] * (int32_t)call->channel_stride;
+    call->channel_offsets = offsets;
+    return indices;
 }
 
 static void check_outputs(const subp_conv *call, const shape *s, const float *values, const int32_t *indices,
@@ -103,6 +103,12 @@ static void check_outputs(const subp_conv *call, const shape *s, const float *va
         if (residual) add_term(&total, residual[at]);
         check_sum("output", at, out[at], total, call->kept * call->taps, call->activation);
     }
+}
+
+float *exact_planes(const subp_conv *call) {
+    if (!call->copies) return NULL;
+    const ptrdiff_t last = call->copies * call->plane_rows * call->out_w;
+    return exact_floats((size_t)((subp_conv_fills(call) - 1) * call->channel_stride + last), NAN);
 }
 
 static void run_passes(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes) {
@@ -135,6 +141,7 @@ void check_convolution(int isa) {
     };
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
         kernels[k] = subp_find_kernel(isa, s.block - n);
+    call.band = one_in(2) ? call.out_h : between(1, call.out_h);
     plan_planes(&call, &s);
     const ptrdiff_t pixels = call.band * call.out_w;
     call.tile_pixels = between(1, one_in(2) ? 60 : pixels);
@@ -159,22 +166,12 @@ void check_convolution(int isa) {
 
     const size_t inputs = (size_t)(s.batch * call.in_channels * call.height * call.width);
     const size_t outputs = (size_t)(s.batch * call.out_channels * call.out_h * call.out_w);
-    int32_t *indices = exact(sizeof(int32_t) * (size_t)(call.rows * call.kept));
-    int32_t *offsets = exact(sizeof(int32_t) * (size_t)(call.rows * call.kept));
-    for (ptrdiff_t row = 0, to = 0; row < call.rows; row++)
-        for (ptrdiff_t i = 0, left = call.kept; i < s.group_in; i++) /* an ascending choice */
-            if (between(1, s.group_in - i) <= left) left--, indices[to++] = (int32_t)i;
-    for (ptrdiff_t i = 0; i < call.rows * call.kept; i++) offsets[i] = indices[i] * (int32_t)call.channel_stride;
+    const int32_t *indices = choose_channels(&call);
     float *values = random_floats((size_t)(call.rows * call.kept * call.taps * call.block));
     call.values = pack(&call, values);
-    call.channel_offsets = offsets;
     call.bias = has_bias ? random_floats((size_t)call.out_channels) : NULL;
     const float *x = random_floats(inputs), *residual = has_residual ? random_floats(outputs) : NULL;
-    float *out = exact_floats(outputs, CANARY), *again = exact_floats(outputs, CANARY), *planes = NULL;
-    if (call.copies) {
-        size_t last = (size_t)(call.copies * call.plane_rows * call.out_w);
-        planes = exact_floats((size_t)((subp_conv_fills(&call) - 1) * call.channel_stride) + last, NAN);
-    }
+    float *out = exact_floats(outputs, CANARY), *again = exact_floats(outputs, CANARY), *planes = exact_planes(&call);
     subp_conv_arrays arrays = {.x = x, .residual = residual, .out = out};
     run_passes(&call, &arrays, s.batch, planes);
     check_outputs(&call, &s, values, indices, x, residual, out);

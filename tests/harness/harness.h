@@ -44,6 +44,7 @@ void check_sum(const char *what, ptrdiff_t at, float got, sum s, ptrdiff_t terms
 void check_tile(int isa, const subp_kernel *kernel);
 void check_convolution(int isa);
 void check_winograd(int isa);
+void check_chain(int isa);
 void check_depthwise(int isa);
 void check_pool(int isa);
 void check_elements(int isa);

@@ -21,7 +21,7 @@ int main(int argc, char **argv) {
     }
     const unsigned long long count = number(argv[1]), seed = number(argv[2]);
     catch_faults();
-    static void (*const checks[])(int) = {check_convolution, check_winograd, check_depthwise,
+    static void (*const checks[])(int) = {check_convolution, check_winograd, check_chain, check_depthwise,
                                          check_pool,        check_elements, check_norm,  check_halve};
     for (int isa = 0; isa < SUBP_ISA_COUNT; isa++) {
         const subp_kernel_set set = subp_kernel_set_at(isa);
