@@ -42,7 +42,7 @@ cdef class _InPasses:
     cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
         """A pass by one thread alone."""
 
-    def run(
+    def bind(
         self,
         const float[:, :, :, ::1] x,  # IN [batch, in_channels, height, width]
         residual,  # IN as out, or None
@@ -50,33 +50,57 @@ cdef class _InPasses:
         float[::1] scratch,  # at least `scratch` floats for every thread; contents do not matter
         int threads,
     ):
-        """Runs it: out = activation(conv(x) + bias + residual)."""
-        cdef subp_conv_arrays arrays
+        """Returns a call that runs it on these arrays: out = activation(conv(x) + bias + residual)."""
+        cdef _Call call = _Call.__new__(_Call)
         cdef const float[:, :, :, ::1] residual_view
-        cdef Py_ssize_t i, n, fills = self._fills, size = self.scratch, passes = self._passes * x.shape[0]
-        cdef subp_conv_parts parts = self._divide(threads)
-        cdef float *memory = NULL
-        assert x.shape[0] > 0 and x.shape[0] == out.shape[0] and threads > 0 and scratch.shape[0] >= size * threads
+        assert x.shape[0] > 0 and x.shape[0] == out.shape[0] and threads > 0
+        assert scratch.shape[0] >= self.scratch * threads
         assert (x.shape[1], x.shape[2], x.shape[3]) == self._in_shape
         assert (out.shape[1], out.shape[2], out.shape[3]) == self._out_shape
-        arrays.x, arrays.out, arrays.residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
+        call.arrays.x, call.arrays.out, call.arrays.residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
         if residual is not None:
             residual_view = residual
             assert residual.shape == np.shape(out)
-            arrays.residual = &residual_view[0, 0, 0, 0]
-        if size:
-            memory = &scratch[0]
+            call.arrays.residual = &residual_view[0, 0, 0, 0]
+        call.scratch = &scratch[0] if self.scratch else NULL
+        call.what, call.passes, call.threads = self, self._passes * x.shape[0], threads
+        call.held = (x, residual, out, scratch)
+        return call
+
+    def run(self, x, residual, out, scratch, threads):
+        """Runs it; arguments as for `bind`."""
+        self.bind(x, residual, out, scratch, threads)()
+
+
+cdef class _Call:
+    """A convolution and the arrays it runs on, all of them checked."""
+
+    cdef _InPasses what
+    cdef object held  # keeps alive what pointers lead to
+    cdef subp_conv_arrays arrays
+    cdef float *scratch
+    cdef Py_ssize_t passes
+    cdef int threads
+
+    def __call__(self):
+        cdef _InPasses what = self.what
+        cdef Py_ssize_t i, n, fills = what._fills, size = what.scratch, passes = self.passes
+        cdef const subp_conv_arrays *arrays = &self.arrays
+        cdef int threads = self.threads
+        cdef float *memory = self.scratch
+        cdef subp_conv_parts parts
         # Passes of a thread's own need no exchange between caches; where they do not divide well, threads share each.
         if passes % threads == 0 or passes >= 4 * threads:
             for i in prange(passes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                self._whole(&arrays, i, memory + threadid() * size)
+                what._whole(arrays, i, memory + threadid() * size)
             return
+        parts = what._divide(threads)
         for n in range(passes):
             if fills:
                 for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                    self._fill(&arrays, n, i, memory)
+                    what._fill(arrays, n, i, memory)
             for i in prange(parts.parts, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                self._part(&arrays, n, &parts, i, memory, memory + threadid() * size)
+                what._part(arrays, n, &parts, i, memory, memory + threadid() * size)
 
 
 cdef class Convolution(_InPasses):
@@ -341,6 +365,10 @@ cdef class Depthwise:
             bias = &self._bias[0]
         for i in prange(batch * steps, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
             self._planes(i // steps, i % steps * step, step, &x[0, 0, 0, 0], bias, addend, &out[0, 0, 0, 0])
+
+    def bind(self, *arguments):
+        """Returns a call that runs it on these arrays; arguments as for `run`."""
+        return partial(self.run, *arguments)
 
     cdef void _planes(self, Py_ssize_t image, Py_ssize_t channel, Py_ssize_t count, const float *x, const float *bias,
                       const float *residual, float *out) noexcept nogil:

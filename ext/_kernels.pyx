@@ -9,6 +9,8 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t
 
+from functools import partial
+
 import numpy as np
 
 include "_c.pxi"

@@ -150,7 +150,7 @@ def _compiled(
     threads = planner.threads
 
     def bind(at: At) -> Call:
-        return partial(compiled.run, at(x), at(residual), at(out), at(planes_memory), threads)
+        return compiled.bind(at(x), at(residual), at(out), at(planes_memory), threads)
 
     planner.step(op, kernel, why, bind, [x, residual], [out, planes_memory], **work)
     return out
