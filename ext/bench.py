@@ -100,7 +100,7 @@ def measure(
         start = time.perf_counter()
         session.run(inputs)
         times.append(1e3 * (time.perf_counter() - start))
-    peak = _peak_rss_mb()
+    peak = peak_rss_mb()
     report = Session(path, threads, profile=True).report(inputs)
     p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
     return {
@@ -168,7 +168,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _peak_rss_mb() -> float | None:
+def peak_rss_mb() -> float | None:
+    """Returns the most memory this process has had, in MB; None where the system does not tell."""
+    try:  # getrusage would also count the process that this one was forked from
+        with Path("/proc/self/status").open() as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1e3
+    except (OSError, StopIteration):  # another system
+        pass
     try:
         import resource
     except ImportError:  # Windows

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import time
 import timm
 import torch
 from torch import Tensor, nn
+
+from subp_ext.bench import peak_rss_mb
 
 from .blocks import BLOCK_SIZES
 from .pruner import SUBPPruner
@@ -102,8 +103,7 @@ def print_peak(args: argparse.Namespace) -> None:
     images, labels = batch(args)
     for _ in range(3):
         side.step(images, labels)
-    # The highest mark since the process started; Linux counts it in KiB.
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(round(1e6 * (peak_rss_mb() or 0)))
 
 
 def cli() -> None:

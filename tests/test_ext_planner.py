@@ -99,8 +99,19 @@ def gates() -> Graph:
     return Graph([TensorSpec("x", (None, 8, None, None))], outputs, nodes, constants)
 
 
-GRAPHS = [dense_block, channels_last, gates]
-CHANNELS = {dense_block: 4, channels_last: 8, gates: 8}
+def inverted_residual() -> Graph:
+    """As in mobilenetv2: a depthwise convolution in the middle, chained to the one before it; then the sum."""
+    constants = {"up": normal(24, 8, 1, 1), "dw": normal(24, 1, 5, 5, seed=1), "down": normal(8, 24, 1, 1, seed=2)}
+    nodes = [
+        conv("e", "x", "up", activation="relu6"),
+        conv("d", "e", "dw", padding=2, groups=24, activation="relu6"),
+        conv("y", "d", "down", residual=Ref("x")),
+    ]
+    return Graph([TensorSpec("x", (None, 8, None, None))], [TensorSpec("y", (None, 8, None, None))], nodes, constants)
+
+
+GRAPHS = [dense_block, channels_last, gates, inverted_residual]
+CHANNELS = {dense_block: 4, channels_last: 8, gates: 8, inverted_residual: 8}
 
 
 def close(got, want):
