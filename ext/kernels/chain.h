@@ -1,16 +1,17 @@
-/* A convolution and the depthwise one that alone reads it as one piece of work: what is between them stays in the cache.
+/* A convolution and the depthwise one that alone reads it, as one piece of work: what is between them stays in the
+ * cache.
  *
- * A pass is a band of the last output's rows of one image. It fills planes as the first convolution does, then each part
- * computes one block row of the first on the rows its windows see, into memory of its own, and the second from there. Rows
- * between two bands are computed for both. Who does which piece changes no bit of the result. */
+ * A pass is a band of the last output's rows of one image. It fills planes as the first convolution does, then each
+ * part computes one block row of the first on the rows that its windows see, into memory of its own, and the second
+ * from there. Rows that two bands see are computed for both. Who does which piece changes no bit of the result. */
 #ifndef SUBP_CHAIN_H
 #define SUBP_CHAIN_H
 
 #include "conv.h"
 
 typedef struct {
-    subp_conv first; /* its band is the most rows that a pass sees */
-    subp_window window;  /* of the second, over whole planes */
+    subp_conv first;    /* its band is the most rows that a pass sees */
+    subp_window window; /* of the second, over whole planes */
     const subp_depthwise_kernel *kernel;
     const float *values;  /* IN [out_channels][kernel_h][kernel_w] of the second */
     const float *bias;    /* IN [out_channels] of the second, or NULL */

@@ -63,15 +63,15 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
 /* A whole pass. */
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes);
 
-/* The same for any rows of the output, as many as a band at most, and any place to put them: a channel's planes, and one
- * block row of [channels][rows][out_w], its channels `out_stride` apart and without residual. */
+/* The same for any rows of the output, as many as a band at most, and any place to put them: a channel's planes, and
+ * one block row of [channels][rows][out_w], its channels `out_stride` apart and without residual. */
 typedef struct {
     ptrdiff_t image, first_row, rows;
 } subp_rows;
 
 void subp_conv_fill_rows(const subp_conv *call, const float *x, subp_rows rows, ptrdiff_t channel, float *planes);
-void subp_conv_row(const subp_conv *call, const float *x, const float *planes, subp_rows rows, ptrdiff_t row, float *out,
-                   ptrdiff_t out_stride);
+void subp_conv_row(const subp_conv *call, const float *x, const float *planes, subp_rows rows, ptrdiff_t row,
+                   float *out, ptrdiff_t out_stride);
 
 /* The first output channel of a block row, and how many it has. */
 ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width);
