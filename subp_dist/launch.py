@@ -35,14 +35,29 @@ from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPE
 from .stopping import LAUNCHER
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
+_HUNG = "it did not answer the others, nor end when it was told to, and had to be killed"
 
 
 class _Agent(LocalElasticAgent):
     """torchrun's agent, which also says what it restarts for, and leaves faulty input alone."""
 
+    def run(self, *args, **kwargs) -> RunResult:
+        try:
+            return super().run(*args, **kwargs)
+        except RendezvousConnectionError:
+            # torchrun would close the rendezvous: what it sends over a link that is cut arrives when the link is back,
+            # and ends the machines that wait for this one.
+            self._worker_group.spec.rdzv_handler.shutdown = lambda: True
+            raise
+
     def _monitor_workers(self, worker_group) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
+            # torchrun has ended those that were running still, by SIGTERM first.
+            for local_rank in getattr(self._pcontext, "_running_local_ranks", ()):
+                failure = result.failures.get(worker_group.workers[local_rank].global_rank)
+                if failure is not None and failure.exitcode == -signal.SIGKILL:
+                    failure.message = _HUNG
             if any(failure.exitcode == EXIT_USAGE for failure in result.failures.values()):
                 self._remaining_restarts = 0
             if self._remaining_restarts:
@@ -110,6 +125,8 @@ def _first_error(failures: dict[int, ProcessFailure]) -> str:
         return f"rank {rank} was stopped"
     if failure.exitcode == EXIT_DIVERGED:
         return "the ranks have diverged"
+    if failure.message == _HUNG:
+        return f"rank {rank} failed first: {_HUNG}"
     if failure.exitcode < 0:
         return f"rank {rank} failed first: killed by {signal.Signals(-failure.exitcode).name}"
     message = failure.message

@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.launcher import api
 
 from subp_dist import launch
+from subp_dist.errors import EXIT_LOST_RANK
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -148,3 +151,50 @@ def test_slurm_script_asks_for_the_queue_after_a_stop(tmp_path):
     done = execute([str(ROOT / "launch/train.slurm"), *FLAGS], **slurm, PATH=path)
     assert done.returncode == 143, done.stderr
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 77"
+
+
+class _Rendezvous:
+    """A rendezvous that is lost; counts how often this machine closes it for all the others."""
+
+    use_agent_store = False
+    closed = 0
+
+    def next_rendezvous(self):
+        raise RendezvousConnectionError("the link is cut")
+
+    def get_run_id(self) -> str:
+        return "test"
+
+    def get_backend(self) -> str:
+        return "test"
+
+    def shutdown(self) -> bool:
+        self.closed += 1
+        return True
+
+
+def test_a_machine_that_loses_the_rendezvous_does_not_close_it_for_the_others(monkeypatch):
+    rendezvous = _Rendezvous()
+    monkeypatch.setattr(api, "LocalElasticAgent", launch._Agent)
+    monkeypatch.setattr(api.rdzv_registry, "get_rendezvous_handler", lambda _: rendezvous)
+    config = api.LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=1, rdzv_backend="c10d")
+    with pytest.raises(RendezvousConnectionError):
+        api.launch_agent(config, "true", [])
+    assert rendezvous.closed == 0
+
+
+def test_a_rank_that_hangs_is_named_and_not_the_one_that_waited_for_it(tmp_path):
+    # Rank 1 stops itself, so that it neither answers nor ends; rank 0 waits for it for three seconds.
+    program = tmp_path / "hang.py"
+    program.write_text(
+        "import os, signal, sys, time\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(3)\n"
+        f"sys.exit({EXIT_LOST_RANK})\n"
+    )
+    command = [sys.executable, "-m", "subp_dist.launch", "--standalone", "--nproc-per-node=2", str(program)]
+    done = execute(command, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1", PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "error: rank 1 failed first: it did not answer the others" in done.stderr
+    assert "rank 0" not in done.stderr and "Traceback" not in done.stderr
