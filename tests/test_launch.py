@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.launcher import api
 
 from subp_dist import launch
-from subp_dist.errors import EXIT_LOST_RANK
+from subp_dist.errors import EXIT_LOST_RANK, EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -183,18 +183,44 @@ def test_a_machine_that_loses_the_rendezvous_does_not_close_it_for_the_others(mo
     assert rendezvous.closed == 0
 
 
-def test_a_rank_that_hangs_is_named_and_not_the_one_that_waited_for_it(tmp_path):
-    # Rank 1 stops itself, so that it neither answers nor ends; rank 0 waits for it for three seconds.
-    program = tmp_path / "hang.py"
-    program.write_text(
-        "import os, signal, sys, time\n"
-        "if os.environ['RANK'] == '1':\n"
-        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
-        "time.sleep(3)\n"
-        f"sys.exit({EXIT_LOST_RANK})\n"
-    )
-    command = [sys.executable, "-m", "subp_dist.launch", "--standalone", "--nproc-per-node=2", str(program)]
+@pytest.mark.parametrize(
+    ("fate", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSTOP)", 1, "error: rank 1 failed first: it did not answer the others"),
+        # Before it could handle it.
+        ("os.kill(os.getpid(), signal.SIGTERM)", EXIT_STOPPED, "error: rank 1 was ended by SIGTERM"),
+        # After it has saved.
+        (f"sys.exit({EXIT_STOPPED})", EXIT_STOPPED, ""),
+    ],
+    ids=["hangs", "ended", "stopped"],
+)
+def test_the_rank_at_fault_is_named_and_one_that_is_told_to_stop_is_not_restarted(tmp_path, fate, code, said):
+    # Rank 0 waits for the other one, for three seconds.
+    program = tmp_path / "program.py"
+    lost = f"time.sleep(3)\nsys.exit({EXIT_LOST_RANK})\n"
+    program.write_text(f"import os, signal, sys, time\nif os.environ['RANK'] == '1':\n    {fate}\n{lost}")
+    restarts = int(code == EXIT_STOPPED)
+    ranks = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    command = [sys.executable, "-m", "subp_dist.launch", *ranks, str(program)]
     done = execute(command, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1", PYTHONPATH=str(ROOT))
-    assert done.returncode == 1
-    assert "error: rank 1 failed first: it did not answer the others" in done.stderr
-    assert "rank 0" not in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip().startswith(said)
+    assert done.stderr.count("\n") == (3 if said else 0), done.stderr
+
+
+def test_an_error_of_all_ranks_is_told_once_whichever_is_first(tmp_path):
+    # Rank 1 finds it while rank 0 is still starting, and has torchrun end it.
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, time\n"
+        "from subp_dist.errors import UsageError, report_usage_errors\n"
+        "@report_usage_errors\n"
+        "def main():\n"
+        "    time.sleep(0 if os.environ['RANK'] == '1' else 60)\n"
+        "    raise UsageError('--lr -1: expected more')\n"
+        "main()\n"
+    )
+    ranks = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = execute([sys.executable, "-m", "subp_dist.launch", *ranks, str(program)], PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --lr -1: expected more"
