@@ -154,7 +154,8 @@ def lost_ranks_named() -> Iterator[None]:
     except RuntimeError as error:
         # gloo raises plain RuntimeErrors, which name the file they come from.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            reason = str(error).strip().splitlines()[0]
+            # What gloo adds is advice to whoever calls it.
+            reason = str(error).strip().splitlines()[0].partition(" This is typically caused")[0]
             raise LostRankError(reason.rpartition("] ")[2] if reason.startswith("[") else reason) from error
         raise
 

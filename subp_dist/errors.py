@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 
 class UsageError(ValueError):
@@ -28,10 +32,25 @@ class Stopped(Exception):
 EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK = 2, 3, 4
 EXIT_INTERRUPTED, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
+LAUNCHER = "SUBP_LAUNCHER"  # the process that starts the ranks of a machine, in their environment
+
 
 def _say(text: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"\n{text}\n", file=sys.stderr, flush=True)
+
+
+def _fail(error: Exception, exit_code: int) -> NoReturn:
+    """End with an error that every rank has: the launcher tells it, where there is ours, for ranks end each other.
+
+    The first of them may be any one, and the others are ended before they can speak; it is left in torchrun's file.
+    """
+    if LAUNCHER in os.environ and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        told = {"message": str(error), "timestamp": int(time.time())}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
+    else:
+        _say(f"error: {error}")
+    sys.exit(exit_code)
 
 
 def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
@@ -45,11 +64,9 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
         try:
             command()
         except UsageError as error:
-            _say(f"error: {error}")
-            sys.exit(EXIT_USAGE)
+            _fail(error, EXIT_USAGE)
         except DivergedError as error:
-            _say(f"error: {error}")
-            sys.exit(EXIT_DIVERGED)
+            _fail(error, EXIT_DIVERGED)
         except LostRankError as error:
             _say(f"lost another rank: {error}")
             sys.exit(EXIT_LOST_RANK)

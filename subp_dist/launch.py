@@ -1,8 +1,9 @@
 """torchrun, with failures told in one place: ``python -m subp_dist.launch [torchrun's flags] -m subp_dist.train ...``.
 
 torchrun itself ends a failed run with its own traceback and a report on every rank; a user wants the error of the rank
-that failed first, once. Three more things differ from plain torchrun: input that is at fault is not tried again, each
-attempt meets at a new store (see ``_fresh_stores``), and a machine that loses the rendezvous waits for it to come back.
+that failed first, once. Three more things differ from plain torchrun: there is no restart for faulty input, or ranks
+that were told to stop; each attempt meets at a new store (see ``_fresh_stores``); and a machine that loses the
+rendezvous waits for it to come back.
 """
 
 from __future__ import annotations
@@ -31,19 +32,35 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
 from torch.distributed.launcher import api
 
-from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE
-from .stopping import LAUNCHER
+from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE, LAUNCHER
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
+_HUNG = "it did not answer the others, nor end when it was told to, and had to be killed"
+_ENDED = "ended by torchrun, for another rank"
 
 
 class _Agent(LocalElasticAgent):
-    """torchrun's agent, which also says what it restarts for, and leaves faulty input alone."""
+    """torchrun's agent, which also says what it restarts for, and what not to."""
+
+    def run(self, *args, **kwargs) -> RunResult:
+        try:
+            return super().run(*args, **kwargs)
+        except RendezvousConnectionError:
+            # torchrun would close the rendezvous: what it sends over a link that is cut arrives when the link is back,
+            # and ends the machines that wait for this one.
+            self._worker_group.spec.rdzv_handler.shutdown = lambda: True
+            raise
 
     def _monitor_workers(self, worker_group) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
-            if any(failure.exitcode == EXIT_USAGE for failure in result.failures.values()):
+            # torchrun has ended those that were running still, by SIGTERM first.
+            for local_rank in getattr(self._pcontext, "_running_local_ranks", ()):
+                failure = result.failures.get(worker_group.workers[local_rank].global_rank)
+                if failure is not None and failure.exitcode < 0:
+                    failure.message = _HUNG if failure.exitcode == -signal.SIGKILL else _ENDED
+            _, first = _first(result.failures)
+            if first.exitcode in (EXIT_USAGE, EXIT_STOPPED, -signal.SIGTERM):
                 self._remaining_restarts = 0
             if self._remaining_restarts:
                 allowed = worker_group.spec.max_restarts
@@ -65,10 +82,9 @@ def main() -> None:
         run.run(args)
     except ChildFailedError as error:
         _, failure = _first(error.failures)
-        # These have been explained by the ranks themselves.
-        if failure.exitcode not in (EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED):
+        if failure.exitcode != EXIT_STOPPED:  # the ranks have told that themselves
             _say(f"error: {_first_error(error.failures)}")
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+        sys.exit(EXIT_STOPPED if failure.exitcode == -signal.SIGTERM else max(failure.exitcode, 1))
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except KeyboardInterrupt:
@@ -98,18 +114,27 @@ def _fresh_stores() -> None:
 
 def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """The rank that failed first: others may have lost it, or been ended by torchrun, within the same second."""
-    later = (EXIT_LOST_RANK, EXIT_STOPPED, -signal.SIGTERM)
-    return min(failures.items(), key=lambda item: (item[1].exitcode in later, item[1].timestamp, item[0]))
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[int, int, int]:
+        rank, failure = item
+        later = 2 if failure.message == _ENDED else failure.exitcode in (EXIT_LOST_RANK, EXIT_STOPPED)
+        return 0 if failure.exitcode == EXIT_USAGE else 1 + later, failure.timestamp, rank
+
+    return min(failures.items(), key=order)
 
 
 def _first_error(failures: dict[int, ProcessFailure]) -> str:
     rank, failure = _first(failures)
     if failure.exitcode == EXIT_LOST_RANK:
-        return f"rank {rank} lost a rank of another machine: the first error is in the output there"
+        return f"rank {rank} lost another rank; if that was on another machine, the first error is in the output there"
     if failure.exitcode == EXIT_STOPPED:
         return f"rank {rank} was stopped"
-    if failure.exitcode == EXIT_DIVERGED:
-        return "the ranks have diverged"
+    if failure.exitcode in (EXIT_USAGE, EXIT_DIVERGED) and failure.error_file_data["message"]:
+        return failure.message
+    if failure.message == _HUNG:
+        return f"rank {rank} failed first: {_HUNG}"
+    if failure.exitcode == -signal.SIGTERM:
+        return f"rank {rank} was ended by SIGTERM, with nothing to save: it was starting, or exporting"
     if failure.exitcode < 0:
         return f"rank {rank} failed first: killed by {signal.Signals(-failure.exitcode).name}"
     message = failure.message

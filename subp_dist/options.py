@@ -113,7 +113,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
     add("--drop", type=float, help="dropout rate")
     add("--drop-path", type=float, help="stochastic depth rate")
-    add("--sync-bn", action="store_true", help="synchronised batch norm (GPU)")
+    add("--sync-bn", action="store_true", help="batch norm over the global batch, not a rank's own (GPUs only)")
     add("--dist-bn", default="reduce", choices=["reduce", "broadcast"], help="batch-norm statistics over ranks")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--grad-checkpointing", action="store_true", help="compute activations again instead of keeping them")

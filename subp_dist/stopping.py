@@ -11,9 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .errors import EXIT_LOST_RANK, Stopped
+from .errors import EXIT_LOST_RANK, LAUNCHER, Stopped
 
-LAUNCHER = "SUBP_LAUNCHER"  # the process that starts the ranks of a machine, in their environment
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -70,4 +69,5 @@ class StopRequest:
         # All ranks get here, unless one of them failed.
         if self._exchange is not None and error_type in (None, Stopped):
             self._exchange.wait()
-        signal.signal(signal.SIGTERM, self._previous)
+        # The first rank that ends has torchrun send SIGTERM to the others, which are about to end, too.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if error_type is Stopped else self._previous)

@@ -227,7 +227,11 @@ def _check_machine(args: argparse.Namespace, rank: Rank) -> None:
             f"--pattern {args.pattern} gives rows of different counts, which model.subp does not hold: add --no-export"
         )
     if args.sync_bn and rank.device.type != "cuda":
-        raise UsageError("--sync-bn needs CUDA; batch-norm statistics are averaged over ranks after each epoch anyway")
+        raise UsageError(
+            "--sync-bn needs GPUs: torch's synchronised batch norm takes no CPU tensors. On a CPU, leave it out: each "
+            "rank normalises over its own batch, and running statistics are averaged after each epoch; or train on one "
+            f"rank with the global batch: NPROC=1 and --batch-size {args.batch_size * rank.world_size}"
+        )
 
 
 def create_schedule(args: argparse.Namespace, updates_per_epoch: int) -> PruneSchedule:

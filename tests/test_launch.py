@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.launcher import api
 
 from subp_dist import launch
+from subp_dist.errors import EXIT_LOST_RANK, EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -148,3 +151,76 @@ def test_slurm_script_asks_for_the_queue_after_a_stop(tmp_path):
     done = execute([str(ROOT / "launch/train.slurm"), *FLAGS], **slurm, PATH=path)
     assert done.returncode == 143, done.stderr
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 77"
+
+
+class _Rendezvous:
+    """A rendezvous that is lost; counts how often this machine closes it for all the others."""
+
+    use_agent_store = False
+    closed = 0
+
+    def next_rendezvous(self):
+        raise RendezvousConnectionError("the link is cut")
+
+    def get_run_id(self) -> str:
+        return "test"
+
+    def get_backend(self) -> str:
+        return "test"
+
+    def shutdown(self) -> bool:
+        self.closed += 1
+        return True
+
+
+def test_a_machine_that_loses_the_rendezvous_does_not_close_it_for_the_others(monkeypatch):
+    rendezvous = _Rendezvous()
+    monkeypatch.setattr(api, "LocalElasticAgent", launch._Agent)
+    monkeypatch.setattr(api.rdzv_registry, "get_rendezvous_handler", lambda _: rendezvous)
+    config = api.LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=1, rdzv_backend="c10d")
+    with pytest.raises(RendezvousConnectionError):
+        api.launch_agent(config, "true", [])
+    assert rendezvous.closed == 0
+
+
+@pytest.mark.parametrize(
+    ("fate", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSTOP)", 1, "error: rank 1 failed first: it did not answer the others"),
+        # Before it could handle it.
+        ("os.kill(os.getpid(), signal.SIGTERM)", EXIT_STOPPED, "error: rank 1 was ended by SIGTERM"),
+        # After it has saved.
+        (f"sys.exit({EXIT_STOPPED})", EXIT_STOPPED, ""),
+    ],
+    ids=["hangs", "ended", "stopped"],
+)
+def test_the_rank_at_fault_is_named_and_one_that_is_told_to_stop_is_not_restarted(tmp_path, fate, code, said):
+    # Rank 0 waits for the other one, for three seconds.
+    program = tmp_path / "program.py"
+    lost = f"time.sleep(3)\nsys.exit({EXIT_LOST_RANK})\n"
+    program.write_text(f"import os, signal, sys, time\nif os.environ['RANK'] == '1':\n    {fate}\n{lost}")
+    restarts = int(code == EXIT_STOPPED)
+    ranks = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    command = [sys.executable, "-m", "subp_dist.launch", *ranks, str(program)]
+    done = execute(command, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1", PYTHONPATH=str(ROOT))
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip().startswith(said)
+    assert done.stderr.count("\n") == (3 if said else 0), done.stderr
+
+
+def test_an_error_of_all_ranks_is_told_once_whichever_is_first(tmp_path):
+    # Rank 1 finds it while rank 0 is still starting, and has torchrun end it.
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, time\n"
+        "from subp_dist.errors import UsageError, report_usage_errors\n"
+        "@report_usage_errors\n"
+        "def main():\n"
+        "    time.sleep(0 if os.environ['RANK'] == '1' else 60)\n"
+        "    raise UsageError('--lr -1: expected more')\n"
+        "main()\n"
+    )
+    ranks = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = execute([sys.executable, "-m", "subp_dist.launch", *ranks, str(program)], PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --lr -1: expected more"

@@ -287,6 +287,10 @@ def test_a_dense_run_is_a_run_at_rate_zero(few_digits, tmp_path):
         (["test_resnet", "--data-dir", "builtin", "--torchcompile", "nope"], r"no such backend"),
         (["test_resnet", "--data-dir", "builtin", "--initial-checkpoint", "none"], r"--initial-checkpoint none"),
         (["test_resnet", "--data-dir", "builtin", "--device", "tpu"], r"expected auto, cpu or cuda"),
+        (
+            ["test_resnet", "--data-dir", "builtin", "--device", "cpu", "--batch-size", "96", "--sync-bn"],
+            r"--sync-bn needs GPUs.*NPROC=1 and --batch-size 96",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, flags, message):

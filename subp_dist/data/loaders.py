@@ -20,7 +20,7 @@ from .beton import Beton, sidecar_of
 from .choice import choose_loader
 from .ffcv_loader import Crop, FFCVLoader, Output, choose_reading
 from .resolutions import Resolutions
-from .resumable import ResumableLoader
+from .resumable import ResumableLoader, leave_stopping_to_the_rank
 from .splits import check_same_classes, class_names, open_split
 
 _logger = logging.getLogger(__name__)
@@ -126,7 +126,8 @@ class Data:
 
 def _loading(args: argparse.Namespace, rank: Rank) -> dict:
     workers = 0 if args.data_dir == "builtin" else min(args.workers, len(os.sched_getaffinity(0)))
-    return {"num_workers": workers, "pin_memory": rank.device.type == "cuda"}
+    pin_memory = rank.device.type == "cuda"
+    return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": leave_stopping_to_the_rank}
 
 
 def create_data(args: argparse.Namespace, model_config: dict) -> Data:

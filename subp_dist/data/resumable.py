@@ -33,7 +33,7 @@ class SeededDataset(Dataset):
         return items
 
 
-def _leave_stopping_to_the_rank(worker: int) -> None:
+def leave_stopping_to_the_rank(worker: int) -> None:
     """Schedulers send SIGTERM to every process of a job; the rank needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -66,9 +66,7 @@ class ResumableLoader(DataLoader):
     ) -> None:
         sampler = _Sampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
         seeded = SeededDataset(dataset, seed)
-        super().__init__(
-            seeded, batch_size, sampler=sampler, drop_last=True, worker_init_fn=_leave_stopping_to_the_rank, **kwargs
-        )
+        super().__init__(seeded, batch_size, sampler=sampler, drop_last=True, **kwargs)
         self.on_epoch = on_epoch
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
