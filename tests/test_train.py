@@ -168,7 +168,7 @@ SLOW = pytest.mark.slow
                 "--grad-accum-steps",
                 "3",
                 "--prune-interval",
-                "7",
+                "5",
                 "--clip-grad",
                 "1",
             ],
