@@ -202,6 +202,7 @@ def test_a_signal_ends_it_with_one_line_and_leaves_nothing(many, tmp_path, momen
         text=True,
         env=os.environ | fault,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run in the background
     )
     errors = process.communicate(timeout=300)[1]
     number = signal.Signals[name]

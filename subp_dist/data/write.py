@@ -130,8 +130,7 @@ class Pictures(Dataset):
 def cli() -> None:
     """Console entry."""
     # What a signal leaves is what an exception leaves: nothing.
-    for number in _STOPPED:
-        signal.signal(number, lambda number, _: _stop(number))
+    _handle_signals(_stop)
     args = _parse()
     require_ffcv()
     storage = Storage.parse("_".join(args.preset))
@@ -228,6 +227,12 @@ def verify(pictures: Pictures, storage: Storage, workers: int, skip: bool) -> tu
     return np.array([index for index in range(len(pictures)) if index not in broken]), largest
 
 
+def _handle_signals(handle: Callable[[int], None]) -> dict[int, Callable]:
+    """Have signals handled, but for those that this command was started to ignore; returns the handlers before."""
+    heeded = [number for number in _STOPPED if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, lambda number, _: handle(number)) for number in heeded}
+
+
 def _stop(number: int) -> None:
     """Raise what a signal means."""
     error, name = _STOPPED[signal.Signals(number)]
@@ -247,7 +252,7 @@ def _signals_noted() -> Iterator[Callable[[], None]]:
         if noted:
             _stop(noted[0])
 
-    previous = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in _STOPPED}
+    previous = _handle_signals(noted.append)
     try:
         yield check
     finally:
