@@ -25,6 +25,15 @@ def check_model_name(name: str) -> None:
         raise UsageError(f"timm has no weights {tag!r} of {architecture}; there are {', '.join(tagged)}")
 
 
+def wrong_images(name: str, size: tuple[int, int, int], error: Exception) -> UsageError:
+    """What to say when a model fails on images of a size; its own assertions often say nothing."""
+    _, height, width = timm.get_pretrained_cfg(name).input_size
+    return UsageError(
+        f"{name} does not run on images of {size}: {str(error) or 'it refuses their size'}; it was made for "
+        f"{height}x{width}: set --img-size"
+    )
+
+
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What ``timm.create_model`` is to be called with, the name aside, for the flags of a training."""
     optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path} | parse_kwargs(args.model_kwargs)

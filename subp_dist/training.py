@@ -28,7 +28,7 @@ from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
 from .layer_table import format_table, planned_rows
-from .models import check_model_name, create_model, load_initial_weights, model_arguments
+from .models import check_model_name, create_model, load_initial_weights, model_arguments, wrong_images
 from .monitor import Monitor
 from .options import parse_layer_rates, parse_macs
 from .plan import LayerPlan, check_prunable, check_worth, kept_macs_at, plan_layers
@@ -130,7 +130,7 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
     try:
         macs = count_macs(model, data.input_size)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"{args.model} does not run on images of {data.input_size}: {error}") from error
+        raise wrong_images(args.model, data.input_size, error) from error
     # As torch itself does: CPUs compute in float16 many times slower than in float32.
     args.amp_dtype = args.amp_dtype or ("bfloat16" if rank.device.type == "cpu" else "float16")
     updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)

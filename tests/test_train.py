@@ -290,6 +290,10 @@ def test_a_dense_run_is_a_run_at_rate_zero(few_digits, tmp_path):
         (["test_resnet", "--data-dir", "builtin", "--prune-interval", "9999"], r"--prune-interval 9999"),
         (["test_resnet", "--data-dir", "builtin", "--torchcompile", "nope"], r"no such backend"),
         (["test_resnet", "--data-dir", "builtin", "--initial-checkpoint", "none"], r"--initial-checkpoint none"),
+        (
+            ["halonet26t", "--data-dir", "builtin"],
+            r"not run on images of \(1, 28, 28\): \w.*made for 256x256.*--img-size",
+        ),
         (["test_resnet", "--data-dir", "builtin", "--device", "tpu"], r"expected auto, cpu or cuda"),
     ],
 )
