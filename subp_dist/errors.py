@@ -26,7 +26,7 @@ class LostRankError(RuntimeError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, on every rank, and has been saved."""
+    """SIGTERM was obeyed: a run was saved on every rank, or what was not complete has been removed."""
 
 
 EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK = 2, 3, 4
@@ -73,8 +73,8 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
         except Stopped as stopped:
             _say(str(stopped))
             sys.exit(EXIT_STOPPED)
-        except KeyboardInterrupt:
-            _say("interrupted; a training goes on from its last checkpoint with --resume auto")
+        except KeyboardInterrupt as interrupt:
+            _say(str(interrupt) or "interrupted")
             sys.exit(EXIT_INTERRUPTED)
 
     return wrapped

@@ -18,7 +18,7 @@ from .checkpoint import write_atomically
 from .errors import UsageError, report_usage_errors
 from .flops import count_macs
 from .layer_table import format_table, planned_rows
-from .models import check_model_name, create_model, model_arguments
+from .models import check_model_name, create_model, model_arguments, wrong_images
 from .options import build_parser, parse_args
 from .plan import reparametrised
 from .training import check_plan, plan_of, rate_of
@@ -64,7 +64,7 @@ def inspect_model(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
             break
         except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
             if device == "cpu":
-                raise UsageError(f"{args.model} does not run on images of {input_size}: {error}") from error
+                raise wrong_images(args.model, input_size, error) from error
     try:
         plan = plan_of(args, model)
         args.prune_rate = rate_of(args, plan, macs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from .errors import UsageError
@@ -23,6 +24,23 @@ def check_model_name(name: str) -> None:
     tagged = timm.list_models(f"{architecture}.*", include_tags=True)
     if tag and name not in tagged:
         raise UsageError(f"timm has no weights {tag!r} of {architecture}; there are {', '.join(tagged)}")
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """Lay images' weights out in channels-last, in place; torch's own way fails at a Conv3d, as lambda layers have."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def wrong_images(name: str, size: tuple[int, int, int], error: Exception) -> UsageError:
+    """What to say when a model fails on images of a size; its own assertions often say nothing."""
+    _, height, width = timm.get_pretrained_cfg(name).input_size
+    return UsageError(
+        f"{name} does not run on images of {size}: {str(error) or 'it refuses their size'}; it was made for "
+        f"{height}x{width}: set --img-size"
+    )
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--grad-checkpointing", action="store_true", help="compute activations again instead of keeping them")
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
     add("--amp", action="store_true", help="automatic mixed precision")
-    add("--amp-dtype", default="float16", choices=["float16", "bfloat16"], help="lower precision of --amp")
+    add("--amp-dtype", choices=["float16", "bfloat16"], help="of --amp; default: float16, on a CPU bfloat16")
     add("--model-ema", action="store_true", help="keep and validate a moving average of the weights")
     add("--model-ema-decay", type=float, default=0.9998, help="decay of the moving average")
     add("--model-ema-warmup", action="store_true", help="warm the decay of the moving average up")

@@ -16,6 +16,11 @@ from .errors import EXIT_LOST_RANK, LAUNCHER, Stopped
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it is gone."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def end_with_launcher() -> None:
     """Let the kernel kill this rank when its launcher is gone: it would train on, beside the run that is started next.
 
@@ -23,7 +28,7 @@ def end_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
         sys.exit(EXIT_LOST_RANK)  # it was gone before
 

@@ -48,7 +48,11 @@ def cli() -> None:
     end_with_launcher()
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_primary else logging.ERROR)
-    main(parse_args())
+    try:
+        main(parse_args())
+    except KeyboardInterrupt as interrupt:
+        hint = "interrupted; it goes on from its last checkpoint with --resume auto"
+        raise KeyboardInterrupt(hint) from interrupt
 
 
 def main(args: argparse.Namespace) -> Path:

@@ -28,7 +28,14 @@ from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
 from .layer_table import format_table, planned_rows
-from .models import check_model_name, create_model, load_initial_weights, model_arguments
+from .models import (
+    check_model_name,
+    create_model,
+    load_initial_weights,
+    model_arguments,
+    to_channels_last,
+    wrong_images,
+)
 from .monitor import Monitor
 from .options import parse_layer_rates, parse_macs
 from .plan import LayerPlan, check_prunable, check_worth, kept_macs_at, plan_layers
@@ -130,7 +137,9 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
     try:
         macs = count_macs(model, data.input_size)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"{args.model} does not run on images of {data.input_size}: {error}") from error
+        raise wrong_images(args.model, data.input_size, error) from error
+    # As torch itself does: CPUs compute in float16 many times slower than in float32.
+    args.amp_dtype = args.amp_dtype or ("bfloat16" if rank.device.type == "cpu" else "float16")
     updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
     plan = plan_of(args, model)
     check_plan(args, plan, macs)
@@ -144,7 +153,7 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         on_primary(lambda: check_exportable(model, data.input_size))
     model.to(rank.device)
     if args.channels_last:
-        model.to(memory_format=torch.channels_last)
+        to_channels_last(model)
     if args.sync_bn:
         # torch's own converter would drop the activation of timm's BatchNormAct2d.
         model = convert_sync_batchnorm(model)

@@ -28,7 +28,7 @@ from subp_ext.runtime import thread_count
 from .data import Data, create_data
 from .distributed import Rank
 from .errors import UsageError, report_usage_errors
-from .models import create_model, model_arguments
+from .models import create_model, model_arguments, to_channels_last
 from .options import build_parser
 from .report import read_report, write_report
 
@@ -148,7 +148,7 @@ def top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def torch_runner(model: nn.Module, image: np.ndarray) -> Callable[[], object]:
     """One inference in torch; in channels-last, which is the faster of its formats on CPUs."""
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    model = to_channels_last(copy.deepcopy(model))
     tensor = torch.from_numpy(image).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -306,6 +306,8 @@ def test_ctrl_c_ends_a_program_that_is_loading(train):
         (lambda whole: whole[:-24], "should hold 40 images, and the data of 39 are there"),
         (lambda whole: whole[:-1], "cut off or damaged"),
         (lambda whole: b"\x89PNG" * 3000, "not a .beton file"),
+        (lambda whole: b"\x03" + whole[1:], r"not a .beton file of format 2 \(its header says 3\)"),
+        (lambda whole: whole[:5] + b"\x01" + whole[6:], "its pages should have 8388864 bytes"),
         (lambda whole: whole[:16] + bytes(8) + whole[24:], "its writer did not finish"),
         (lambda whole: whole[:8] + bytes(8) + whole[16:], "holds no images"),
     ],

@@ -1,13 +1,16 @@
-"""subp_dist.data.write: broken pictures, killed processes, what is left behind.
+"""subp_dist.data.write: broken pictures, signals and killed processes, what is left behind.
 
-Faults are real: files cut off, a process that kills itself. What is written is read back in test_data_ffcv.py.
+Faults are real: files cut off, a process that kills itself, signals to a command at chosen moments (faults_write.py)
+while it writes 2 x 2000 pictures, so many that work waits in queues. What is written is read back in test_data_ffcv.py.
 """
 
 import json
 import os
 import resource
 import signal
+import subprocess
 import sys
+import time
 from multiprocessing import shared_memory
 from pathlib import Path
 
@@ -146,6 +149,79 @@ def test_a_full_disk_ends_the_writing_and_leaves_nothing(photographs, tmp_path, 
 def test_a_killed_decoder_is_an_error(photographs):
     with pytest.raises(UsageError, match="a process that decodes images was killed"):
         verify(Deadly(open_pictures("", str(photographs), "train").dataset), Storage(), 2, skip=True)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """2 x 2000 names of four pictures."""
+    root = write_photographs(tmp_path_factory.mktemp("many"), 2, 1, sizes=((48, 40), (40, 48)))
+    for picture in root.glob("train/*/*.jpg"):
+        for index in range(1, 1000):
+            os.link(picture, picture.with_name(f"{picture.stem}-{index}.jpg"))
+    return root
+
+
+def session(leader: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    members = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(int(folder.name))
+    return members
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        ("a decoder starts", "SIGTERM"),
+        pytest.param("a decoder starts", "SIGINT", marks=SLOW),
+        pytest.param("decoding", "SIGINT", marks=SLOW),
+        pytest.param("decoding", "SIGTERM", marks=SLOW),
+        pytest.param("decoding", "SIGKILL", marks=SLOW),
+        ("memory is shared", "SIGINT"),
+        pytest.param("a writer starts", "SIGTERM", marks=SLOW),
+        ("writing", "SIGINT"),
+        pytest.param("writing", "SIGTERM", marks=SLOW),
+        ("writing", "SIGKILL"),
+        pytest.param("the file is renamed", "SIGINT", marks=SLOW),
+    ],
+)
+def test_a_signal_ends_it_with_one_line_and_leaves_nothing(many, tmp_path, moment, name):
+    program = [sys.executable, str(Path(__file__).with_name("faults_write.py"))]
+    fault = {"FAULT": moment, "FAULT_SIGNAL": name, "FAULT_SEGMENTS": str(tmp_path / "segments")}
+    process = subprocess.Popen(
+        [*program, str(many), str(tmp_path / "out"), "--workers", "2", "--only", "train"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | fault,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run in the background
+    )
+    errors = process.communicate(timeout=300)[1]
+    number = signal.Signals[name]
+    assert process.returncode == (-number if name == "SIGKILL" else 128 + number), errors
+    end = time.monotonic() + 60
+    segments = tmp_path / "segments"
+    created = [Path("/dev/shm", line) for line in segments.read_text().split()] if segments.exists() else []
+    while (session(process.pid) or any(path.exists() for path in created)) and time.monotonic() < end:
+        time.sleep(0.1)  # after SIGKILL the system clears up
+    assert not session(process.pid)
+    assert not [path for path in created if path.exists()]
+    assert "Traceback" not in errors
+    left = {path.name for path in tmp_path.glob("out/*")}
+    if name != "SIGKILL":
+        said = "interrupted" if name == "SIGINT" else "terminated"
+        assert errors.count(f"\n{said}: what was not complete has been removed\n") == 1
+        # A file that is complete by then stays, with its classes.
+        stem = "train_500_0.50_90.beton"
+        assert left == ({stem, f"{stem}.json"} if moment == "the file is renamed" else set())
 
 
 def test_large_raw_pictures_get_a_large_page(tmp_path):

@@ -168,7 +168,7 @@ SLOW = pytest.mark.slow
                 "--grad-accum-steps",
                 "3",
                 "--prune-interval",
-                "7",
+                "5",
                 "--clip-grad",
                 "1",
             ],
@@ -176,7 +176,8 @@ SLOW = pytest.mark.slow
         ),
         pytest.param(
             [
-                *("--amp", "--model-ema", "--grad-checkpointing", "--channels-last", "--layer-rates", "layer4*=0.75"),
+                *("--amp", "--amp-dtype", "float16", "--model-ema", "--grad-checkpointing", "--channels-last"),
+                *("--layer-rates", "layer4*=0.75"),
                 *("--kd-model", "test_resnet", "--kd-checkpoint", "TEACHER"),
             ],
             marks=SLOW,  # half precision takes minutes on a CPU
@@ -214,7 +215,7 @@ def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch
     [
         ["--channels-last"],
         ["--torchcompile", "aot_eager"],
-        ["--amp", "--amp-dtype", "bfloat16", "--clip-grad", "0.02", "--clip-mode", "agc"],
+        ["--amp", "--clip-grad", "0.02", "--clip-mode", "agc"],
         ["--bce-loss", "--cutmix", "0.5", "--sched", "step", "--decay-epochs", "1"],
         ["--criterion", "l1", "--tau", "0.01", "--score-latent", "--block-size", "8", "--prune-schedule", "zhu_gupta"],
         [
@@ -236,6 +237,9 @@ def test_training_features_run_to_a_uniform_export(few_digits, tmp_path, feature
     folder = run(tmp_path, "--epochs", "2", *features)
     report = json.loads((folder / "report.json").read_text())
     assert all(np.isfinite(value) for value in report["accuracy"].values())
+    assert (
+        yaml.safe_load((folder / "args.yaml").read_text())["amp_dtype"] == "bfloat16"
+    )  # of a CPU, where nothing is asked
     for layer in report["layers"]:
         if layer["reason"] is None:
             asked = report["prune_rate"]["asked"]
@@ -286,6 +290,10 @@ def test_a_dense_run_is_a_run_at_rate_zero(few_digits, tmp_path):
         (["test_resnet", "--data-dir", "builtin", "--prune-interval", "9999"], r"--prune-interval 9999"),
         (["test_resnet", "--data-dir", "builtin", "--torchcompile", "nope"], r"no such backend"),
         (["test_resnet", "--data-dir", "builtin", "--initial-checkpoint", "none"], r"--initial-checkpoint none"),
+        (
+            ["halonet26t", "--data-dir", "builtin"],
+            r"not run on images of \(1, 28, 28\): \w.*made for 256x256.*--img-size",
+        ),
         (["test_resnet", "--data-dir", "builtin", "--device", "tpu"], r"expected auto, cpu or cuda"),
         (
             ["test_resnet", "--data-dir", "builtin", "--device", "cpu", "--batch-size", "96", "--sync-bn"],

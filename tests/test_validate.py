@@ -4,7 +4,10 @@ import functools
 import json
 import sys
 
+import numpy as np
 import pytest
+import timm
+import torch
 
 from subp_dist import train, validate
 from subp_dist.errors import UsageError
@@ -72,3 +75,11 @@ def test_a_damaged_export_is_refused(runs, tmp_path):
     (folder / "model.subp").write_bytes(content)
     with pytest.raises(UsageError, match="model.subp"):
         validate.compare(validate.Run(folder, run.args, run.data, run.model, run.report), None, threads=1)
+
+
+def test_a_network_with_a_conv3d_is_timed_in_channels_last():
+    model = timm.create_model("lambda_resnet26t", in_chans=1, num_classes=3).eval()
+    image = np.random.default_rng(0).standard_normal((1, 1, 64, 64)).astype(np.float32)
+    found = validate.torch_runner(model, image)()
+    with torch.inference_mode():
+        torch.testing.assert_close(found, model(torch.from_numpy(image)), rtol=1e-3, atol=1e-4)

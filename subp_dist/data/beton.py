@@ -19,6 +19,7 @@ from ..errors import UsageError
 SUFFIXES = (".beton", ".ffcv")
 JPEG, RAW = 0, 1
 _IMAGE_FIELD, _INT_FIELD = 2, 1
+_SMALLEST_PAGE = 1 << 21  # of FFCV, whose pages are powers of two
 INSTALL = (
     "launch/setup.sh installs it; by hand: its system packages (Debian, Ubuntu: libopencv-dev libturbojpeg0-dev "
     "pkg-config g++ libgl1 libglib2.0-0), then pip install --no-cache-dir 'subp-dist[ffcv]'"
@@ -167,9 +168,15 @@ def _check_header(path: Path) -> None:
         raise _damaged(path, f"it has {size} bytes")
     header = np.fromfile(path, HeaderType, count=1)[0]
     if header["version"] != CURRENT_VERSION or not 0 < header["num_fields"] <= 16:
-        raise UsageError(f"{path}: not a .beton file of format {CURRENT_VERSION}")
+        raise UsageError(
+            f"{path}: not a .beton file of format {CURRENT_VERSION} (its header says {header['version']}); "
+            "write it again with launch/write_ffcv.sh"
+        )
     if header["num_samples"] == 0:
         raise UsageError(f"{path}: it holds no images")
+    page = int(header["page_size"])
+    if page < _SMALLEST_PAGE or page & (page - 1):
+        raise _damaged(path, f"its pages should have {page} bytes")
     table = int(header["alloc_table_ptr"])
     if table == 0:
         raise _damaged(path, "its writer did not finish")

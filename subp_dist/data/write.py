@@ -33,13 +33,15 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoint import write_atomically
-from ..errors import UsageError, report_usage_errors
+from ..errors import Stopped, UsageError, report_usage_errors
+from ..stopping import end_with_parent
 from .beton import require_ffcv, sidecar_of
 from .splits import check_same_classes, class_names, class_to_idx, open_split
 
 _CHUNK = 32  # images per task of a worker
 _LONGEST_JPEG = 65500  # pixels of a side
 _SMALLEST_PAGE, _LARGEST_PAGE = 1 << 23, 1 << 31
+_STOPPED = {signal.SIGINT: (KeyboardInterrupt, "interrupted"), signal.SIGTERM: (Stopped, "terminated")}
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ class Pictures(Dataset):
 @report_usage_errors
 def cli() -> None:
     """Console entry."""
-    # What a kill leaves is what an exception leaves: nothing.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # What a signal leaves is what an exception leaves: nothing.
+    _handle_signals(_stop)
     args = _parse()
     require_ffcv()
     storage = Storage.parse("_".join(args.preset))
@@ -196,12 +198,17 @@ def verify(pictures: Pictures, storage: Storage, workers: int, skip: bool) -> tu
     chunks = [range(i, min(i + _CHUNK, len(pictures))) for i in range(0, len(pictures), _CHUNK)]
     broken, largest = {}, 0
     try:
-        with _decoders(min(workers, len(chunks))) as pool, tqdm(total=len(pictures), desc="verify") as bar:
+        with (
+            _signals_noted() as check,
+            _decoders(min(workers, len(chunks))) as pool,
+            tqdm(total=len(pictures), desc="verify") as bar,
+        ):
             results = pool.map(_verify, repeat(pictures), repeat(storage), chunks)
             for chunk, (pixels, found) in zip(chunks, results, strict=True):
                 broken |= found
                 largest = max(largest, pixels)
                 bar.update(len(chunk))
+                check()
     except BrokenProcessPool as error:
         raise UsageError(
             "a process that decodes images was killed, perhaps for its memory: try fewer --workers"
@@ -220,10 +227,51 @@ def verify(pictures: Pictures, storage: Storage, workers: int, skip: bool) -> tu
     return np.array([index for index in range(len(pictures)) if index not in broken]), largest
 
 
+def _handle_signals(handle: Callable[[int], None]) -> dict[int, Callable]:
+    """Have signals handled, but for those that this command was started to ignore; returns the handlers before."""
+    heeded = [number for number in _STOPPED if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, lambda number, _: handle(number)) for number in heeded}
+
+
+def _stop(number: int) -> None:
+    """Raise what a signal means."""
+    error, name = _STOPPED[signal.Signals(number)]
+    raise error(f"{name}: what was not complete has been removed")
+
+
+@contextmanager
+def _signals_noted() -> Iterator[Callable[[], None]]:
+    """Let signals wait for the function that is yielded, which raises for them, or for the end of the block.
+
+    What a handler raises is lost where Python drops exceptions, as it does within a fork, and elsewhere it may come
+    between a thing that is made and the name under which it will be cleared away.
+    """
+    noted: list[int] = []
+
+    def check() -> None:
+        if noted:
+            _stop(noted[0])
+
+    previous = _handle_signals(noted.append)
+    try:
+        yield check
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    check()
+
+
+def _be_ended() -> None:
+    """In a process that works for another: that one explains signals and ends this one, in any case with itself."""
+    end_with_parent()
+    for number in _STOPPED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _decoders(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that leave interrupts to this one, and do not work on to the end after one."""
-    pool = ProcessPoolExecutor(count, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    """Processes that do not work on to the end after an exception here."""
+    pool = ProcessPoolExecutor(count, initializer=_be_ended)
     try:
         yield pool
     finally:
@@ -272,7 +320,7 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
     def fill(temporary: Path) -> None:
         fields = {"image": storage.field(), "label": IntField()}
         writer = DatasetWriter(str(temporary), fields, page_size=page, num_workers=min(workers, len(indices)))
-        with _watched(writer):
+        with _watched(writer, check):
             # Small pieces, for the last one must not keep one process alone for long.
             writer.from_indexed_dataset(pictures, indices=list(indices), chunksize=_CHUNK)
         content = {
@@ -284,11 +332,12 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
         write_atomically(sidecar, lambda file: file.write_text(json.dumps(content, indent=1) + "\n"))
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of a writer of this file that was killed.
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink()
-        write_atomically(path, fill)
+        with _signals_noted() as check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Of a writer of this file that was killed.
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                leftover.unlink()
+            write_atomically(path, fill)
     except OSError as error:
         text = str(error)
         raise UsageError(text if text.startswith("cannot write") else f"cannot write {path}: {text}") from error
@@ -298,22 +347,21 @@ def write(path: Path, pictures: Pictures, indices: Sequence[int], storage: Stora
 
 
 @contextmanager
-def _watched(writer) -> Iterator[None]:
+def _watched(writer, check_signals: Callable[[], None]) -> Iterator[None]:
     """Let FFCV write, which waits for ever once one of its processes has died; end with an error instead.
 
-    Wherever it waits, for its counter or for a queue, the processes are looked at.
+    Wherever it waits, for its counter or for a queue, the processes and the signals are looked at.
 
     Raises:
         OSError: a process died; its own traceback, if it left one, has been printed.
     """
     from ffcv import writer as module
 
-    processes, parent, fork = [], os.getpid(), multiprocessing.get_context("fork")
+    processes, queues, parent, fork = [], [], os.getpid(), multiprocessing.get_context("fork")
 
     def recorded(target: Callable, args: tuple) -> multiprocessing.Process:
         def work() -> None:
-            # An interrupt is this process's to explain, which ends the others.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _be_ended()
             target(*args)
 
         # One that dies at once is in no list of active children by the time anybody looks.
@@ -321,6 +369,7 @@ def _watched(writer) -> Iterator[None]:
         return processes[-1]
 
     def check() -> None:
+        check_signals()
         codes = [process.exitcode for process in processes if process.exitcode]
         if codes:
             raise OSError(
@@ -332,6 +381,10 @@ def _watched(writer) -> Iterator[None]:
         check()
 
     class Queue(multiprocessing.queues.Queue):
+        def __init__(self) -> None:
+            super().__init__(ctx=fork)
+            queues.append(self)
+
         def get(self):
             while os.getpid() == parent:
                 with suppress(queue.Empty):
@@ -339,7 +392,7 @@ def _watched(writer) -> Iterator[None]:
                 check()
             return super().get()
 
-    ours = {"Process": recorded, "sleep": sleep, "Queue": lambda: Queue(ctx=fork)}
+    ours = {"Process": recorded, "sleep": sleep, "Queue": Queue}
     originals = {name: getattr(module, name) for name in ours}
     vars(module).update(ours)
     try:
@@ -351,6 +404,8 @@ def _watched(writer) -> Iterator[None]:
                 # Not terminate(): on its way out a process of FFCV waits for its turn to write.
                 process.kill()
                 process.join()
+        for waiting in queues:
+            waiting.cancel_join_thread()  # nobody is left to take what is in it
         shared = getattr(writer, "metadata_sm", None)
         if shared is not None:
             shared.close()
