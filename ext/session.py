@@ -87,7 +87,12 @@ class Session:
             readers[ref.name] = readers.get(ref.name, 0) + 1
         kept: list[Node] = []
         outputs = {spec.name for spec in graph.outputs}
+        sized: set[str] = set()  # what follows from the sizes of the inputs: planning computes it, by the reference
         for node in nodes:
+            if node.op in infer.NUMBERS or all(ref.name in constants or ref.name in sized for ref in node.refs()):
+                sized.add(node.output)
+                kept.append(node)
+                continue
             packed = guarded(node, partial(pack, node, constants))
             if packed is not None:
                 self._packed[node.output] = packed

@@ -110,8 +110,25 @@ def inverted_residual() -> Graph:
     return Graph([TensorSpec("x", (None, 8, None, None))], [TensorSpec("y", (None, 8, None, None))], nodes, constants)
 
 
-GRAPHS = [dense_block, channels_last, gates, inverted_residual]
-CHANNELS = {dense_block: 4, channels_last: 8, gates: 8, inverted_residual: 8}
+def positions() -> Graph:
+    """As in edgenext: a grid as large as the input, through a convolution and a linear layer, added to it."""
+    height, width = (Node("sym_size", name, {"self": Ref("x"), "dim": dim}) for dim, name in ((2, "h"), (3, "w")))
+    grid = {"size": [1, 4, Ref("h"), Ref("w")], "fill_value": 0.5, "dtype": "float32"}
+    nodes = [
+        height,
+        width,
+        Node("full", "grid", grid),
+        conv("p", "grid", "k", padding=1, activation="relu"),
+        conv("q", "p", "d", padding=1, groups=4),
+        Node("add", "a", {"self": Ref("x"), "other": Ref("q")}),
+        conv("y", "a", "k", padding=1),
+    ]
+    constants = {"k": normal(4, 4, 3, 3), "d": normal(4, 1, 3, 3, seed=1)}
+    return Graph([TensorSpec("x", (None, 4, None, None))], [TensorSpec("y", (None, 4, None, None))], nodes, constants)
+
+
+GRAPHS = [dense_block, channels_last, gates, inverted_residual, positions]
+CHANNELS = {dense_block: 4, channels_last: 8, gates: 8, inverted_residual: 8, positions: 4}
 
 
 def close(got, want):
