@@ -235,6 +235,15 @@ def test_a_model_that_cannot_be_traced_says_so():
         check_exportable(Branches(), (3, 8, 8))
 
 
+def test_what_the_runtime_does_not_run_is_refused_before_a_training(monkeypatch):
+    def refuse(graph):
+        raise ValueError("node 'a' (relu): no")
+
+    monkeypatch.setattr(subp_ext, "Session", refuse)
+    with pytest.raises(UsageError, match=r"subp_ext does not run ReLU: node 'a' \(relu\): no; pass --no-export"):
+        check_exportable(nn.ReLU(), (3, 8, 8))
+
+
 @pytest.mark.parametrize("name, free", [("test_resnet", True), ("tf_efficientnet_lite0", False)])
 def test_image_sizes_are_free_where_the_network_allows_it(name, free, tmp_path):
     """TensorFlow's padding depends on the remainder of the size, and is baked in when traced."""

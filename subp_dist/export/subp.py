@@ -42,12 +42,15 @@ def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None
     """Find out before a training, not after it, whether its result can be exported.
 
     Raises:
-        UsageError: it cannot; the message names the operator.
+        UsageError: it cannot; the message names the operator, or says why the runtime does not run it.
     """
     try:
-        build_graph(model, input_size)
+        graph = build_graph(model, input_size)
+        subp_ext.Session(graph).run(np.zeros((1, *input_size), np.float32))
     except UsageError as error:
         raise UsageError(f"{error}; pass --no-export to train without") from error
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UsageError(f"subp_ext does not run {type(model).__name__}: {error}; pass --no-export to train") from error
 
 
 def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
