@@ -56,9 +56,9 @@ KILLS = {
         "validation:1:1": "epoch 1, step 5",
     },
     "best-checkpoint": {
-        "checkpoint, half written:0:6": "epoch 1, step 5",  # best.pt
-        "checkpoint, half written:0:2": "epoch 1, step 5",  # last.pt after best.pt
-        "checkpoint, between the renames:0:2": "epoch 2",
+        "checkpoint, half written:0:9": "epoch 2, step 4",  # best.pt, which there is at the target alone
+        "checkpoint, half written:0:2": "epoch 2, step 4",  # last.pt after best.pt
+        "checkpoint, between the renames:0:1": "epoch 2, step 4",
     },
     "last-epoch": {
         "mask update:0:36": "epoch 2",
