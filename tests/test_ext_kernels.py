@@ -178,6 +178,15 @@ def test_depthwise_on_network_planes(kernel_set, kernel, stride):
 
 
 @pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_with_more_padding_than_input(kernel_set, stride):
+    """Every vector of such planes is an edge: more of them than a kernel keeps room for."""
+    case = {"outputs": 40, "per_group": 1, "kernel": (3, 3), "block": 1, "groups": 40, "kept": 1}
+    geometry = {"stride": (stride,) * 2, "padding": ((1, 1), (150, 150)), "dilation": (1, 1)}
+    check_case(case, geometry, (1, 4, 5), 0, True, kernel_set)
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
 @pytest.mark.parametrize("op, groups", [("ubsconv", 1), ("dwconv", 6)])
 def test_nothing_outside_the_output_is_written(kernel_set, op, groups):
     rng = np.random.default_rng(0)
