@@ -73,11 +73,12 @@ def chain_up(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]
     read = [ref.name for node in nodes for ref in node.refs()]
     for node in nodes:
         second, source = packed.get(node.output), node.args.get("input")
-        if second is None or not second.depthwise or not isinstance(source, Ref) or source.name not in packed:
+        first = packed.get(source.name) if isinstance(source, Ref) else None
+        if second is None or not second.depthwise or not isinstance(first, Convolution) or first.depthwise:
             continue
-        first, maker = packed[source.name], made[source.name]
+        maker = made[source.name]
         alone = read.count(source.name) == 1 and source.name not in outputs
-        if not alone or maker.op != "conv2d" or first.depthwise or maker.args.get("residual") is not None:
+        if not alone or maker.op != "conv2d" or maker.args.get("residual") is not None:
             continue
         packed[node.output] = Chain(packed.pop(source.name), second, source.name)
         del made[source.name]

@@ -137,6 +137,7 @@ CHAINED = {
     "its own residual": ([pointwise("x", "a"), depthwise("a", "y", residual=Ref("a"))], ("y",), 0),
     "an output": ([pointwise("x", "a"), depthwise("a", "y")], ("y", "a"), 0),
     "a residual of the first": ([pointwise("x", "a", residual=Ref("x")), depthwise("a", "y")], ("y",), 0),
+    "a pair, then a depthwise one": ([pointwise("x", "a"), depthwise("a", "b"), depthwise("b", "y")], ("y",), 1),
     "two depthwise ones": ([depthwise("x", "a"), depthwise("a", "y")], ("y",), 0),
     "no depthwise one": ([pointwise("x", "a"), pointwise("a", "y")], ("y",), 0),
 }  # fmt: skip
