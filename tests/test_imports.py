@@ -29,7 +29,7 @@ ALLOWED = {
     "layer_table": {"blocks", "masks", "plan"},
     "distillation": {"errors"},
     "checkpoint": {"errors"},
-    "data": {"checkpoint", "distributed", "errors", "seeds"},
+    "data": {"checkpoint", "distributed", "errors", "seeds", "stopping"},
     "export": {
         "blocks",
         "checkpoint",
