@@ -96,7 +96,7 @@ def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add("--tau", type=float, default=1.0, help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp")
     add("--score-latent", action="store_true", help="score latent weights instead of masked ones")
     add("--prune-start", type=float, metavar="EPOCH", help="first epoch of pruning; 4 %% of the run by default")
-    add("--prune-end", type=float, metavar="EPOCH", help="epoch that reaches the rate; 72 %% of the run by default")
+    add("--prune-end", type=float, metavar="EPOCH", help="epoch that reaches the rate; 25 %% of the run by default")
     add("--prune-schedule", default="cubic", choices=list(SHAPES), help="course of the rate from start to end")
     add("--prune-interval", type=int, default=0, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
     add("--skip", nargs="*", default=[], metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")

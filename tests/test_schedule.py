@@ -73,9 +73,9 @@ def test_equal_start_and_end_is_a_step_at_the_start(shape):
     assert [schedule.pruned_rate(epoch) for epoch in (2, 2.999, 3, 4)] == [0, 0, 0.5, 0.5]
 
 
-def test_defaults_of_250_epochs_are_the_published_10_and_180():
-    schedule = PruneSchedule.for_run(0.5, 250)
-    assert (schedule.start, schedule.end, schedule.shape) == (10, 180, "cubic")
+def test_the_default_prunes_within_the_first_quarter_of_a_run():
+    schedule = PruneSchedule.for_run(0.5, 200)
+    assert (schedule.start, schedule.end, schedule.shape) == (8, 50, "cubic")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
