@@ -105,7 +105,7 @@ def change_header(rng, header) -> None:
         parent[path[-1] :] = copy.deepcopy(parent[path[-1] : path[-1] + 1]) * int(rng.integers(0, 4))
     elif kind < 0.9:
         names = [node["output"] for node in header["graph"]["nodes"] if isinstance(node, dict) and "output" in node]
-        parent[path[-1]] = {"ref": pick(rng, names)} if names else None
+        parent[path[-1]] = {"ref": copy.deepcopy(pick(rng, names))} if names else None
     else:
         node = pick(rng, header["graph"]["nodes"])
         if isinstance(node, dict):
