@@ -92,6 +92,18 @@ def test_avg_pool_matches_torch(kernel_set, kernel, stride, pad, include):
     assert np.all(abs(got - want) <= (kernel[0] * kernel[1] + 3) * EPS * abs(x).max())
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("kernel, pad", [(9, 4), (13, 6), (3, 1)])
+def test_pools_with_more_padding_than_input(kernel_set, size, kernel, pad):
+    """As in spatial pyramids on the last planes of small images: every window holds all of the plane, or most."""
+    x = normal(1, 3, *size)
+    window = {"kernel_size": [kernel, kernel], "stride": [1, 1], "padding": [pad, pad]}
+    found = run("max_pool2d", self=x, **window)
+    np.testing.assert_array_equal(
+        found, pooled(x, size, (kernel,) * 2, (1, 1), (pad,) * 2, (1, 1), lambda w: w.max(axis=(2, 3)))
+    )
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (5, 13)])
 def test_mean(kernel_set, size):
     x = normal(2, 9, *size)
