@@ -345,8 +345,8 @@ def check_pool(size: Sequence[int], **window: Any) -> Any:
         size, parts["kernel_size"], _pair(strides), parts["padding"], parts["dilation"], strict=True
     ):
         _sizes([n, k, s, p, d])
-        # Windows without gaps hold a pixel, however few there are; networks have them up to 13 wide. Taps apart from each
-        # other could all lie outside, and only hostile files have windows far wider than the input.
+        # Windows without gaps hold a pixel, however few there are; networks have them up to 13 wide. Taps apart from
+        # each other could all lie outside, and only hostile files have windows far wider than the input.
         beside = p > n and (d > 1 or k > WIDEST_WINDOW)
         if min(n, k, s, d) < 1 or 2 * p > k or d * (k - 1) + 1 > n + 2 * p or beside:
             raise ValueError(f"{n} pixels in windows of {k}, {d} apart, with stride {s} and {p} zeros, do not fit")
