@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from subp_ext.bench import peak_rss_mb
 
 from .blocks import BLOCK_SIZES
+from .memory import keep_freed_memory
 from .pruner import SUBPPruner
 from .schedule import PruneSchedule
 
@@ -123,6 +124,7 @@ def cli() -> None:
     add("--peak", choices=["dense", "pruned"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as training does
     if args.peak:
         print_peak(args)
         return

@@ -30,6 +30,7 @@ from .distributed import closing_process_group, init_process_group, lost_ranks_n
 from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
 from .loop import train_epoch, validate
+from .memory import keep_freed_memory
 from .monitor import Monitor
 from .options import parse_args
 from .parametrization import plain_state_dict
@@ -46,6 +47,7 @@ _logger = logging.getLogger(__name__)
 def cli() -> None:
     """Console entry: parse the command line and train."""
     end_with_launcher()
+    keep_freed_memory()
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_primary else logging.ERROR)
     try:
