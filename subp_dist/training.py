@@ -290,7 +290,21 @@ def wrap(model: nn.Module, args: argparse.Namespace, rank: Rank) -> nn.Module:
     with warnings.catch_warnings():
         # Newer torch announces another name for it, which older torch does not have.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(wrapped, device_ids=device_ids, broadcast_buffers=False)
+        ddp = DistributedDataParallel(wrapped, device_ids=device_ids, broadcast_buffers=False)
+    _arrange_gradients(ddp)
+    return ddp
+
+
+def _arrange_gradients(ddp: DistributedDataParallel) -> None:
+    """Have DDP lay out the gradients it sends now, by a backward pass over the parameters alone.
+
+    It does so once, after its first backward pass, in the order of that. With three ranks or more the place of a
+    gradient decides in which order gloo adds what the ranks have, so that a run that starts anew in its middle would
+    differ in last bits from one that goes through: there the first step has another layout than all later ones.
+    """
+    ddp.reducer.prepare_for_backward([])
+    torch.stack([p.sum() for p in ddp.parameters() if p.requires_grad]).sum().backward()
+    ddp.zero_grad()
 
 
 def create_loss(args: argparse.Namespace) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import subprocess
@@ -66,6 +67,15 @@ def finish(process: subprocess.Popen, seconds: float = 1500) -> subprocess.Compl
     return subprocess.CompletedProcess([], process.returncode, out, err)
 
 
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """The processes that a launcher has started, oldest first."""
+    children: list[int] = []
+    for task in Path(f"/proc/{launcher.pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            children += map(int, task.read_text().split())
+    return sorted(children)
+
+
 def states_equal(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
@@ -93,8 +103,12 @@ def assert_same_end(folder: Path, expected: Path) -> None:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of all that TensorBoard shows of a run as curves, but for timings."""
+    """Steps and values of all that TensorBoard shows of a run as curves, but for timings.
+
+    What is noted once, at the end, may stand there twice: a run that is killed after that exports again.
+    """
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     tags = set(events.Tags()["scalars"]) - {"train/img_per_s", "train/data_time"}
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    return {tag: list(dict.fromkeys(c)) if tag.startswith("final/") else c for tag, c in curves.items()}

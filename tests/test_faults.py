@@ -1,11 +1,13 @@
 """Runs that are disturbed must end like the one that was not, bit for bit: weights, masks, optimizer, figures.
 
-Two real ranks under torchrun on gloo, `test_resnet` on 500 digits, 3 epochs of 7 steps; faults are real signals at
-chosen moments (faults.py), damaged files, a full disk. Machines and networks are in test_machines.py. The full matrix
-is slow.
+Real ranks under torchrun on gloo, two where nothing else is said, `test_resnet` on 500 digits, 3 epochs of 7 steps;
+faults are real signals at chosen moments (faults.py) and at random ones, damaged files, a full disk. Machines and
+networks are in test_machines.py. The full matrix is slow.
 """
 
+import contextlib
 import os
+import random
 import re
 import resource
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import LAUNCH, PRELOADED, assert_same_end, finish, scalars, start
+from runs import LAUNCH, PRELOADED, assert_same_end, finish, ranks_of, scalars, start
 
 RECOVERY = ("--recovery-interval", "3")
 FROM_THE_BEGINNING = "from the beginning"
@@ -90,6 +92,56 @@ def test_ranks_killed_at_any_moment_cost_nothing(undisturbed, tmp_path, kills, l
     assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.fixture(scope="module")
+def four_undisturbed(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("four-undisturbed")
+    done = finish(start_four(output))
+    assert done.returncode == 0, done.stderr
+    return output / "run"
+
+
+def start_four(output: Path, *flags: str, restarts: int = 0, **extra: str):
+    torchrun = ["--nproc-per-node=4", f"--max-restarts={restarts}"]
+    schedule = ("--epochs", "8", "--prune-end", "6", "--recovery-interval", "2")  # 3 steps an epoch
+    return start(output, *schedule, *flags, torchrun=torchrun, launch=PRELOADED, **extra)
+
+
+def test_four_ranks_go_on_where_one_was_killed(four_undisturbed, tmp_path):
+    # Sums over more than two ranks depend on their order.
+    kills = {"backward:3:6": "epoch 1, step 1", "mask update:2:2": "epoch 2", "validation:1:1": "epoch 2, step 2"}
+    done = finish(start_four(tmp_path, restarts=len(kills), FAULT=";".join(kills)))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mark").read_text().split() == ["3", "2", "1"], done.stderr
+    assert re.findall(r"going on at (epoch .*)$", done.stderr, re.M) == list(kills.values())
+    assert_same_end(tmp_path / "run", four_undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_four_ranks_disturbed_at_random_moments_cost_nothing(four_undisturbed, tmp_path, seed):
+    choose = random.Random(seed)
+    for left in reversed(range(6)):
+        process = start_four(tmp_path, "--resume", "auto", restarts=20)
+        while process.poll() is None and len(ranks_of(process)) < 4:
+            time.sleep(0.02)
+        for _ in range(choose.randint(1, 3) if left else 0):
+            time.sleep(choose.uniform(0, 6))
+            ranks = ranks_of(process)
+            target = choose.choice([process.pid, *ranks] if process.poll() is None else [None])
+            sent = choose.choice([signal.SIGKILL, signal.SIGTERM])
+            if target is None:
+                break
+            print(sent.name, "to", "the launcher" if target == process.pid else f"rank {ranks.index(target)}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, sent)
+        done = finish(process)
+        print(done.returncode, done.stderr)
+        assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGTERM)
+        if done.returncode == 0:
+            break
+    assert_same_end(tmp_path / "run", four_undisturbed)
+
+
 def wait_for(path: Path, process) -> None:
     while not path.exists():
         assert process.poll() is None, process.communicate()
@@ -105,6 +157,36 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(undisturbed, tmp_path):
     assert done.stderr.count("stopped and saved") == 1
     assert "Traceback" not in done.stderr
     done = finish(start(tmp_path, "--resume", "auto"))
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+# "MOMENT:RANK:COUNT", and where the run goes on afterwards; None where it is through by then.
+TERMS = {
+    "start:1:1": FROM_THE_BEGINNING,
+    "mask update:1:18": "epoch 1, step 2",
+    "validation:1:1": "epoch 1, step 1",
+    "figures:0:1": "epoch 1, step 1",
+    "checkpoint, half written:0:2": "epoch 2, step 1",
+    "checkpoint, between the renames:0:2": "epoch 2, step 1",
+    "backward:0:20": "epoch 2, step 6",
+    "validation:0:3": None,
+    "checkpoint, half written:0:3": None,
+    "export:0:1": "epoch 3",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", TERMS)
+def test_sigterm_at_any_moment_costs_nothing(undisturbed, tmp_path, moment):
+    # A rank that is a fork of the launcher has the launcher's way to end, where it has none of its own.
+    launch = LAUNCH if moment.startswith(("start", "export")) else PRELOADED
+    done = finish(start(tmp_path, launch=launch, FAULT=moment, FAULT_SIGNAL="SIGTERM"))
+    assert (tmp_path / "mark").exists()
+    if TERMS[moment]:
+        assert done.returncode == 128 + signal.SIGTERM, done.stderr
+        done = finish(start(tmp_path, "--resume", "auto", launch=PRELOADED))
+        assert TERMS[moment] == FROM_THE_BEGINNING or f"going on at {TERMS[moment]}\n" in done.stderr
     assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "run", undisturbed)
 
