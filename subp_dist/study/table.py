@@ -72,18 +72,23 @@ def plot(cells: list[Cell], labels: dict[str, str], path: Path) -> None:
     common = statistics.mode(sizes) if sizes else 16
     rates = sorted({cell.prune_rate for cell in cells if cell.prune_rate})
     dense = next((cell for cell in cells if cell.variant == "dense"), None)
+    shown = [cell for cell in cells if cell.prune_rate and cell.block_size == common]
+    variants = list(dict.fromkeys(cell.variant for cell in shown))[::-1]
+    width, height = 4 + 3 * max(1, len(rates)), 1.2 + 0.24 * len(variants)
     figure, axes = pyplot.subplots(
-        1, max(1, len(rates)), figsize=(5 * max(1, len(rates)), 4), sharex=True, squeeze=False
+        1, max(1, len(rates)), figsize=(width, height), sharex=True, sharey=True, squeeze=False
     )
     for axis, rate in zip(axes[0], rates, strict=False):
-        shown = [cell for cell in cells if cell.prune_rate == rate and cell.block_size == common][::-1]
-        for height, cell in enumerate(shown):
-            axis.plot([cell.mean] * 2, [height - 0.3, height + 0.3], color="tab:red")
-            axis.plot(cell.top1, [height] * len(cell.top1), "o", color="tab:blue", alpha=0.6)
-        axis.set_yticks(range(len(shown)), [labels.get(cell.variant, cell.variant) for cell in shown])
+        for cell in shown:
+            if cell.prune_rate == rate:
+                place = variants.index(cell.variant)
+                axis.plot([cell.mean] * 2, [place - 0.3, place + 0.3], color="tab:red")
+                axis.plot(cell.top1, [place] * len(cell.top1), "o", color="tab:blue", alpha=0.6)
+        axis.set_yticks(range(len(variants)), [labels.get(variant, variant) for variant in variants])
+        axis.grid(axis="x", alpha=0.3)
         if dense:
             axis.axvline(dense.mean, color="black", linestyle="--", linewidth=1)
-        axis.set_title(f"{100 * rate:g} % of 1x{common} blocks pruned (dashed: dense)", fontsize=9)
+        axis.set_title(f"{100 * rate:g} % of 1x{common} blocks (dashed: dense)", fontsize=9)
         axis.set_xlabel("top-1, %")
     figure.tight_layout()
     # Small, and the same file from the same results.
