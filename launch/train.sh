@@ -83,6 +83,19 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${STOP_SECONDS:-120}
 train=("$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}"
     -m subp_dist.train)
 
+# Run a step of several; what this script is told by a signal, the step is told.
+step() {
+    local status=0
+    set -m # a process group of its own, which Ctrl-C then reaches through the trap alone
+    "$@" &
+    set +m
+    trap "kill -TERM $!" TERM
+    trap "kill -INT -- -$!" INT
+    wait $! || status=$?
+    while kill -0 $! 2>/dev/null; do wait $! || status=$?; done # the signal cut it short
+    return "$status"
+}
+
 banner() { printf "%s\n" "" "=== $* ==="; }
 
 case ${1:-} in
@@ -94,9 +107,9 @@ case ${1:-} in
     rm -rf "$runs"
     recipe=(--config "$root/launch/recipes/digits.yaml" --output "$runs")
     banner "1/3  a dense network learns 4000 real digits, on $NPROC ranks"
-    "${train[@]}" "${recipe[@]}" --experiment dense --prune-rate 0 --no-export
+    step "${train[@]}" "${recipe[@]}" --experiment dense --prune-rate 0 --no-export
     banner "2/3  the same network learns them while half of its 1x16 blocks are pruned"
-    "${train[@]}" "${recipe[@]}" --experiment sparse
+    step "${train[@]}" "${recipe[@]}" --experiment sparse
     banner "3/3  the exported network runs on subp_ext, and is compared with torch on 1000 test digits"
     exec "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
     ;;

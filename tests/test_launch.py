@@ -5,9 +5,12 @@ nothing here: the environment that runs the tests is the one they find.
 """
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,26 @@ def test_user_error_is_printed_once_without_traceback_or_restart(tmp_path):
     assert done.stderr.count("has no model 'resnet5O'; did you mean resnet50") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sent, code):
+    for part in ("train.sh", "recipes/digits.yaml"):
+        (tmp_path / "launch" / part).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(ROOT / "launch" / part, tmp_path / "launch" / part)
+    command(tmp_path / "launch", "setup.sh", "exit 0")
+    script = subprocess.Popen(
+        [tmp_path / "launch/train.sh"], env=environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    trained = tmp_path / "output/quickstart/dense/last.pt"
+    while not trained.exists() and script.poll() is None:
+        time.sleep(0.1)
+    script.send_signal(sent)
+    out, err = script.communicate(timeout=300)  # to the end of all that holds its output
+    assert script.returncode == code, err
+    assert "1/3" in out and "2/3" not in out
+    assert "Traceback" not in err
 
 
 def test_help_needs_no_ranks():
