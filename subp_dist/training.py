@@ -303,7 +303,7 @@ def _arrange_gradients(ddp: DistributedDataParallel) -> None:
     differ in last bits from one that goes through: there the first step has another layout than all later ones.
     """
     ddp.reducer.prepare_for_backward([])
-    torch.stack([p.sum() for p in ddp.parameters() if p.requires_grad]).sum().backward()
+    torch.autograd.backward([p.sum() for p in ddp.parameters() if p.requires_grad])
     ddp.zero_grad()
 
 

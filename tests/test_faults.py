@@ -169,7 +169,7 @@ TERMS = {
     "figures:0:1": "epoch 1, step 1",
     "checkpoint, half written:0:2": "epoch 2, step 1",
     "checkpoint, between the renames:0:2": "epoch 2, step 1",
-    "backward:0:20": "epoch 2, step 6",
+    "backward:0:19": "epoch 2, step 6",
     "validation:0:3": None,
     "checkpoint, half written:0:3": None,
     "export:0:1": "epoch 3",
