@@ -1,9 +1,10 @@
-"""The process group from torchrun's environment, and what the ranks agree on: scores and masks."""
+"""The process group from torchrun's environment, DDP, and what the ranks agree on: scores and masks."""
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import DivergedError, LostRankError, UsageError
 
@@ -82,6 +84,33 @@ def _store_of_this_attempt(timeout: timedelta) -> dict:
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     prefix = f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": world_size}
+
+
+def data_parallel(model: nn.Module, rank: Rank) -> DistributedDataParallel:
+    """The model in DDP.
+
+    Buffers are not broadcast: masks are equal on every rank because they are drawn so and checked, and batch-norm
+    statistics are averaged after each epoch.
+    """
+    device_ids = [rank.device.index] if rank.device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # Newer torch announces another name for it, which older torch does not have.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        ddp = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    _arrange_gradients(ddp)
+    return ddp
+
+
+def _arrange_gradients(ddp: DistributedDataParallel) -> None:
+    """Have DDP lay out the gradients it sends now, by a backward pass over the parameters alone.
+
+    It does so once, after its first backward pass, in the order of that. With three ranks or more the place of a
+    gradient decides in which order gloo adds what the ranks have, so that a run that starts anew in its middle would
+    differ in last bits from one that goes through: there the first step has another layout than all later ones.
+    """
+    ddp.reducer.prepare_for_backward([])
+    torch.autograd.backward([p.sum() for p in ddp.parameters() if p.requires_grad])
+    ddp.zero_grad()
 
 
 def world() -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +17,11 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import position
 from .data import Data, create_data
 from .distillation import Distillation, create_distillation
-from .distributed import Rank, gather, on_primary
+from .distributed import Rank, data_parallel, gather, on_primary
 from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
@@ -278,33 +276,9 @@ def create_optimizer(args: argparse.Namespace, model: nn.Module, world_size: int
 
 
 def wrap(model: nn.Module, args: argparse.Namespace, rank: Rank) -> nn.Module:
-    """The model as it is called in training: compiled if asked, and in DDP where there are ranks.
-
-    Buffers are not broadcast by DDP: masks are equal on every rank because they are drawn so and checked, and
-    batch-norm statistics are averaged after each epoch.
-    """
+    """The model as it is called in training: compiled if asked, and in DDP where there are ranks."""
     wrapped = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
-    if rank.world_size == 1:
-        return wrapped
-    device_ids = [rank.device.index] if rank.device.type == "cuda" else None
-    with warnings.catch_warnings():
-        # Newer torch announces another name for it, which older torch does not have.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        ddp = DistributedDataParallel(wrapped, device_ids=device_ids, broadcast_buffers=False)
-    _arrange_gradients(ddp)
-    return ddp
-
-
-def _arrange_gradients(ddp: DistributedDataParallel) -> None:
-    """Have DDP lay out the gradients it sends now, by a backward pass over the parameters alone.
-
-    It does so once, after its first backward pass, in the order of that. With three ranks or more the place of a
-    gradient decides in which order gloo adds what the ranks have, so that a run that starts anew in its middle would
-    differ in last bits from one that goes through: there the first step has another layout than all later ones.
-    """
-    ddp.reducer.prepare_for_backward([])
-    torch.autograd.backward([p.sum() for p in ddp.parameters() if p.requires_grad])
-    ddp.zero_grad()
+    return wrapped if rank.world_size == 1 else data_parallel(wrapped, rank)
 
 
 def create_loss(args: argparse.Namespace) -> nn.Module:
