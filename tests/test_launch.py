@@ -92,6 +92,7 @@ def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sen
     script = subprocess.Popen(
         [tmp_path / "launch/train.sh"], env=environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background ignores it
     )  # fmt: skip
     trained = tmp_path / "output/quickstart/dense/last.pt"
     while not trained.exists() and script.poll() is None:
