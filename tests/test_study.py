@@ -1,5 +1,5 @@
 """subp_dist.study: the grid file, its data, what is left to do, real runs with a dependency and a failure, studies that
-are changed, stopped and killed, the table.
+are changed, stopped and killed, the table, what blocks leave to choose.
 
 Sizes: digits as PNG files, 20 per class, `test_resnet` for one epoch. Accuracy is out of scope; numbers of the table
 are counted by hand.
@@ -17,13 +17,18 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from subp_dist.data import digits
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
 from subp_dist.study import __main__ as command_line
+from subp_dist.study import evenness
 from subp_dist.study.data import prepare
 from subp_dist.study.grid import Grid
 from subp_dist.study.runner import COLUMNS, Runner, read_results, results_of
@@ -328,3 +333,33 @@ def test_one_seed_has_no_spread_and_a_plot_repeats_byte_for_byte(tmp_path):
     for name in ("a.svg", "b.svg"):
         plot(cells, {}, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_the_share_of_the_best_blocks_is_counted_by_hand():
+    weight = torch.full((4, 4, 3, 3), 1.0)
+    weight[:2, 1] = 3.0  # one block of the first of two block rows
+    # Squares of the first row: 162 and three of 18, of the second: four of 18; two of four stay in each.
+    assert evenness.share_of_best(weight, 2, 0.5) == pytest.approx((162 + 18 + 2 * 18) / (162 + 3 * 18 + 4 * 18))
+    assert evenness.share_of_best(weight, 2, 0.0) == 1.0
+
+
+def test_large_blocks_leave_less_to_choose_and_training_may_leave_more(tmp_path, capsys, monkeypatch):
+    """A network with every eighth input channel ten times as large, in blocks of any size: found in all sizes."""
+    model = timm.create_model("resnet10t", num_classes=10)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and name.startswith("layer"):
+            module.weight.data[:, ::8] *= 10
+    file = tmp_path / "model.safetensors"
+    save_file(model.state_dict(), file)
+    command = ["evenness", "resnet10t", "--num-classes", "10", "--initial-checkpoint", str(file)]
+    monkeypatch.setattr(sys, "argv", command)
+    evenness.cli()
+    random, trained = (
+        [float(cell) for cell in line.split("|")[2:-1]] for line in capsys.readouterr().out.splitlines()[-2:]
+    )
+    assert random == sorted(random, reverse=True) and 0.5 < random[-1] < random[0] < 1
+    assert all(share > 0.95 for share in trained)
+    monkeypatch.setattr(sys, "argv", [*command, "--target-macs", "1G"])
+    with pytest.raises(SystemExit):
+        evenness.cli()
+    assert "expected --prune-rate" in capsys.readouterr().err
