@@ -188,6 +188,7 @@ def as_text(result: dict[str, Any]) -> str:
     shapes = ", ".join("x".join(map(str, shape)) for shape in result["input_shapes"])
     report, peak = result["report"], result["peak_rss_mb"]
     shares = report["shares"]
+    part = report["part"] and f", {report['part']}"
     slow = f"; {report['fallbacks']} of {len(report['rows'])} steps run on the reference" if report["fallbacks"] else ""
     return "\n".join(
         [
@@ -197,8 +198,8 @@ def as_text(result: dict[str, Any]) -> str:
             f"p99 {result['p99_ms']:.2f} ms over {result['runs']} runs; {result['images_per_second']:.1f} images/s",
             f"load {result['load_ms']:.0f} ms; arena {result['arena_mb']:.1f} MB, weights "
             f"{result['weights_mb']:.1f} MB" + ("" if peak is None else f", process {peak:.0f} MB at most"),
-            f"MACs {report['macs'] / 1e6:.1f} M of {report['dense_macs'] / 1e6:.1f} M: {shares['sparse']:.1%} on "
-            f"sparse kernels, {shares['dense']:.1%} on dense ones, {shares['fallback']:.1%} on fallbacks{slow}",
+            f"MACs{part}: {report['macs'] / 1e6:.1f} M of {report['dense_macs'] / 1e6:.1f} M; {shares['sparse']:.1%} "
+            f"on sparse kernels, {shares['dense']:.1%} on dense ones, {shares['fallback']:.1%} on fallbacks{slow}",
         ]
     )
 

@@ -9,17 +9,20 @@ import numpy as np
 
 from subp_ext import runtime
 
+# Sizes beyond it are mistakes, and sums of a few below it fit the kernels' integers.
+MOST = 2**31 - 1
+
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """Returns (height, width) from one number or two.
 
     Raises:
-        ValueError: not one or two whole numbers of at least `least`.
+        ValueError: not one or two whole numbers of at least `least`, or larger than any picture.
     """
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     values = values * 2 if len(values) == 1 else values
-    if len(values) != 2 or any(not isinstance(v, (int, np.integer)) or v < least for v in values):
-        raise ValueError(f"{name} is {value!r}; expected one or two whole numbers of at least {least}")
+    if len(values) != 2 or any(not isinstance(v, (int, np.integer)) or not least <= v <= MOST for v in values):
+        raise ValueError(f"{name} is {value!r}; expected one or two whole numbers from {least} to {MOST}")
     return int(values[0]), int(values[1])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext.geometry import resolve_padding
+from subp_ext.geometry import MOST, resolve_padding
 from subp_ext.reference import REFERENCE
 from subp_ext.reference.pooling import pool_geometry
 from subp_ext.reference.registry import STORAGE_ARGS, axes
@@ -154,15 +154,16 @@ def _pair(value: Any) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-def _sizes(values: Sequence[Any]) -> tuple[int, ...]:
-    """A shape from an argument.
+def _sizes(values: Sequence[Any], most: int | None = None) -> tuple[int, ...]:
+    """A shape from an argument, or what windows are described by, with a bound that keeps their sums in range.
 
     Raises:
-        ValueError: one of the sizes is negative or not a whole number.
+        ValueError: one of the sizes is negative, not a whole number, or more than `most`.
     """
     sizes = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-    if not all(isinstance(size, (int, np.integer)) and size >= 0 for size in sizes):
-        raise ValueError(f"sizes are {values}; expected whole numbers of at least 0")
+    if not all(isinstance(size, (int, np.integer)) and size >= 0 and (most is None or size <= most) for size in sizes):
+        expected = "at least 0" if most is None else f"0 to {most}"
+        raise ValueError(f"sizes are {values}; expected whole numbers of {expected}")
     return tuple(int(size) for size in sizes)
 
 
@@ -264,7 +265,7 @@ def _convolution(
     shape = weight.shape
     nd = len(shape) - 2
     stride, dilation = (tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in (stride, dilation))
-    stride, dilation = (_sizes(v * nd if len(v) == 1 else v) for v in (stride, dilation))
+    stride, dilation = (_sizes(v * nd if len(v) == 1 else v, MOST) for v in (stride, dilation))
     if padding in ("same", "valid"):
         totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, shape[2:], strict=True)]
     elif nd == 2:
@@ -344,11 +345,12 @@ def check_pool(size: Sequence[int], **window: Any) -> Any:
     for n, k, s, p, d in zip(
         size, parts["kernel_size"], _pair(strides), parts["padding"], parts["dilation"], strict=True
     ):
-        _sizes([n, k, s, p, d])
+        _sizes([n, k, s, p, d], MOST)
         # Windows without gaps hold a pixel, however few there are; networks have them up to 13 wide. Taps apart from
         # each other could all lie outside, and only hostile files have windows far wider than the input.
-        beside = p > n and (d > 1 or k > WIDEST_WINDOW)
-        if min(n, k, s, d) < 1 or 2 * p > k or d * (k - 1) + 1 > n + 2 * p or beside:
+        narrow = d == 1 and k <= WIDEST_WINDOW
+        room = n + 2 * p + (s - 1 if window.get("ceil_mode") and narrow else 0)  # the only window may hang over
+        if min(n, k, s, d) < 1 or 2 * p > k or d * (k - 1) + 1 > room or (p > n and not narrow):
             raise ValueError(f"{n} pixels in windows of {k}, {d} apart, with stride {s} and {p} zeros, do not fit")
     return pool_geometry((size[0], size[1]), **window)
 

@@ -81,6 +81,8 @@ def implement(packed: dict[str, Convolution | Chain], planner: Planner, node: No
         found = maker(planner, **args)
         if not isinstance(found, str):
             return found
+        if node.output in packed:  # its weight is in no form that the reference knows
+            raise ValueError(found)
         why = found
     return _reference(planner, node.op, args, why)
 

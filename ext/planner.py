@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext import infer
-from subp_ext.graph import Graph, Node, Ref
+from subp_ext.graph import DTYPES, Graph, Node, Ref
 from subp_ext.memory import Buffer, aligned, place
 from subp_ext.reference import REFERENCE
 from subp_ext.sparse import UniformBlockSparse
@@ -225,16 +225,26 @@ class Planner:
             step.kernel = "numpy" if copied else "none"
 
     def _reuse_operands(self) -> None:
-        """Lets a result continue in the memory of an operand that nothing else reads."""
+        """Lets a result continue in the memory of an operand that nothing else reads, this step aside.
+
+        Nor may the step itself read that memory a second time, in another order: the result may be there already.
+        """
         joints = {id(b.root()[0]) for b in self._buffers if b.home}
         for number, step in enumerate(self.steps):
             target = step.writes[0].buffer
             for operand in step.in_place:
                 source, start = operand.buffer.root()
                 free = source.last == number and start + operand.start == 0 and id(source) not in joints
+                free &= all(_same_place(read, operand) or read.buffer.root()[0] is not source for read in step.reads)
                 if free and id(target) not in joints and not target.home and source.nbytes == target.nbytes:
                     target.move_into(source, 0)
                     break
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether both are the same elements of one buffer, in the same order."""
+    laid = [(t.buffer, t.start, t.view.shape, t.view.strides, t.view.dtype) for t in (a, b)]
+    return laid[0] == laid[1]
 
 
 def _settle(part: Tensor, out: Tensor, start: int) -> bool:
@@ -321,8 +331,10 @@ def check_size(shape: Sequence[int], dtype: np.dtype, limit: int) -> int:
     """Returns the bytes of a tensor.
 
     Raises:
-        ValueError: they are more than `limit`.
+        ValueError: they are more than `limit`, or no numbers.
     """
+    if dtype.name not in DTYPES:
+        raise ValueError(f"the result would be of dtype {dtype}; expected one of {', '.join(DTYPES)}")
     nbytes = math.prod(int(size) for size in shape) * dtype.itemsize
     if nbytes > limit or len(shape) > 32:
         sizes = ", ".join(str(size) for size in shape)

@@ -50,6 +50,7 @@ class Report:
     Attributes:
         rows: in the order they run.
         input_shapes: that they are for.
+        batch: images of the run; it runs in parts where `input_shapes` has fewer.
         threads: per run.
         kernel_set: in use.
         arena_bytes: memory of one run beside the weights.
@@ -58,10 +59,17 @@ class Report:
 
     rows: tuple[ReportRow, ...]
     input_shapes: tuple[tuple[int, ...], ...]
+    batch: int
     threads: int
     kernel_set: str
     arena_bytes: int
     weight_bytes: int
+
+    @property
+    def part(self) -> str:
+        """What to say of a run in parts, else empty."""
+        together = self.input_shapes[0][0] if self.input_shapes and self.input_shapes[0] else self.batch
+        return f"{together} of {self.batch} images at a time" if together != self.batch else ""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -79,13 +87,14 @@ class Report:
         return tuple(row for row in self.rows if row.kernel == "reference")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values: the attributes, with `gflops` in each row, `shares`, `macs`, `dense_macs` and `ms`."""
+        """Returns JSON values: attributes, `gflops` in each row, `shares`, `part`, `macs`, `dense_macs` and `ms`."""
         rows = [asdict(row) | {"shape": list(row.shape), "gflops": row.gflops} for row in self.rows]
         return asdict(self) | {
             "rows": rows,
             "input_shapes": [list(shape) for shape in self.input_shapes],
             "shares": self.shares,
             "fallbacks": len(self.fallbacks),
+            "part": self.part,
             **self._totals(),
         }
 
@@ -110,10 +119,10 @@ class Report:
             for line in table
         ]
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.input_shapes)
-        totals, shares = self._totals(), self.shares
+        part, totals, shares = self.part and f", {self.part}", self._totals(), self.shares
         lines += [
             "",
-            f"input {shapes}; {self.threads} threads; {self.kernel_set}; arena {self.arena_bytes / 1e6:.1f} MB, "
+            f"input {shapes}{part}; {self.threads} threads; {self.kernel_set}; arena {self.arena_bytes / 1e6:.1f} MB, "
             f"weights {self.weight_bytes / 1e6:.1f} MB",
             f"MACs: {totals['macs'] / 1e6:.1f} M of {totals['dense_macs'] / 1e6:.1f} M; "
             + ", ".join(f"{share:.1%} on {name} kernels" for name, share in list(shares.items())[:2])

@@ -97,24 +97,31 @@ def usable_cpus() -> int:
     return affinity if quota is None else max(1, min(affinity, int(quota)))
 
 
-def cgroup_cpus(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+_MOUNT, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def cgroup_cpus(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> float | None:
     """Returns the CPU quota of this process's control groups (v1 or v2) in CPUs, or None without one."""
+    quotas = map(_quota, _control_groups("cpu", mount, membership))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _control_groups(controller: str, mount: Path, membership: Path) -> list[Path]:
+    """Folders of this process's control groups (v1 or v2) and of their ancestors, whose limits hold too."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:  # no control groups on this system
-        return None
-    quotas = []
+        return []
+    folders = []
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        roots = [mount] if not controllers else [mount / controllers, mount / "cpu", mount / "cpu,cpuacct"]
-        # A limit on any ancestor holds too; inside a container the own path may not be mounted, its ancestors are.
-        for root in roots:
-            parts = Path(group).parts[1:]
-            paths = [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-            quotas += [quota for quota in map(_quota, paths) if quota is not None]
-    return min(quotas, default=None)
+        roots = [mount] if not controllers else [mount / controllers, mount / controller, mount / "cpu,cpuacct"]
+        # Inside a container the own path may not be mounted, its ancestors are.
+        parts = Path(group).parts[1:]
+        folders += [root.joinpath(*parts[:depth]) for root in roots for depth in range(len(parts) + 1)]
+    return folders
 
 
 def _quota(directory: Path) -> float | None:
@@ -129,7 +136,7 @@ def _quota(directory: Path) -> float | None:
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
-def memory_limit() -> int:
+def memory_limit(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> int:
     """Returns the bytes this process may use: the least of physical memory, address space and control group."""
     limits = [1 << 46]
     with contextlib.suppress(AttributeError, OSError, ValueError):
@@ -138,8 +145,10 @@ def memory_limit() -> int:
         import resource  # not on every system
 
         limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
-    with contextlib.suppress(OSError, ValueError):
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is none
+    for folder in _control_groups("memory", mount, membership):
+        for file in ("memory.max", "memory.limit_in_bytes"):  # of v2 and of v1
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((folder / file).read_text()))  # "max" where there is none
     return min(limits)
 
 

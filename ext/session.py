@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,6 +27,9 @@ KEPT_PLANS = 8
 
 # What the images that run together may compute, in bytes: beyond it activations come back from main memory.
 CACHED_ACTIVATIONS = 16 * 1024 * 1024
+
+# Those that live, for a fork: another thread may hold the lock of one at that moment.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 Inputs = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
 
@@ -57,11 +61,13 @@ class Session:
     def __init__(
         self, model: str | os.PathLike[str] | Graph, threads: int | None = None, profile: bool = False
     ) -> None:
-        runtime.kernel_set()  # missing kernels and a wrong SUBP_KERNEL show before anything is read
+        runtime.kernel_set(), runtime.winograd()  # missing kernels and wrong choices show before anything is read
         self.threads, self._profile = runtime.thread_count(threads), profile
         self._closed, self._lock = False, threading.Lock()
         self._limit = runtime.memory_limit() // 2  # as much again for weights, and what the reference takes
         self._entries: OrderedDict[tuple[tuple[int, ...], ...], _Entry] = OrderedDict()
+        self._ran: tuple[tuple[tuple[int, ...], ...], int] | None = None  # shapes of the last run, and its images
+        _sessions.add(self)
         if isinstance(model, Graph):
             model.validate()
             self._build(model)
@@ -163,6 +169,8 @@ class Session:
             starts = range(0, len(arrays[0]), step)
             parts = [self._run([array[at : at + step] for array in arrays]) for at in starts]
             results = tuple(map(np.concatenate, zip(*parts, strict=True)))
+        shapes = tuple(array.shape if step is None else (step, *array.shape[1:]) for array in arrays)
+        self._ran = shapes, _images(tuple(array.shape for array in arrays))
         return results[0] if len(results) == 1 else results
 
     def _images_at_once(self, arrays: Sequence[np.ndarray]) -> int | None:
@@ -205,6 +213,8 @@ class Session:
     def report(self, inputs: Inputs | None = None) -> Report:
         """Tells what runs each step, for the shapes that ran last; with `profile` also how fast.
 
+        Of a batch that runs in parts the first one is shown.
+
         Args:
             inputs: runs these first, twice to have something to measure. By default what ran before, or zeros in a
                 profiled session that has not run.
@@ -212,22 +222,22 @@ class Session:
         Raises:
             ValueError: as `run`; or nothing ran yet, and the model leaves more than the batch size free.
         """
-        with self._lock:
-            self._check_open()
-            entry = next(reversed(self._entries.values()), None)
-        if inputs is None and entry is None:
-            free = [f"{spec.name} {list(spec.shape)}" for spec in self.inputs]
-            raise ValueError(f"the sizes of the inputs are free: {', '.join(free)}; run once, or pass inputs")
-        if inputs is None and self._profile and entry is not None and entry.seconds is None:
-            inputs = [np.zeros(t.view.shape, t.view.dtype) for t in entry.plan.inputs]
         for _ in range(0 if inputs is None else 2):
             self.run(inputs)
         with self._lock:
             self._check_open()
-            shapes, entry = next(reversed(self._entries.items()))
+            planned = next(reversed(self._entries), None)
+        if self._ran is None and planned is None:
+            free = [f"{spec.name} {list(spec.shape)}" for spec in self.inputs]
+            raise ValueError(f"the sizes of the inputs are free: {', '.join(free)}; run once, or pass inputs")
+        shapes, images = self._ran or (planned, _images(planned))
+        entry = self._planned(shapes)
+        if self._profile and entry.seconds is None:
+            for _ in range(2):
+                self._run([np.zeros(t.view.shape, t.view.dtype) for t in entry.plan.inputs])
         weights = sum(packed.nbytes for packed in self._packed.values())
         rows = report_rows(entry.plan, entry.seconds)
-        return Report(rows, shapes, self.threads, runtime.kernel_set(), entry.plan.nbytes, weights)
+        return Report(rows, shapes, images, self.threads, runtime.kernel_set(), entry.plan.nbytes, weights)
 
     def _check_inputs(self, inputs: Any) -> list[np.ndarray]:
         names = [spec.name for spec in self.inputs]
@@ -301,6 +311,21 @@ class _Entry:
     def _failure(self, number: int, error: Exception) -> RuntimeError:
         step = self.plan.steps[number]
         return RuntimeError(f"node {step.node!r} ({step.op}): {error}")
+
+
+def _images(shapes: tuple[tuple[int, ...], ...]) -> int:
+    """Images of a run on inputs of these shapes."""
+    return shapes[0][0] if shapes and shapes[0] else 1
+
+
+def _renew_locks() -> None:
+    """Gives the sessions of a forked child locks that no thread of its parent holds."""
+    for session in _sessions:
+        session._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:

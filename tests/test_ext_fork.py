@@ -74,6 +74,31 @@ worker.join()
     )
 
 
+def test_a_fork_while_another_thread_plans():
+    """More shapes than a session remembers: there is always a plan in the making, under the session's lock."""
+    check_program(
+        PRELUDE,
+        """
+graph = subp_ext.Graph(
+    [subp_ext.TensorSpec("x", (None, 32, None, None))], [subp_ext.TensorSpec("y", (None, 64, None, None))],
+    [subp_ext.Node("conv2d", "y", {"input": subp_ext.Ref("x"), "weight": subp_ext.Ref("w"), "padding": 1})],
+    {"w": weight},
+)
+session, stop = subp_ext.Session(graph, threads=2), threading.Event()
+one = session.run(x)
+def keep_planning():
+    while not stop.is_set():
+        for side in range(8, 32): session.run(x[..., :side, :side])
+worker = threading.Thread(target=keep_planning)
+worker.start()
+for _ in range(30):
+    assert_fine(lambda: session.run(x).tobytes() == one.tobytes())
+stop.set()
+worker.join()
+""",
+    )
+
+
 def test_multiprocessing_and_dataloader_workers():
     pytest.importorskip("torch")
     check_program(

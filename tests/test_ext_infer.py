@@ -60,6 +60,12 @@ def test_nothing_is_computed():
         ("max_pool2d", {"self": np.zeros((1, 1, 4, 4)), "kernel_size": 10**9, "padding": 5 * 10**8}),
         ("conv2d", {"input": np.zeros((1, 1, 4, 4)), "weight": np.zeros((1, 1, 3, 3)), "padding": 10**6}),
         ("conv2d", {"input": np.zeros((1, 1, 4, 4)), "weight": np.zeros((1, 1, 3, 3)), "dilation": 3}),
+        ("conv2d", {"input": np.zeros((1, 1, 8, 8)), "weight": np.zeros((1, 1, 3, 3)), "stride": 2**63 - 1,
+                    "padding": 2}),
+        ("max_pool2d", {"self": np.zeros((1, 1, 8, 8)), "kernel_size": 5, "stride": 2**63 - 1, "padding": 2}),
+        ("max_pool2d", {"self": np.zeros((1, 1, 1, 1)), "kernel_size": 3, "stride": 9, "padding": 1, "dilation": 5,
+                        "ceil_mode": True}),
+        ("max_pool2d", {"self": np.zeros((1, 1, 1, 1)), "kernel_size": 4, "stride": 2, "ceil_mode": True}),
         ("conv2d", {"input": np.zeros((1, 2, 4, 4)), "weight": np.zeros((1, 1, 3, 3))}),
         ("adaptive_avg_pool2d", {"self": np.zeros((1, 1, 4, 4)), "output_size": [10**6, 1]}),
         ("matmul", {"self": np.zeros((2, 3)), "other": np.zeros((2, 3))}),
@@ -68,7 +74,7 @@ def test_nothing_is_computed():
         ("zeros", {"size": [-1]}),
         ("einsum", {"equation": "...i,ij->...j", "tensors": [np.zeros((2, 3)), np.zeros((3, 2))]}),
     ],
-)
+)  # fmt: skip
 def test_arguments_that_do_not_fit(op, args):
     with pytest.raises(ValueError):
         infer.infer(op, args)

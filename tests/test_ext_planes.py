@@ -104,6 +104,20 @@ def test_pools_with_more_padding_than_input(kernel_set, size, kernel, pad):
     )
 
 
+@pytest.mark.parametrize("size, kernel, stride", [((1, 1), 2, 2), ((2, 3), 3, 2), ((1, 5), 3, 3), ((2, 1), 4, 4)])
+def test_pools_wider_than_what_is_left_of_a_small_image(kernel_set, size, kernel, stride):
+    """In ceil mode, as the shortcuts of ResNet-D have it: a last window that hangs over may be the only one."""
+    torch = pytest.importorskip("torch")
+    x = normal(2, 3, *size)
+    window = {"kernel_size": [kernel, kernel], "stride": [stride, stride], "ceil_mode": True}
+    want = torch.nn.functional.max_pool2d(torch.from_numpy(x), kernel, stride, ceil_mode=True)
+    np.testing.assert_array_equal(run("max_pool2d", self=x, **window), want)
+    for include in (True, False):
+        want = torch.nn.functional.avg_pool2d(torch.from_numpy(x), kernel, stride, 0, True, include)
+        found = run("avg_pool2d", self=x, count_include_pad=include, **window)
+        np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (5, 13)])
 def test_mean(kernel_set, size):
     x = normal(2, 9, *size)
@@ -127,6 +141,20 @@ def test_a_large_operand_is_split_without_a_seam(kernel_set):
     a, b = normal(1, 1, 301, 301), normal(1, 1, 301, 301, seed=1)
     assert np.array_equal(run("add", 3, self=a, other=b), a + b)
     assert np.array_equal(run("relu", 3, self=a), np.maximum(a, 0))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ["mul", "add"])
+def test_an_operand_that_the_result_would_overwrite(kernel_set, threads, name):
+    """The first value of a tensor, spread over all of it, may not be read from the memory that the result takes."""
+    x = np.arange(70_000, dtype=np.float32)[None] + 2
+    nodes = [
+        Node("relu", "a", {"self": Ref("x")}),
+        Node("slice", "b", {"self": Ref("a"), "dim": 1, "start": 0, "end": 1}),
+        Node(name, "y", {"self": Ref("a"), "other": Ref("b")}),
+    ]
+    y = Session(Graph([TensorSpec("x", x.shape)], [TensorSpec("y", x.shape)], nodes), threads).run(x)
+    np.testing.assert_array_equal(y, x * 2 if name == "mul" else x + 2)
 
 
 def test_what_has_no_kernel_runs_on_numpy(kernel_set):

@@ -211,6 +211,29 @@ def test_errors_name_the_node():
         Session(wrong)
 
 
+@pytest.mark.parametrize(
+    "op, args",
+    [
+        ("logical_or", {"self": Ref("x"), "other": None}),
+        ("logical_and", {"self": None, "other": Ref("x")}),
+        ("where", {"condition": Ref("x"), "self": Ref("x"), "other": "hello"}),
+    ],
+)
+def test_results_that_are_no_numbers_are_refused(op, args):
+    with pytest.raises(ValueError, match="node 'y'"):
+        Session(simple(Node(op, "y", args))).run(np.zeros((1, 4), np.float32))
+
+
+def test_a_residual_that_does_not_fit_is_named():
+    nodes = [Node("conv2d", "y", {"input": Ref("x"), "weight": Ref("w"), "residual": Ref("r")})]
+    graph = Graph(
+        [TensorSpec("x", (None, 3, 5, 5)), TensorSpec("r", (1, 4, 1, 1))],
+        [TensorSpec("y", (None, 4, 5, 5))], nodes, {"w": np.ones((4, 3, 1, 1), np.float32)},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="node 'y'.*the residual has another shape"):
+        Session(graph).run([np.ones((2, 3, 5, 5), np.float32), np.ones((1, 4, 1, 1), np.float32)])
+
+
 def test_results_are_the_callers_own():
     constant = np.ones((1, 4), np.float32)
     graph = simple(Node("alias", "y", {"self": Ref("x")}), outputs=("y", "x", "k"), constants={"k": constant})
@@ -313,6 +336,25 @@ def test_control_group_quotas(tmp_path, files, membership, want):
     assert runtime.cgroup_cpus(tmp_path, tmp_path / "absent") is None
 
 
+@pytest.mark.parametrize(
+    "files, membership, want",
+    [
+        ({"memory.max": "1000000"}, "0::/", 1_000_000),
+        ({"a/b/memory.max": "max", "a/memory.max": "2000000"}, "0::/a/b", 2_000_000),
+        ({"memory/j/memory.limit_in_bytes": "3000000"}, "5:cpu:/other\n4:memory:/j", 3_000_000),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712"}, "4:memory:/", None),
+        ({}, "0::/", None),
+    ],
+)
+def test_control_group_memory(tmp_path, files, membership, want):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "membership").write_text(membership + "\n")
+    free = runtime.memory_limit(tmp_path, tmp_path / "absent")
+    assert runtime.memory_limit(tmp_path, tmp_path / "membership") == (want or free)
+
+
 def test_affinity_limits_the_threads():
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system has no CPU affinity")
@@ -326,6 +368,14 @@ def test_kernel_set_from_the_environment():
     assert done.stdout.strip() == "generic SUBP_KERNEL is set", done.stderr
     done = python("import subp_ext; subp_ext.cpu_info()", SUBP_KERNEL="vliw")
     assert "SUBP_KERNEL=vliw: no such kernel set; available here: generic" in done.stderr
+
+
+def test_a_wrong_choice_of_algorithm_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    save(tmp_path / "m.subp", network())
+    monkeypatch.setenv("SUBP_WINOGRAD", "yes")
+    with pytest.raises(ValueError, match="SUBP_WINOGRAD is 'yes'") as error:
+        Session(tmp_path / "m.subp")
+    assert not isinstance(error.value, FormatError)
 
 
 def test_a_set_this_cpu_cannot_run_is_refused(monkeypatch):
@@ -392,3 +442,10 @@ def test_a_large_batch_runs_in_parts_where_no_image_depends_on_another(monkeypat
     for expected, found in zip(want, session.run(x), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     assert batches == ran
+    report = session.report(x)
+    if independent:
+        assert report.input_shapes == ((2, 3, 16, 12),) and report.batch == 5
+        assert "2 of 5 images at a time" in str(report)
+        assert sum(row.macs or 0 for row in report.rows) == 2 * sum(row.macs or 0 for row in one.rows)
+    else:
+        assert report.input_shapes == ((5, 3, 16, 12),) and report.batch == 5 and "at a time" not in str(report)
