@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -49,8 +50,8 @@ class Distillation(nn.Module):
         return (1 - self.weight) * loss + self.weight * divergence
 
 
-def create_distillation(args: argparse.Namespace, input_size: tuple[int, int, int]) -> Distillation | None:
-    """The teacher of ``--kd-model`` for a run's classes and images, or None.
+def create_distillation(args: argparse.Namespace, sizes: Sequence[tuple[int, int, int]]) -> Distillation | None:
+    """The teacher of ``--kd-model`` for a run's classes and all ``sizes`` (C, H, W) of its images, or None.
 
     timm's pretrained weights see images normalised as they were trained; a ``--kd-checkpoint`` sees this run's own.
 
@@ -73,7 +74,8 @@ def create_distillation(args: argparse.Namespace, input_size: tuple[int, int, in
             checkpoint_path=args.kd_checkpoint,
         ).eval()
         with torch.no_grad():
-            teacher(torch.zeros(1, *input_size))
+            for size in sizes:
+                teacher(torch.zeros(1, *size))
     except Exception as error:  # a client of a model hub raises its own types
         raise UsageError(f"--kd-model {args.kd_model} cannot teach this run: {error}") from error
     if pretrained and (classes := teacher.pretrained_cfg.get("num_classes")) != args.num_classes:

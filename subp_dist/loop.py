@@ -125,13 +125,20 @@ def _optimizer_step(training: Training) -> Tensor:
 def _log_step(training: Training, loss: Tensor, norm: Tensor, global_step: int, epoch: int) -> None:
     rank, device = training.rank, training.rank.device
     value = sum_over_ranks([loss.item()], device)[0] / rank.world_size
-    if not math.isfinite(value) and not training.scaler.is_enabled():
-        raise RuntimeError(
-            f"the loss is {value} at epoch {epoch}, step {global_step}: lower --lr, or set --clip-grad; the last "
-            "checkpoint is in last.pt"
-        )
+    if not training.scaler.is_enabled():  # which skips such steps
+        check_finite(value, f"the loss is {value} at epoch {epoch}, step {global_step}")
     lr = training.optimizer.param_groups[0]["lr"]
     training.monitor.scalars({"train/loss": value, "train/lr": lr, "train/grad_norm": norm.item()}, global_step)
+
+
+def check_finite(loss: float, where: str) -> None:
+    """Stop a training that has diverged, before it is saved over what is good.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise RuntimeError(f"{where}: lower --lr, or set --clip-grad; the last checkpoint is in last.pt")
 
 
 @torch.no_grad()

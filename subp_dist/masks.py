@@ -74,6 +74,12 @@ def competing(blocks: Tensor, pattern: str) -> Tensor:
     return blocks if pattern == "uniform" else blocks.reshape(1, -1)
 
 
+def at_rate(mask: Tensor, rate: float, pattern: str) -> bool:
+    """Whether every row of a mask ``[R, I]`` keeps just the blocks that a pruning rate leaves."""
+    rows = competing(mask, pattern)
+    return bool((rows.sum(1) == rows.shape[1] - num_candidates(rate, rows.shape[1])).all())
+
+
 def draw_generator(seed: int, epoch: float, layer: str) -> torch.Generator:
     """The generator of one layer's draw at one time: the same on every rank, and after a resume."""
     digest = hashlib.blake2b(struct.pack("<qd", seed, epoch) + layer.encode(), digest_size=8).digest()

@@ -227,8 +227,10 @@ def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
 
 def _convert(action: argparse.Action, value, where: str):
     """A YAML value as the flag's type; argparse itself would take defaults from a file unchecked."""
-    if value is None:
+    if value is None and action.default is None:
         return None
+    if value is None:
+        raise UsageError(f"{where}: expected a value; leave the line out for the default, {action.default}")
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false")
@@ -236,6 +238,10 @@ def _convert(action: argparse.Action, value, where: str):
     many = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     if many != isinstance(value, list):
         raise UsageError(f"{where}: expected {'a list' if many else 'a single value'}")
+    if isinstance(action.nargs, int) and len(value) != action.nargs:
+        raise UsageError(f"{where}: expected {action.nargs} values")
+    if action.nargs == "+" and not value and action.default != []:
+        raise UsageError(f"{where}: expected one or more values")
     convert = action.type or str
     try:
         items = [convert(str(item)) for item in (value if many else [value])]
@@ -266,7 +272,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
     _check_range(args, "alpha", math.isfinite, "a finite weight, such as 1")
     if args.crop_pct is not None and not args.crop_pct > 0:
         raise UsageError(f"--crop-pct {args.crop_pct}: expected a share of the image above 0, such as 0.875")
-    if not args.timeout > 0:
+    if not 0 < args.timeout < math.inf:
         raise UsageError(f"--timeout {args.timeout}: expected minutes above 0")
     if not args.tau > 0:
         raise UsageError(f"--tau {args.tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
@@ -338,6 +344,12 @@ def parse_layer_rates(pairs: Sequence[str]) -> dict[str, float]:
             raise UsageError(f"--layer-rates {pair!r}: expected PATTERN=RATE with a share of blocks in [0, 1)")
         rates[pattern] = rate
     return rates
+
+
+def layer_flags(args: argparse.Namespace) -> dict:
+    """The flags that decide which layers are pruned, as ``plan_layers`` and ``SUBPPruner`` take them."""
+    rates = parse_layer_rates(args.layer_rates)
+    return {"skip": args.skip, "only": args.only, "layer_rates": rates, "prune_linear": args.prune_linear}
 
 
 def parse_macs(text: str) -> float:

@@ -133,11 +133,7 @@ class SUBPPruner:
     @property
     def at_target(self) -> bool:
         """Whether every row of every layer is down to the blocks that its target rate leaves."""
-        competing = {name: masks.competing(mask, self.pattern) for name, mask in self.masks.items()}
-        return all(
-            bool((mask.sum(1) == mask.shape[1] - masks.num_candidates(self.schedules[name].rate, mask.shape[1])).all())
-            for name, mask in competing.items()
-        )
+        return all(masks.at_rate(mask, self.schedules[name].rate, self.pattern) for name, mask in self.masks.items())
 
     @torch.no_grad()
     def step(self, epoch: float) -> MaskUpdate:

@@ -12,12 +12,15 @@ import yaml
 
 from .checkpoint import (
     BEST,
+    NEWEST,
+    PREVIOUS,
     load_checkpoint,
     load_newest,
     position,
     remove_leftovers,
     save_checkpoint,
     write_atomically,
+    write_errors_explained,
 )
 from .distributed import gather, on_primary, on_rank
 from .errors import UsageError
@@ -50,6 +53,8 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> dict | None:
                 _logger.warning("started again, and no machine has a checkpoint in %s: from the beginning", folder)
             return checkpoint
     if args.resume:
+        if Path(args.resume).resolve().parent != folder.resolve():
+            on_primary(lambda: _check_unused(folder))
         return on_primary(lambda: load_checkpoint(Path(args.resume)))
     on_primary(lambda: _check_unused(folder))
     return None
@@ -82,8 +87,13 @@ def _newest_of_all_machines(folder: Path) -> dict | None:
     return on_rank(source, lambda: checkpoint)
 
 
-def start_folder(folder: Path, args: argparse.Namespace, checkpoint: dict | None) -> None:
+def start_folder(folder: Path, args: argparse.Namespace, checkpoint: dict | None, best: float | None) -> float | None:
     """Make the folder ready on rank 0, once everything else has been checked; called on every rank.
+
+    A run that goes on from another run's checkpoint gets copies of it and of its best one, as if it were its own.
+
+    Returns:
+        The top-1 of the best checkpoint in the folder, None if it has none; ``best`` is what the checkpoint says.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -93,8 +103,31 @@ def start_folder(folder: Path, args: argparse.Namespace, checkpoint: dict | None
     on_primary(lambda: _write_flags(folder, args, launchers))
     if checkpoint is not None and checkpoint["best"] is not None and any(has_best) and not has_best[0]:
         # Another machine wrote this run's files so far.
-        best = on_rank(has_best.index(True), lambda: load_checkpoint(folder / BEST))
-        on_primary(lambda: save_checkpoint(folder / BEST, best))
+        found = on_rank(has_best.index(True), lambda: load_checkpoint(folder / BEST))
+        on_primary(lambda: save_checkpoint(folder / BEST, found))
+    own = any(gather(any((folder / name).exists() for name in (NEWEST, PREVIOUS))))
+    if checkpoint is None or own or args.resume in (None, "auto"):
+        return best
+    return on_primary(lambda: _bring_along(folder, Path(args.resume).parent, checkpoint))
+
+
+def _bring_along(folder: Path, source: Path, checkpoint: dict) -> float | None:
+    """Save another folder's checkpoint as this run's newest, with the best beside it; returns that one's top-1."""
+    best = None
+    if checkpoint["best"] is not None and (source / BEST).is_file():
+        try:
+            best = load_checkpoint(source / BEST)
+        except UsageError as error:
+            _logger.warning("%s; going on without it", error)
+    with write_errors_explained(folder):
+        # Not one that its run found later on.
+        if best is not None and position(best) <= position(checkpoint):
+            save_checkpoint(folder / BEST, best)
+            checkpoint["best"] = best["best"]
+        else:
+            checkpoint["best"] = None
+        save_checkpoint(folder / NEWEST, checkpoint)
+    return checkpoint["best"]
 
 
 def _write_flags(folder: Path, args: argparse.Namespace, launchers: list[str]) -> None:

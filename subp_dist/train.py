@@ -29,7 +29,7 @@ from .data import Data, ResumableLoader
 from .distributed import closing_process_group, init_process_group, lost_ranks_named, on_primary
 from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
-from .loop import train_epoch, validate
+from .loop import check_finite, train_epoch, validate
 from .memory import keep_freed_memory
 from .monitor import Monitor
 from .options import parse_args
@@ -37,7 +37,7 @@ from .parametrization import plain_state_dict
 from .report import run_report
 from .run_folder import find_checkpoint, folder_of, start_folder
 from .stopping import StopRequest, end_with_launcher
-from .training import Training, checkpoint_state, create_model_and_data, prepare, restore
+from .training import Training, checkpoint_state, create_model_and_data, prepare, restore, set_learning_rate
 
 _logger = logging.getLogger(__name__)
 
@@ -74,10 +74,12 @@ def main(args: argparse.Namespace) -> Path:
             training = prepare(args, rank, model, data)
             loaders = data.train_loader(args, rank), data.val_loader(args, rank)
             first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
-            start_folder(folder, args, checkpoint)
+            best = start_folder(folder, args, checkpoint, best)
         except ValueError as error:
             raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
         run = Run(training, loaders, folder, best, checkpoint["val"] if checkpoint else None)
+        if checkpoint:
+            set_learning_rate(training, first_epoch, run.global_step(first_epoch))
         training.monitor = Monitor(folder if rank.is_primary else None, first_epoch, run.global_step(first_epoch))
         try:
             run.epochs(first_epoch)
@@ -136,6 +138,8 @@ class Run:
             training.update_masks(epoch, self.global_step(epoch))
         train_metrics = train_epoch(training, self.train_loader, epoch, lambda: self._after_step(epoch, stop))
         self.val_metrics = evaluate(training, self.val_loader)
+        loss = self.val_metrics["loss"]
+        check_finite(loss, f"the validation loss is {loss} after epoch {epoch}")
         training.scheduler.step(epoch + 1, self.val_metrics["top1"])
         # A model that is denser than asked for must not become the best one.
         top1 = self.val_metrics["top1"]

@@ -15,6 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
@@ -35,7 +36,7 @@ from .models import (
     wrong_images,
 )
 from .monitor import Monitor
-from .options import parse_layer_rates, parse_macs
+from .options import layer_flags, parse_macs
 from .plan import LayerPlan, check_prunable, check_worth, kept_macs_at, plan_layers
 from .pruner import SUBPPruner
 from .schedule import PruneSchedule
@@ -74,7 +75,7 @@ class Training:
     wrapped: nn.Module
     pruner: SUBPPruner
     optimizer: torch.optim.Optimizer
-    scheduler: object
+    scheduler: Scheduler
     scaler: torch.amp.GradScaler
     loss: nn.Module
     macs: dict[str, int]
@@ -132,10 +133,13 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         ValueError: the flags do not fit the model or each other.
     """
     _check_machine(args, rank)
-    try:
-        macs = count_macs(model, data.input_size)
-    except (RuntimeError, AssertionError) as error:
-        raise wrong_images(args.model, data.input_size, error) from error
+    sides = {side for _, side in data.resolutions.steps} if data.resolutions else set()
+    sizes = [data.input_size, *((data.input_size[0], side, side) for side in sorted(sides - {data.input_size[1]}))]
+    for size in reversed(sizes):
+        try:
+            macs = count_macs(model, size)
+        except (RuntimeError, AssertionError) as error:
+            raise wrong_images(args.model, size, error) from error
     # As torch itself does: CPUs compute in float16 many times slower than in float32.
     args.amp_dtype = args.amp_dtype or ("bfloat16" if rank.device.type == "cpu" else "float16")
     updates_per_epoch = -(-(len(data.train) // rank.world_size // args.batch_size) // args.grad_accum_steps)
@@ -157,7 +161,7 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         model = convert_sync_batchnorm(model)
     if args.grad_checkpointing:
         _enable_grad_checkpointing(model, args.model)
-    distillation = create_distillation(args, data.input_size)
+    distillation = create_distillation(args, sizes)
     keys = ("block_size", "criterion", "pattern", "alpha", "tau", "score_latent", "sr_ste_decay", "seed")
     pruner = SUBPPruner(model, schedule, **{key: getattr(args, key) for key in keys}, **layer_flags(args))
     optimizer = create_optimizer(args, model, rank.world_size)
@@ -179,12 +183,6 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
         monitor=Monitor(None),
         distillation=distillation and distillation.to(rank.device),
     )
-
-
-def layer_flags(args: argparse.Namespace) -> dict:
-    """The flags that decide which layers are pruned, as ``plan_layers`` and ``SUBPPruner`` take them."""
-    rates = parse_layer_rates(args.layer_rates)
-    return {"skip": args.skip, "only": args.only, "layer_rates": rates, "prune_linear": args.prune_linear}
 
 
 def plan_of(args: argparse.Namespace, model: nn.Module) -> list[LayerPlan]:
@@ -325,9 +323,8 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
             "resuming with other flags: %s", ", ".join(f"{k} {saved.get(k)} -> {vars(args)[k]}" for k in changed)
         )
     training.model.load_state_dict(checkpoint["model"])
-    training.optimizer.load_state_dict(checkpoint["optimizer"])
+    _restore_optimizer(training, checkpoint)
     training.scaler.load_state_dict(checkpoint["scaler"])
-    training.scheduler.load_state_dict(checkpoint["scheduler"])
     training.updates = checkpoint["updates"]
     if training.ema:
         training.ema.module.load_state_dict(checkpoint["ema"])
@@ -338,6 +335,47 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
             for name, value in values.items():
                 buffers[name].copy_(value)
     return position(checkpoint)[0], checkpoint["best"]
+
+
+# What flags decide in the optimizer's groups; the rest of a group, such as a count of steps, is the optimizer's own.
+_DECIDED_BY_FLAGS = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
+# What timm leaves out of the state of its plateau schedule.
+_PLATEAU_COUNTERS = ("num_bad_epochs", "cooldown_counter")
+
+
+def _restore_optimizer(training: Training, checkpoint: dict) -> None:
+    """Load the optimizer's state, and keep what the flags of now decide: the rates, the decay, the schedule.
+
+    timm's schedules are functions of the time, so that ``set_learning_rate`` is all they need; the one that waits for
+    a plateau has a state, and the rate that it came to.
+    """
+    flags = [dict(group) for group in training.optimizer.param_groups]
+    training.optimizer.load_state_dict(checkpoint["optimizer"])
+    plateau = getattr(training.scheduler, "lr_scheduler", None)
+    if plateau is not None:
+        training.scheduler.load_state_dict(checkpoint["scheduler"])
+        for name in _PLATEAU_COUNTERS:
+            setattr(plateau, name, checkpoint["scheduler"][name])
+    keeps_rate = plateau is not None and checkpoint["args"]["lr"] == training.args.lr
+    for group, decided in zip(training.optimizer.param_groups, flags, strict=True):
+        kept = _DECIDED_BY_FLAGS if keeps_rate else (*_DECIDED_BY_FLAGS, "lr")
+        group.update({key: decided[key] for key in kept if key in decided})
+
+
+def set_learning_rate(training: Training, epoch: int, global_step: int) -> None:
+    """The learning rate of the schedule at a place in the run, as the steps until there would have left it."""
+    if getattr(training.scheduler, "lr_scheduler", None) is not None:
+        return
+    if training.args.sched_on_updates:
+        training.scheduler.step_update(global_step)
+    elif epoch:
+        training.scheduler.step(epoch)
+
+
+def _scheduler_state(scheduler: Scheduler) -> dict | None:
+    """What does not follow from the flags and the time."""
+    plateau = getattr(scheduler, "lr_scheduler", None)
+    return plateau and scheduler.state_dict() | {name: getattr(plateau, name) for name in _PLATEAU_COUNTERS}
 
 
 def _check_same_steps(training: Training, saved: dict, in_epoch: dict) -> None:
@@ -377,7 +415,7 @@ def checkpoint_state(training: Training, epoch: int, best: float | None, val_met
         "args": vars(training.args),
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
-        "scheduler": training.scheduler.state_dict(),
+        "scheduler": _scheduler_state(training.scheduler),
         "scaler": training.scaler.state_dict(),
         "updates": training.updates,
     }

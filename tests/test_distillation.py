@@ -60,13 +60,13 @@ def flags(**changes) -> argparse.Namespace:
 def test_a_checkpoint_of_timm_teaches(tmp_path):
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1).eval()
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    distillation = create_distillation(flags(kd_checkpoint=str(tmp_path / "teacher.safetensors")), (1, 28, 28))
+    distillation = create_distillation(flags(kd_checkpoint=str(tmp_path / "teacher.safetensors")), [(1, 28, 28)])
     images = torch.randn(2, 1, 28, 28)
     assert torch.equal(distillation.teacher(images), model(images))
 
 
 def test_no_teacher_by_default():
-    assert create_distillation(flags(kd_model=""), (1, 28, 28)) is None
+    assert create_distillation(flags(kd_model=""), [(1, 28, 28)]) is None
 
 
 def test_bad_teachers_are_refused(tmp_path):
@@ -77,4 +77,13 @@ def test_bad_teachers_are_refused(tmp_path):
         ({"kd_checkpoint": str(tmp_path / "other.safetensors")}, "cannot teach this run"),
     ):
         with pytest.raises(UsageError, match=message):
-            create_distillation(flags(**changes), (1, 28, 28))
+            create_distillation(flags(**changes), [(1, 28, 28)])
+
+
+def test_a_teacher_must_take_every_size_of_the_images(tmp_path):
+    teacher = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1)
+    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    given = flags(kd_model="vit_tiny_patch16_224", kd_checkpoint=str(tmp_path / "teacher.safetensors"))
+    assert create_distillation(given, [(1, 224, 224)])
+    with pytest.raises(UsageError, match="cannot teach this run: .*160"):
+        create_distillation(given, [(1, 224, 224), (1, 160, 160)])

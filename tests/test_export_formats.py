@@ -168,9 +168,8 @@ def test_damaged_foreign_and_unfinished_checkpoints_are_named(run, tmp_path):
     torch.save(checkpoint | {"args": checkpoint["args"] | {"model": "resnet18"}}, tmp_path / "other.pt")
     with pytest.raises(UsageError, match=r"other.pt: its weights and its flags do not fit together"):
         Network.open(tmp_path / "other.pt")
-    torch.save(checkpoint | {"epoch": 0}, tmp_path / "early.pt")
-    with pytest.raises(UsageError, match=r"early.pt is of epoch 0, denser than the rate 0.5"):
-        Network.open(tmp_path / "early.pt")
+    with pytest.raises(UsageError, match=r"previous.pt is of epoch 0, denser than its run's target"):
+        Network.open(run / "previous.pt")
     shutil.copy(run / "last.pt", tmp_path / "last.pt")
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"model.safetensors is damaged"):
@@ -215,3 +214,28 @@ def test_the_module_is_a_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module("subp_dist.export", run_name="__main__")
     assert "invalid choice: 'svg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, fits, too_dense",
+    [
+        (["--prune-interval", "20", "--prune-start", "0.5", "--prune-end", "1.5"], 1, 0),  # 32 steps an epoch
+        (["--prune-interval", "90", "--prune-start", "1", "--prune-end", "2"], 2, 1),
+        (["--prune-rate", "0", "--layer-rates", "layer4*=0.75", "--prune-start", "1", "--prune-end", "2"], 2, 1),
+    ],
+    ids=["within-an-epoch", "less-often", "own-rates"],
+)
+def test_a_checkpoint_is_judged_by_its_masks(tmp_path, monkeypatch, flags, fits, too_dense):
+    """Whenever the masks reached the target, and whichever it is."""
+    saved = {}
+    original = train.save_checkpoint
+
+    def keep(path, state, previous=None):
+        original(path, state, previous)
+        saved[state["epoch"]] = shutil.copy(path, tmp_path / f"{state['epoch']}.pt")
+
+    monkeypatch.setattr(train, "save_checkpoint", keep)
+    train.main(parse_training([*FLAGS, "--output", str(tmp_path), "--epochs", "3", "--no-export", *flags]))
+    Network.open(saved[fits])
+    with pytest.raises(UsageError, match="denser than its run's target in .* layers, such as"):
+        Network.open(saved[too_dense])

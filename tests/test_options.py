@@ -103,3 +103,24 @@ def test_macs_with_suffix(text, macs):
 def test_bad_macs(text):
     with pytest.raises(UsageError, match="--target-macs"):
         parse_macs(text)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("skip:", "skip: None: expected a value; leave the line out for the default"),
+        ("prune-rate:", "expected a value.*0.5"),
+        ("weight_decay: null", "expected a value"),
+        ("scale: [0.08]", "expected 2 values"),
+        ("mean: []", "expected one or more values"),
+    ],
+)
+def test_empty_values_in_a_file_are_refused(tmp_path, line, message):
+    (tmp_path / "run.yaml").write_text(f"model: resnet18\n{line}\n")
+    with pytest.raises(UsageError, match=message):
+        parse_args(["--config", str(tmp_path / "run.yaml")])
+
+
+def test_an_empty_value_is_the_default_where_that_is_none(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: resnet18\nlr:\n")
+    assert parse_args(["--config", str(tmp_path / "run.yaml")]).lr is None

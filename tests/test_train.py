@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import subp_ext
-from subp_dist import loop, train
+from subp_dist import loop, train, training
 from subp_dist.data import digits
 from subp_dist.errors import Stopped, UsageError
 from subp_dist.options import parse_args
@@ -406,3 +406,69 @@ def test_masked_layers_are_the_pruned_ones_of_the_report(finished):
     masked = {name for name, module in training.model.named_modules() if block_mask_of(module) is not None}
     report = json.loads((finished / "report.json").read_text())
     assert masked == {layer["name"] for layer in report["layers"] if layer["reason"] is None}
+
+
+def test_a_run_that_goes_on_with_other_flags_uses_them(few_digits, tmp_path):
+    """Longer, at another rate, momentum and decay: as the flags say, and down to 0 at the new end alone."""
+    run(tmp_path, "--epochs", "2", "--experiment", "a")
+    longer = ["--epochs", "4", "--lr", "0.05", "--weight-decay", "0.01", "--momentum", "0.8", "--sched", "cosine"]
+    folder = run(tmp_path, *longer, "--prune-start", "0", "--prune-end", "1", "--experiment", "a", "--resume", "auto")
+    rates = [float(row["lr"]) for row in csv.DictReader((folder / "summary.csv").open())]
+    want = [0.05 * (1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in (3, 4)]  # the row has the rate of what comes next
+    assert rates[2:] == pytest.approx(want)
+    groups = torch.load(folder / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["momentum"] for group in groups} == {0.8} and {group["weight_decay"] for group in groups} == {0, 0.01}
+
+
+def test_another_learning_rate_per_image_follows_the_batch_after_a_resume(few_digits, tmp_path):
+    flags = [flag for flag in FLAGS if flag not in ("--lr", "0.1")]
+    start = [*flags, "--output", str(tmp_path), "--sched", "step", "--decay-epochs", "9", "--sched-on-updates"]
+    train.main(parse_args([*start, "--epochs", "2"]))
+    folder = train.main(parse_args([*start, "--epochs", "3", "--batch-size", "32", "--resume", "auto"]))
+    rates = [float(row["lr"]) for row in csv.DictReader((folder / "summary.csv").open())]
+    assert rates == pytest.approx([0.1 * 64 / 256, 0.1 * 64 / 256, 0.1 * 32 / 256])
+
+
+def test_waiting_for_a_plateau_goes_on_after_a_resume(few_digits, tmp_path, monkeypatch):
+    """With figures that do not improve, so that the rate falls every other epoch."""
+    monkeypatch.setattr(train, "validate", lambda *_: {"loss": 1.0, "top1": 10.0, "top5": 50.0})
+    patient = training.scheduler_kwargs
+    monkeypatch.setattr(training, "scheduler_kwargs", lambda args: patient(args) | {"patience_epochs": 1})
+    plateau = ["--sched", "plateau", "--no-export"]
+    schedule = ["--prune-start", "0", "--prune-end", "1"]
+    undisturbed = run(tmp_path / "a", "--epochs", "6", *plateau, *schedule)
+    run(tmp_path / "b", "--epochs", "4", *plateau, *schedule)
+    resumed = run(tmp_path / "b", "--epochs", "6", *plateau, *schedule, "--resume", "auto")
+    a, b = ([row["lr"] for row in csv.DictReader((f / "summary.csv").open())] for f in (undisturbed, resumed))
+    assert a == b and len(set(a)) > 2
+
+
+def test_a_checkpoint_of_another_folder_does_not_mix_two_runs(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "other").glob("*.*") if path.is_file()}
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(tmp_path, "--epochs", "5", "--experiment", "other", "--resume", str(finished / "last.pt"))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "other").glob("*.*") if path.is_file()}
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_its_best(finished, tmp_path, monkeypatch):
+    schedule = ["--prune-start", "0", "--prune-end", "2"]
+    folder = run(tmp_path, "--epochs", "4", *schedule, "--experiment", "done", "--resume", str(finished / "last.pt"))
+    old, new = (torch.load(f / "best.pt", weights_only=True) for f in (finished, folder))
+    assert states_equal(old["model"], new["model"])
+    assert states_equal(load_file(folder / "model.safetensors"), load_file(finished / "model.safetensors"))
+
+    monkeypatch.setattr(train, "validate", lambda *_: {"loss": 1.0, "top1": 1.0, "top5": 1.0})  # never the best again
+    folder = run(tmp_path, "--epochs", "5", *schedule, "--experiment", "on", "--resume", str(finished / "last.pt"))
+    assert json.loads((folder / "report.json").read_text())["accuracy"]["top1"] == old["best"]
+
+    shutil.copy(finished / "last.pt", tmp_path / "alone.pt")
+    folder = run(tmp_path, "--epochs", "5", *schedule, "--experiment", "new", "--resume", str(tmp_path / "alone.pt"))
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == 4  # its best is not at hand: the next one
+
+
+def test_a_diverged_network_is_not_saved_over_a_good_one(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *_: {"loss": float("nan"), "top1": 10.0, "top5": 50.0})
+    with pytest.raises(RuntimeError, match="the validation loss is nan after epoch 0: lower --lr"):
+        run(tmp_path, "--epochs", "2")
+    assert not list(tmp_path.glob("*/*.pt"))

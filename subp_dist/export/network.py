@@ -14,10 +14,11 @@ from torch import nn
 
 from ..checkpoint import load_checkpoint
 from ..errors import UsageError
+from ..masks import at_rate
 from ..models import create_model, model_arguments
-from ..options import build_parser
-from ..parametrization import load_masked
-from ..schedule import PruneSchedule
+from ..options import build_parser, layer_flags
+from ..parametrization import block_mask_of, load_masked
+from ..plan import LayerPlan, plan_layers
 from .synthetic import random_network
 
 
@@ -51,15 +52,15 @@ class Network:
         arguments = model_arguments(args)
         model = create_model(args.model, **arguments)
         try:
+            plan = [layer for layer in plan_layers(model, **layer_flags(args)) if layer.reason is None]
             load_masked(model, checkpoint.get("ema", checkpoint["model"]), args.block_size)
         except (AttributeError, IndexError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"{path}: its weights and its flags do not fit together: {first}") from error
-        schedule = PruneSchedule(args.prune_rate, args.prune_start, args.prune_end, args.prune_schedule)
-        if schedule.pruned_rate(checkpoint["epoch"]) < args.prune_rate:
+        if denser := [layer.name for layer in plan if not _at_target(model, layer, args)]:
             raise UsageError(
-                f"{path} is of epoch {checkpoint['epoch']}, denser than the rate {args.prune_rate:g} that its run "
-                f"reaches at epoch {args.prune_end:g}; export a later checkpoint"
+                f"{path} is of epoch {checkpoint['epoch']}, denser than its run's target in {len(denser)} layers, such "
+                f"as {denser[0]}; the target is reached at epoch {args.prune_end:g}: export a later checkpoint"
             )
         input_size = (args.in_chans, args.img_size, args.img_size)
         keys = ("model", "num_classes", "mean", "std", "block_size", "prune_rate")
@@ -90,6 +91,11 @@ class Network:
             "init": f"random, seed {seed}",
         }  # fmt: skip
         return cls(model, input_size, arguments, metadata)
+
+
+def _at_target(model: nn.Module, layer: LayerPlan, args: argparse.Namespace) -> bool:
+    rate = args.prune_rate if layer.rate is None else layer.rate
+    return at_rate(block_mask_of(model.get_submodule(layer.name)).mask, rate, args.pattern)
 
 
 def _checkpoint_of(source: Path) -> Path:
