@@ -98,6 +98,7 @@ def test_all_variants_come_before_second_cells(tmp_path):
         ({"flags": ["epochs"]}, "flags: expected"),
         ({"cells": [0.5, 16]}, "cells: expected pairs"),
         ({"cells": [[0.5]]}, "cells: expected pairs"),
+        ({"variants": {"a": {"cells": []}, "b": {"after": "a"}}}, "a: cells: expected pairs"),
         ({"cells": [[0.5, 17]]}, "--block-size: invalid choice: 17"),
         ({"cells": [[1.5, 16]]}, "--prune-rate 1.5"),
         ({"seeds": 3}, "seeds: 3: expected whole numbers"),
@@ -307,6 +308,8 @@ def test_rows_of_other_flags_stay_out_of_the_table(done, tmp_path):
     kept, others = results_of(grid_of(tmp_path, variants=variants), rows)
     assert (list(kept), others) == (["dense-0-1x16-s1"], ["tuned-0.5-1x16-s1"])
     assert results_of(grid_of(tmp_path, seeds=[2]), rows) == ({}, [])
+    variants = STUDY["variants"] | {"tuned": {"flags": {"criterion": "l1"}}}  # no longer from trained weights
+    assert results_of(grid_of(tmp_path, variants=variants), rows)[1] == ["tuned-0.5-1x16-s1"]
 
 
 def result(variant: str, rate: float, seed: int, top1: float) -> dict[str, str]:

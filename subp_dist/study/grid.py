@@ -112,8 +112,12 @@ def _check(mapping: dict, keys: set[str], where: str) -> None:
         raise UsageError(f"{where}: unknown {', '.join(map(str, unknown))}; expected {', '.join(sorted(keys))}")
     if not isinstance(mapping.get("flags", {}), dict):
         raise UsageError(f"{where}: flags: expected 'flag: value' lines")
-    cells = mapping.get("cells", [])
-    if not _is_list(cells, list) or any(len(cell) != 2 or not _is_list(cell, (int, float)) for cell in cells):
+    cells = mapping.get("cells", [[0.5, 16]])
+    if (
+        not cells
+        or not _is_list(cells, list)
+        or any(len(cell) != 2 or not _is_list(cell, (int, float)) for cell in cells)
+    ):
         raise UsageError(f"{where}: cells: expected pairs of pruning rate and block size, such as [[0.5, 16]]")
 
 

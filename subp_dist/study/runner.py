@@ -46,9 +46,16 @@ def read_results(path: Path) -> dict[str, dict[str, str]]:
 def results_of(grid: Grid, rows: dict[str, dict[str, str]]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Rows of a grid's runs, whatever paths they were done with; and names of rows that were done with other flags."""
     rows = {run.name: rows[run.name] for run in grid.runs if run.name in rows}
-    commands = {run.name: shlex.join(["python", "-m", "subp_dist.train", *run.argv]) for run in grid.runs}
-    others = [name for name, row in rows.items() if not f"{row['command']} ".startswith(f"{commands[name]} ")]
+    others = [run.name for run in grid.runs if run.name in rows and not _is_of(run, rows[run.name]["command"])]
     return {name: row for name, row in rows.items() if name not in others}, others
+
+
+def _is_of(run: Run, command: str) -> bool:
+    """Whether a command has a run's flags and start, whatever its paths."""
+    flags = shlex.join(["python", "-m", "subp_dist.train", *run.argv])
+    start, paths = command[: len(flags)], f"{command[len(flags) :]} "
+    began = f"/{run.after}/model.safetensors " in paths if run.after else "--initial-checkpoint" not in paths
+    return start == flags and paths.startswith(" ") and began
 
 
 class Runner:
