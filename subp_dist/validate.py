@@ -74,11 +74,17 @@ def cli() -> None:
     parser.add_argument("--dense", type=Path, metavar="RUN", help="run of the dense twin, to stand beside it")
     parser.add_argument("--data-dir", help="where the data is now, if not where it was in training")
     parser.add_argument("--threads", type=int, help="threads of both engines; all usable cores by default")
-    parser.add_argument("--limit", type=int, help="look at so many validation images only")
+    parser.add_argument("--limit", type=int, help="look at so many validation images only, spread over all")
     args = parser.parse_args()
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit}: expected 1 or more")
+    try:
+        threads = thread_count(args.threads)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     run = Run.open(args.run, args.data_dir)
     dense = Run.open(args.dense, args.data_dir) if args.dense else None
-    comparison = compare(run, dense, thread_count(args.threads), args.limit)
+    comparison = compare(run, dense, threads, args.limit)
     print(as_table(comparison))
     write_report(run.folder, run.report | {"comparison": comparison})
 
@@ -91,7 +97,7 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
         ``max_logit_difference``.
 
     Raises:
-        UsageError: the run was not exported, or its file is damaged.
+        UsageError: the run was not exported, its file is damaged, or the dense run has other validation images.
     """
     path = run.folder / "model.subp"
     torch.set_num_threads(threads)
@@ -99,7 +105,15 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
         session = subp_ext.Session(path, threads=threads)
     except (FileNotFoundError, subp_ext.FormatError) as error:
         raise UsageError(str(error)) from error
-    labels, in_torch, exported = predict(run, session, limit)
+    in_torch, labels, exported = predict(run, session, limit)
+    if dense is not None:
+        dense_logits, dense_labels = predict(dense, limit=limit)
+        if not np.array_equal(labels, dense_labels):
+            raise UsageError(
+                f"--dense {dense.folder}: its validation images ({len(dense_labels)}) are not those of {run.folder} "
+                f"({len(labels)}): set --data-dir to where both find the same"
+            )
+        dense_top1 = top1(dense_logits, labels)
     image = np.zeros((1, *run.data.input_size), np.float32)
     contenders = {"sparse, torch": torch_runner(run.model, image), "sparse, subp_ext": lambda: session.run(image)}
     if dense is not None:
@@ -109,7 +123,7 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
     columns = {}
     if dense is not None:
         columns["dense, torch"] = {
-            "top1": dense.report["accuracy"]["top1"],
+            "top1": dense_top1,
             "macs": report["macs"]["dense"],
             "parameters": report["parameters"]["dense"],
             "bytes": dense.report["files"]["model.safetensors"],
@@ -129,16 +143,17 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
     }
 
 
-def predict(run: Run, session: subp_ext.Session, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels ``[n]``, and logits ``[n, classes]`` of torch and of the session, over the validation images."""
+def predict(run: Run, session: subp_ext.Session | None = None, limit: int | None = None) -> tuple[np.ndarray, ...]:
+    """Logits ``[n, classes]`` of torch, labels ``[n]``, and logits of a session, over the validation images."""
     loader = run.data.val_loader(run.args, Rank(0, 1, torch.device("cpu")), limit)
     labels, in_torch, exported = [], [], []
     with torch.inference_mode():
         for batch, targets in tqdm(loader, desc="compare", leave=False, delay=3, disable=None):
             labels.append(targets.numpy())
             in_torch.append(run.model(batch).numpy())
-            exported.append(session.run(batch.numpy()))
-    return np.concatenate(labels), np.concatenate(in_torch), np.concatenate(exported)
+            if session is not None:
+                exported.append(session.run(batch.numpy()))
+    return tuple(np.concatenate(found) for found in (in_torch, labels, exported) if found)
 
 
 def top1(logits: np.ndarray, labels: np.ndarray) -> float:

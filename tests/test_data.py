@@ -5,7 +5,9 @@ Folders are made of the digits themselves as PNG files, 3 classes of 14 and 7 pi
 
 import os
 import signal
+import struct
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,61 @@ def test_grey_pictures_get_grey_statistics(pictures):
     data = create_data(flags("--data-dir", str(pictures), "--img-size", "32", "--in-chans", "1"), CONFIG)
     assert data.input_size == (1, 32, 32) and data.mean == pytest.approx((0.4,))
     assert data.train[0][0].shape == (1, 32, 32)
+
+
+def test_one_mean_serves_all_channels(pictures):
+    data = create_data(flags("--data-dir", str(pictures), "--img-size", "32", "--mean", "0.5"), CONFIG)
+    assert data.mean == (0.5,) * 3 and data.std == CONFIG["std"]
+
+
+@pytest.fixture
+def imagenet(pictures, tmp_path):
+    """The folders as torchvision's ImageNet, which has several names for a class, and one for several classes."""
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(pictures / split)
+    names = {"digit0": ("crane", "Grus grus"), "digit1": ("goldfish", "Carassius auratus"), "digit2": ("crane",)}
+    torch.save((names, []), tmp_path / "meta.bin")
+    return tmp_path
+
+
+def write_mnist(root: Path) -> Path:
+    """Six digits for training and three for testing, in MNIST's own format."""
+    folder = root / "MNIST/raw"
+    folder.mkdir(parents=True)
+    pixels, labels = load_digits()
+    for split, chosen in (("train", slice(0, 5000, 900)), ("t10k", slice(7, 5000, 2000))):
+        count = len(labels[chosen])
+        images = struct.pack(">4i", 0x803, count, 28, 28) + pixels[chosen].tobytes()
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(images)
+        label_bytes = labels[chosen].astype(np.uint8).tobytes()
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + label_bytes)
+    return root
+
+
+def test_the_classes_of_an_imagenet_are_its_folders(imagenet):
+    data = create_data(flags("--dataset", "torch/imagenet", "--data-dir", str(imagenet), "--img-size", "32"), CONFIG)
+    assert data.num_classes == 3 and data.class_names == ["digit0", "digit1", "digit2"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_get_the_channels_asked_for(imagenet, tmp_path, channels):
+    # MNIST is grey, and torchvision reads ImageNet in colours.
+    for dataset, root in (("torch/mnist", write_mnist(tmp_path)), ("torch/imagenet", imagenet)):
+        where = ["--dataset", dataset, "--data-dir", str(root)]
+        data = create_data(flags(*where, "--img-size", "32", "--in-chans", str(channels)), CONFIG)
+        assert data.train[0][0].shape == data.val[0][0].shape == (channels, 32, 32)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("limit", [1, 10, 30, 999, 2000])
+def test_a_limit_takes_images_from_everywhere(limit, world_size):
+    # The digits are sorted by class.
+    args = flags("--data-dir", "builtin", "--batch-size", "64")
+    data = create_data(args, CONFIG)
+    loaders = [data.val_loader(args, rank(index, world_size), limit) for index in range(world_size)]
+    counts = Counter(label for loader in loaders for _, labels in loader for label in labels.tolist())
+    assert counts.total() == min(limit, 1000) and len(counts) == min(limit, 10)
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 5])
@@ -145,6 +202,14 @@ def test_workers_outlive_the_signal_that_stops_a_job(pictures, split):
         (["--data-dir", "{root}/train", "--train-split", "digit0", "--val-split", "digit1"], "not in class folders"),
         (["--dataset", "torch/nothing", "--data-dir", "{root}"], "cannot read the split 'train'"),
         (["--data-dir", "{root}", "--batch-size", "64"], "less than a batch of 64"),
+        (["--dataset", "torch/mnist"], "set --data-dir"),
+        (["--dataset", "Torch/mnist"], "set --data-dir"),
+        (["--data-dir", "{root}", "--color-jitter", "-1"], "the augmentation cannot be had: .*non negative"),
+        (["--data-dir", "{root}", "--aa", "randfoo"], "--aa randfoo: no policy of timm"),
+        (["--data-dir", "{root}", "--mean", "0.5", "0.5"], "--mean 0.5 0.5: expected one value or 3"),
+        (["--data-dir", "{root}", "--std", "1", "1", "1", "--in-chans", "1"], "--std .*: expected one value or 1"),
+        (["--data-dir", "{root}", "--aa", "foo"], "--aa foo: .*policies such as"),
+        (["--data-dir", "{root}", "--aa", "rand-m9.5"], "--aa rand-m9.5: .*policies such as"),
     ],
 )
 def test_what_is_refused(pictures, more, message):

@@ -166,6 +166,13 @@ def test_incomplete_batches_are_dropped_in_training_only(train, val):
     assert [len(images) for images, _ in loader(val, 4, Crop(False))] == [4, 4, 4, 2]
 
 
+@pytest.mark.parametrize("limit", [2, 6, 50])
+def test_a_limit_takes_images_from_everywhere(val, limit):
+    parts = [loader(val, 4, Crop(False), rank=r, world_size=2, limit=limit) for r in range(2)]
+    counts = Counter(label for part in parts for _, label in delivered(part))
+    assert counts[0] == counts[1] == min(limit, 14) / 2
+
+
 def test_size_changes_between_epochs(train):
     sizes = Resolutions.parse(["0:32", "2:48"], 64, 4)
     found = loader(train, size=sizes.at)
@@ -409,6 +416,8 @@ def test_a_program_without_ffcv_says_what_to_install(betons, monkeypatch):
         (["--batch-size", "64"], "less than a batch of 64"),
         (["--loader", "timm"], "holds .beton files: leave --loader out"),
         (["--res-schedule", "5:32"], "--res-schedule"),
+        (["--aa", "foo"], "--aa foo: .*policies such as"),
+        (["--mean", "0.5", "0.5"], "--mean 0.5 0.5: expected one value or 3"),
         (["--train-split", "fit"], "found only val_140_0.50_90.beton, and no file of the split 'fit'"),
     ],
 )
@@ -416,6 +425,16 @@ def test_what_is_refused(betons, more, message):
     with pytest.raises(UsageError, match=message):
         args = flags(betons, *more)
         create_data(args, CONFIG).train_loader(args, Rank(0, 1, CPU))
+
+
+def test_pictures_are_read_whatever_files_lie_beside_them(photographs, tmp_path):
+    for split in photographs.iterdir():
+        (tmp_path / split.name).symlink_to(split)
+    for name in ("train_500_0.50_90.beton", "train_256_1.00_90.beton"):
+        (tmp_path / name).touch()
+    assert len(create_data(flags(tmp_path, "--loader", "timm"), CONFIG).train) == 40
+    with pytest.raises(UsageError, match="several files of the split 'train'"):
+        create_data(flags(tmp_path), CONFIG)
 
 
 def test_ffcv_on_folders_says_how_to_write(photographs):
@@ -513,3 +532,19 @@ def test_benchmark_measures_both_loaders(photographs, betons):
     ]
     assert all(row["images_per_s"] > 0 and row["workers"] == 1 for row in rows)
     assert "1.00x" in bench.as_table(rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--workers", "0"], "--workers 0: expected more than 0"),
+        (["--batch-size", "0"], "--batch-size 0: expected more than 0"),
+        (["--seconds", "0"], "--seconds 0.0: expected more than 0"),
+        (["--seconds", "nan"], "--seconds nan: expected more than 0"),
+    ],
+)
+def test_what_the_benchmark_refuses(photographs, monkeypatch, capsys, more, message):
+    monkeypatch.setattr(sys, "argv", ["bench", str(photographs), *more])
+    with pytest.raises(SystemExit) as end:
+        bench.cli()
+    assert end.value.code == 2 and message in capsys.readouterr().err

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from photographs import write_photographs
 
 from subp_dist.data import write as module
@@ -68,6 +69,12 @@ def test_the_command_writes_both_splits_and_their_classes(photographs, tmp_path,
     assert run(monkeypatch, photographs, tmp_path / "out", "100_1.0_80") == 2
     assert "is there already: pass --overwrite" in capsys.readouterr().err
     assert run(monkeypatch, photographs, tmp_path / "out", "100_1.0_80", "--overwrite", "--only", "val") == 0
+
+
+def test_the_classes_of_an_imagenet_are_read_back(photographs, tmp_path, monkeypatch):
+    torch.save(({"china": ("temple", "shrine"), "flower": ("daisy",)}, []), photographs / "meta.bin")
+    assert run(monkeypatch, photographs, tmp_path, "--dataset", "torch/imagenet", "--only", "val") == 0
+    assert Beton.open(tmp_path / "val_500_0.50_90.beton").class_names == ["china", "flower"]
 
 
 def test_broken_pictures_are_named_and_nothing_is_written(photographs, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from subp_dist import train, validate
+from subp_dist.data.digits import Digits
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
 
@@ -54,6 +55,35 @@ def test_comparison_of_both_engines(runs):
     assert "same prediction on 1000 of 1000 images" in validate.as_table(comparison)
 
 
+@pytest.mark.parametrize("limit", [1000, 70])
+def test_the_dense_model_is_judged_on_the_same_images(runs, limit):
+    sparse, dense = validate.Run.open(runs / "sparse"), validate.Run.open(runs / "dense")
+    dense.report["accuracy"]["top1"] = -1.0
+    comparison = validate.compare(sparse, dense, threads=1, limit=limit)
+    digits = Digits(train=False)
+    images, labels = zip(*(digits[index * 1000 // limit] for index in range(limit)), strict=True)
+    with torch.inference_mode():
+        right = dense.model(torch.stack(images)).argmax(1) == torch.tensor(labels)
+    assert comparison["images"] == limit
+    assert comparison["columns"]["dense, torch"]["top1"] == pytest.approx(100 * right.double().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--limit", "-5"], "--limit -5: expected 1 or more"),
+        (["--limit", "0"], "--limit 0: expected 1 or more"),
+        (["--threads", "0"], "threads is 0; expected a whole number from 1"),
+        (["--threads", "5000"], "threads is 5000; expected a whole number from 1"),
+    ],
+)
+def test_what_the_command_refuses(runs, monkeypatch, capsys, more, message):
+    monkeypatch.setattr(sys, "argv", ["subp-validate", str(runs / "sparse"), *more])
+    with pytest.raises(SystemExit) as end:
+        validate.cli()
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_command_prints_the_table_and_keeps_it(runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["subp-validate", str(runs / "sparse"), "--threads", "1", "--limit", "100"])
     validate.cli()
@@ -83,3 +113,10 @@ def test_a_network_with_a_conv3d_is_timed_in_channels_last():
     found = validate.torch_runner(model, image)()
     with torch.inference_mode():
         torch.testing.assert_close(found, model(torch.from_numpy(image)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_dense_run_on_other_images_is_refused(runs, monkeypatch):
+    sparse, dense = validate.Run.open(runs / "sparse"), validate.Run.open(runs / "dense")
+    monkeypatch.setattr(dense.data.val, "labels", dense.data.val.labels[::-1].copy())
+    with pytest.raises(UsageError, match=r"its validation images \(1000\) are not those of"):
+        validate.compare(sparse, dense, threads=1)

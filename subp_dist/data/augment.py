@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -12,7 +13,23 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ..errors import UsageError
 from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
+
+
+def timm_transform(args: argparse.Namespace, size: int | tuple[int, int, int], **settings: Any) -> Any:
+    """What ``timm.data.create_transform`` returns.
+
+    Raises:
+        UsageError: timm does not know the policy of ``--aa``, or a strength is out of its range.
+    """
+    try:
+        return timm.data.create_transform(size, **settings)
+    except (AssertionError, ValueError) as error:
+        if not settings.get("auto_augment"):
+            raise UsageError(f"the augmentation cannot be had: {error}") from error
+        why = str(error) or "no policy of timm"  # some of its assertions say nothing
+        raise UsageError(f"--aa {args.aa}: {why}; timm has policies such as rand-m9-mstd0.5, augmix-m3") from error
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class ImageAugment:
         if args.color_jitter or args.aa:
             flags = {"color_jitter": args.color_jitter or None, "auto_augment": args.aa, "separate": True}
             size = args.img_size or 224
-            _, colours, _ = timm.data.create_transform(size, is_training=True, **flags)
+            _, colours, _ = timm_transform(args, size, is_training=True, **flags)
         if args.reprob:
             erasing = RandomErasing(args.reprob, device="cpu")
         return cls(colours, erasing) if colours or erasing else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -43,6 +44,9 @@ def cli() -> None:
     add("--img-size", type=int, default=224, help="pixels of a side that loaders deliver")
     add("--seconds", type=float, default=8, help="time to measure each for")
     args = parser.parse_args()
+    for flag in ("workers", "batch_size", "img_size", "seconds"):
+        if not 0 < getattr(args, flag) < math.inf:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected more than 0")
     require_ffcv()
     presets = [Storage.parse(text) for text in args.storage]
     if not (Path(args.src) / "train").is_dir():

@@ -22,14 +22,16 @@ def choose_loader(args: argparse.Namespace) -> tuple[Path, Path] | None:
     Raises:
         UsageError: the loader that was asked for cannot be had.
     """
+    has_pictures = bool(args.dataset) or (Path(args.data_dir) / args.train_split).is_dir()
+    if args.loader == "timm" and has_pictures:
+        return None
     files, why_not = _betons(args)
     if args.loader == "ffcv":
         if not files:
             raise UsageError(f"--loader ffcv: {why_not}")
         return files
-    has_pictures = bool(args.dataset) or (Path(args.data_dir) / args.train_split).is_dir()
     if args.loader == "timm":
-        if files and not has_pictures:
+        if files:
             raise UsageError(
                 f"--loader timm reads folders of pictures, and {args.data_dir} holds .beton files: leave --loader out"
             )

@@ -24,6 +24,7 @@ from torch.utils.data import DistributedSampler
 
 from .augment import ImageAugment
 from .beton import Beton
+from .splits import spread_out
 
 _logger = logging.getLogger(__name__)
 _AHEAD = 3  # batches in preparation while one is in use
@@ -142,7 +143,7 @@ class FFCVLoader:
         self._size_at = size if callable(size) else lambda _: size
         self._manager = (OSCacheManager if page_cache else ProcessCacheManager)(beton.reader)
         self._loop = batch_loop(self._manager)
-        self._indices = np.arange(len(beton) if limit is None else min(limit, len(beton)))
+        self._indices = spread_out(len(beton), limit)
         self._sampler = self._quasi_random = None
         if not crop.train:
             self._indices = self._indices[rank::world_size]

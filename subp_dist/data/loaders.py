@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm.data
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..distributed import Rank
 from ..errors import UsageError
 from . import digits
-from .augment import ImageAugment
+from .augment import ImageAugment, timm_transform
 from .beton import Beton, sidecar_of
 from .choice import choose_loader
 from .ffcv_loader import Crop, FFCVLoader, Output, choose_reading
 from .resolutions import Resolutions
 from .resumable import ResumableLoader, leave_stopping_to_the_rank
-from .splits import check_same_classes, class_names, open_split
+from .splits import check_same_classes, class_names, open_split, spread_out
 
 _logger = logging.getLogger(__name__)
 
@@ -82,14 +84,13 @@ class Data:
         Args:
             args: the run's flags.
             rank: this process.
-            limit: look at so many images of all only.
+            limit: look at so many images only, spread over all.
         """
         batch_size = args.validation_batch_size or args.batch_size
         if isinstance(self.val, Beton):
             crop = Crop(False, share=self.crop_share, filter=self.interpolation)
             return self._ffcv_loader(self.val, args, rank, batch_size, self.input_size[1], crop, limit=limit)
-        count = min(len(self.val), limit or len(self.val))
-        share = Subset(self.val, range(rank.rank, count, rank.world_size))
+        share = Subset(self.val, spread_out(len(self.val), limit)[rank.rank :: rank.world_size].tolist())
         return DataLoader(share, batch_size, **_loading(args, rank))
 
     def _ffcv_loader(
@@ -154,8 +155,12 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
     train, val = (open_split(args.dataset, args.data_dir, split, mode) for split in (args.train_split, args.val_split))
     settings = {key: config[key] for key in ("interpolation", "mean", "std")}
 
+    def in_mode(transform: Callable) -> Callable:
+        return _InMode(transform, mode) if args.dataset.lower().startswith("torch/") else transform
+
     def transform(size: int) -> Callable:
-        return timm.data.create_transform(
+        created = timm_transform(
+            args,
             (config["input_size"][0], size, size),
             **settings,
             is_training=True,
@@ -166,15 +171,27 @@ def create_data(args: argparse.Namespace, model_config: dict) -> Data:
             auto_augment=args.aa,
             re_prob=args.reprob,
         )
+        return in_mode(created)
 
     train.transform = transform(config["input_size"][1])
     crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
-    val.transform = timm.data.create_transform(config["input_size"], **settings, **crop)
+    val.transform = in_mode(timm_transform(args, config["input_size"], **settings, **crop))
     names = class_names(train)
     check_same_classes(names, class_names(val), args.data_dir or args.dataset)
     num_classes = _count_classes(args, names, f"--dataset {args.dataset}")
     shared = config["mean"], config["std"], names, resolutions
     return Data(train, val, num_classes, config["input_size"], *shared, transform)
+
+
+@dataclass(frozen=True)
+class _InMode:
+    """A transform of pictures made colour or grey before, which torchvision's data sets leave as they are."""
+
+    transform: Callable
+    mode: str
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return self.transform(picture.convert(self.mode))
 
 
 def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path], resolutions: Resolutions) -> Data:
@@ -214,10 +231,15 @@ def _count_classes(args: argparse.Namespace, names: list[str] | None, source: st
 def _resolve_config(args: argparse.Namespace, model_config: dict) -> dict:
     """Image size, normalisation, crop: the flags over the model's own."""
     given = {key: value for key, value in vars(args).items() if value not in (None, "")}
-    config = timm.data.resolve_data_config(given, pretrained_cfg=model_config)
     channels = args.in_chans or 3
     if channels not in (1, 3):
         raise UsageError(f"--in-chans {channels}: pictures are read as grey (1) or colour (3)")
+    for key in ("mean", "std"):
+        if len(given.get(key, ())) not in (0, 1, channels):
+            raise UsageError(
+                f"--{key} {' '.join(map(str, given[key]))}: expected one value or {channels}, one a channel"
+            )
+    config = timm.data.resolve_data_config(given | {"in_chans": channels}, pretrained_cfg=model_config)
     config["input_size"] = (channels, *config["input_size"][1:])
     for key in ("mean", "std"):
         if len(config[key]) != channels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import timm.data
 from torch.utils.data import Dataset, IterableDataset
 
@@ -27,6 +28,8 @@ def open_split(dataset: str, root: str, split: str, mode: str = "RGB") -> Datase
     """
     if dataset and "/" not in dataset:
         raise UsageError(f"--dataset {dataset}: expected PREFIX/NAME, such as torch/cifar10; leave it out for folders")
+    if dataset.lower().startswith("torch/") and not root:
+        raise UsageError(f"--dataset {dataset}: set --data-dir to the folder that it lies in")
     where = {"root": root, "split": split}
     if not dataset:
         where = {"root": str(_folder_of(Path(root), split)), "search_split": False}
@@ -57,14 +60,24 @@ def _folder_of(root: Path, split: str) -> Path:
 
 
 def class_to_idx(dataset: Dataset) -> dict[str, int] | None:
-    """Classes by name, where the data knows them."""
-    return getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
+    """Classes by name, where the data knows them.
+
+    torchvision's ImageNet has several names for a class, and the same for two; its folders' names tell them apart.
+    """
+    source = getattr(dataset, "reader", dataset)
+    return getattr(source, "wnid_to_idx", None) or getattr(source, "class_to_idx", None)
 
 
 def class_names(dataset: Dataset) -> list[str] | None:
     """Names of the classes by index, where the data knows them."""
     mapping = class_to_idx(dataset)
     return sorted(mapping, key=mapping.get) if mapping else None
+
+
+def spread_out(total: int, limit: int | None) -> np.ndarray:
+    """Indices of all images, or of ``limit`` at equal distances: pictures are often sorted by class."""
+    count = total if limit is None else min(total, limit)
+    return np.arange(count) * total // count
 
 
 def check_same_classes(train: list[str] | None, val: list[str] | None, where: str) -> None:
