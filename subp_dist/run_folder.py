@@ -53,7 +53,7 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> dict | None:
                 _logger.warning("started again, and no machine has a checkpoint in %s: from the beginning", folder)
             return checkpoint
     if args.resume:
-        if Path(args.resume).resolve().parent != folder.resolve():
+        if not restarted and Path(args.resume).resolve().parent != folder.resolve():
             on_primary(lambda: _check_unused(folder))
         return on_primary(lambda: load_checkpoint(Path(args.resume)))
     on_primary(lambda: _check_unused(folder))

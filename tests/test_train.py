@@ -451,6 +451,15 @@ def test_a_checkpoint_of_another_folder_does_not_mix_two_runs(finished, tmp_path
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "other").glob("*.*") if path.is_file()}
 
 
+def test_a_run_that_is_killed_before_it_has_copied_its_start_is_started_again(finished, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/args.yaml").write_text("")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    schedule = ["--prune-start", "0", "--prune-end", "2"]
+    folder = run(tmp_path, "--epochs", "4", *schedule, "--experiment", "new", "--resume", str(finished / "last.pt"))
+    assert (folder / "report.json").is_file()
+
+
 def test_a_run_that_goes_on_elsewhere_keeps_its_best(finished, tmp_path, monkeypatch):
     schedule = ["--prune-start", "0", "--prune-end", "2"]
     folder = run(tmp_path, "--epochs", "4", *schedule, "--experiment", "done", "--resume", str(finished / "last.pt"))
