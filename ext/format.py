@@ -1,8 +1,10 @@
 """The `.subp` file: a preamble of fixed size, a JSON header, and aligned tensors; every part has a checksum.
 
+`docs/format.md` specifies it. In short:
+
 0   magic (8 bytes), version (u32), header crc32 (u32), header bytes (u64), file bytes (u64),
     crc32 of these 32 bytes (u32), zeros up to 64
-64  header: UTF-8 JSON with the graph and the table of tensors (dtype, shape, offset, nbytes, crc32)
+64  header: UTF-8 JSON with the graph, the constants and the table of tensors (dtype, shape, offset, nbytes, crc32)
 ... tensors, little-endian, each at a multiple of 64 bytes
 """
 
@@ -21,15 +23,24 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from subp_ext.graph import DTYPES, Graph
+from subp_ext.dtypes import DTYPES, Array, Quantization, TypedArray, ValueType, dtype_named, dtype_of
+from subp_ext.graph import Constant, Graph
 from subp_ext.sparse import UniformBlockSparse
 
 # The first byte is not ASCII and the line ends differ, so that a transfer in text mode shows at once (as in PNG).
 MAGIC = b"\x89SUBP\r\n\n"
-VERSION = 1
+VERSION = 2  # 1 has no typed values; it is read, not written
 ALIGNMENT = 64
 _PREAMBLE = struct.Struct("<8sIIQQ")
-_STORED_DTYPES = (*DTYPES, "uint16")
+
+# How each tensor is stored: by data type, and indices that fit into 16 bits.
+_STORAGE = {name: row.storage for name, row in DTYPES.items()} | {"uint16": np.dtype(np.uint16)}
+
+# What a header calls the tensors of a constant.
+_PARTS = ("tensor", "values", "indices", "scale", "zero_point", "order")
+
+# Tensors to be written, each with the name of its data type.
+_Arrays = list[tuple[str, Array]]
 
 
 class FormatError(ValueError):
@@ -45,20 +56,20 @@ def save(path: str | os.PathLike[str], graph: Graph) -> None:
     """
     graph.validate()
     path = Path(path)
-    table: list[dict[str, Any]] = []
-    arrays: list[np.ndarray] = []
-    for name, constant in graph.constants.items():
-        table.append(_describe(name, constant, arrays))
+    arrays: _Arrays = []
+    table = [{"name": name} | _describe(constant, arrays) for name, constant in graph.constants.items()]
     offsets, end = _offsets(arrays)
     tensors = [
-        {"dtype": a.dtype.name, "shape": a.shape, "offset": offset, "nbytes": a.nbytes, "crc32": zlib.crc32(a)}
-        for a, offset in zip(arrays, offsets, strict=True)
+        {"dtype": dtype, "shape": a.shape, "offset": offset, "nbytes": a.nbytes, "crc32": zlib.crc32(a)}
+        for (dtype, a), offset in zip(arrays, offsets, strict=True)
     ]
     header = json.dumps({"graph": graph.to_json(), "constants": table, "tensors": tensors}, allow_nan=False).encode()
     payload = _align(ALIGNMENT + len(header))
     fields = _PREAMBLE.pack(MAGIC, VERSION, zlib.crc32(header), len(header), payload + end)
     preamble = (fields + struct.pack("<I", zlib.crc32(fields))).ljust(ALIGNMENT, b"\0")
-    _write(path, preamble + header, [(payload + o, a) for o, a in zip(offsets, arrays, strict=True)], payload + end)
+    _write(
+        path, preamble + header, [(payload + o, a) for o, (_, a) in zip(offsets, arrays, strict=True)], payload + end
+    )
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
@@ -83,30 +94,38 @@ def load(path: str | os.PathLike[str]) -> Graph:
             raise FormatError(f"{path}: the content is not valid: {error}; export the model again") from error
 
 
-def _describe(name: str, constant: np.ndarray | UniformBlockSparse, arrays: list[np.ndarray]) -> dict[str, Any]:
+def _describe(constant: Constant, arrays: _Arrays) -> dict[str, Any]:
     """Appends the arrays of a constant, and returns its table entry with their positions."""
-    at = len(arrays)
-    if not isinstance(constant, UniformBlockSparse):
-        arrays.append(_little_endian(constant))
-        return {"name": name, "tensor": at}
-    small = constant.shape[1] <= 1 << 16
-    arrays += [_little_endian(constant.values), _little_endian(constant.indices.astype("u2" if small else "i4"))]
-    weight = {"shape": constant.shape, "block_size": constant.block_size, "groups": constant.groups}
-    return {"name": name, "values": at, "indices": at + 1, **weight}
 
+    def add(array: Array, dtype: str) -> int:
+        arrays.append((dtype, np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")))
+        return len(arrays) - 1
 
-def _little_endian(array: np.ndarray) -> np.ndarray:
-    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    if isinstance(constant, UniformBlockSparse):
+        small = constant.shape[1] <= 1 << 16
+        indices = constant.indices.astype(np.uint16) if small else constant.indices
+        entry = {"values": add(constant.values, constant.dtype), "indices": add(indices, indices.dtype.name)}
+        entry |= {
+            name: add(a, a.dtype.name) for name in ("scale", "order") if (a := getattr(constant, name)) is not None
+        }
+        return entry | {"shape": constant.shape, "block_size": constant.block_size, "groups": constant.groups}
+    if not isinstance(constant, TypedArray):
+        return {"tensor": add(constant, dtype_of(constant).name)}
+    entry, quantization = {"tensor": add(constant.values, constant.type.dtype.name)}, constant.type.quantization
+    if quantization is None:
+        return entry
+    numbers = {"scale": add(quantization.scale, "float32"), "zero_point": add(quantization.zero_point, "int32")}
+    return entry | numbers | {"axis": quantization.axis}
 
 
 def _align(position: int) -> int:
     return -(-position // ALIGNMENT) * ALIGNMENT
 
 
-def _offsets(arrays: list[np.ndarray]) -> tuple[list[int], int]:
+def _offsets(arrays: _Arrays) -> tuple[list[int], int]:
     """Offsets from the start of the payload, and where the last array ends."""
     offsets, end = [], 0
-    for array in arrays:
+    for _, array in arrays:
         offsets.append(_align(end))
         end = offsets[-1] + array.nbytes
     return offsets, end
@@ -168,14 +187,15 @@ def _parse(file: BinaryIO, header_bytes: int, header_crc: int, size: int) -> Gra
     try:
         _check_table(header["tensors"], size - start)
         tensors = [_read_tensor(entry, number, file, start) for number, entry in enumerate(header["tensors"])]
-        constants: dict[str, np.ndarray | UniformBlockSparse] = {}
+        dtypes = [entry["dtype"] for entry in header["tensors"]]
+        constants: dict[str, Constant] = {}
         used: set[int] = set()
         for entry in header["constants"]:
-            parts = [entry[part] for part in ("tensor", "values", "indices") if part in entry]
+            parts = [entry[part] for part in _PARTS if part in entry]
             if entry["name"] in constants or used.intersection(parts):
                 raise FormatError(f"constant {entry['name']!r} is listed twice, or a tensor of it")
             used.update(parts)
-            constants[entry["name"]] = _read_constant(entry, tensors)
+            constants[entry["name"]] = _read_constant(entry, tensors, dtypes)
         return Graph.from_json(header["graph"], constants)
     except (KeyError, IndexError, AttributeError, OverflowError) as error:
         raise FormatError(f"the header lacks a part or has one of the wrong kind: {error!r}") from error
@@ -186,13 +206,13 @@ def _check_table(entries: list[dict[str, Any]], available: int) -> None:
     total = 0
     for number, entry in enumerate(entries):
         dtype, shape, offset, nbytes = entry["dtype"], entry["shape"], entry["offset"], entry["nbytes"]
-        if dtype not in _STORED_DTYPES:
-            raise FormatError(f"tensor {number}: dtype {dtype!r} is not one of {', '.join(_STORED_DTYPES)}")
+        if not isinstance(dtype, str) or dtype not in _STORAGE:
+            raise FormatError(f"tensor {number}: dtype {dtype!r} is not one of {', '.join(_STORAGE)}")
         if not all(type(size) is int and size >= 0 for size in [*shape, offset, nbytes]):
             raise FormatError(
                 f"tensor {number}: shape {shape}, offset {offset} or size {nbytes} is not a natural number"
             )
-        wanted = math.prod(shape) * np.dtype(dtype).itemsize
+        wanted = math.prod(shape) * _STORAGE[dtype].itemsize
         if wanted != nbytes or offset % ALIGNMENT or offset + nbytes > available:
             raise FormatError(
                 f"tensor {number}: {nbytes} bytes at {offset} for {dtype} {shape} do not fit the {available} bytes of "
@@ -204,25 +224,39 @@ def _check_table(entries: list[dict[str, Any]], available: int) -> None:
 
 
 def _read_tensor(entry: dict[str, Any], number: int, file: BinaryIO, start: int) -> np.ndarray:
-    array = np.empty(entry["shape"], np.dtype(entry["dtype"]).newbyteorder("<"))
+    storage = _STORAGE[entry["dtype"]]
+    array = np.empty(entry["shape"], storage.newbyteorder("<"))
     raw = array.reshape(-1).view(np.uint8)
     file.seek(start + entry["offset"])
     if file.readinto(raw) != entry["nbytes"]:
         raise FormatError("changed while it was read; copy or export the file again")
     if zlib.crc32(raw) != entry["crc32"]:
         raise FormatError(f"tensor {number} is damaged (checksum); copy or export the file again")
-    return array.astype(entry["dtype"], copy=False)
+    return array.astype(storage, copy=False)
 
 
-def _read_constant(entry: dict[str, Any], tensors: list[np.ndarray]) -> np.ndarray | UniformBlockSparse:
+def _read_constant(entry: dict[str, Any], tensors: list[Array], dtypes: list[str]) -> Constant:
     if "tensor" in entry:
-        return tensors[entry["tensor"]]
+        return _read_array(entry, tensors, dtypes)
     values, indices = tensors[entry["values"]], tensors[entry["indices"]]
     sizes = [*entry["shape"], entry["block_size"], entry["groups"]]
-    if not all(type(size) is int for size in sizes) or indices.dtype.name not in ("uint16", "int32"):
+    if not all(type(size) is int for size in sizes) or dtypes[entry["indices"]] not in ("uint16", "int32"):
         raise FormatError(
             f"constant {entry['name']!r}: shape, block size, groups or indices are not integers as expected"
         )
-    return UniformBlockSparse(
-        values, indices.astype(np.int32), tuple(entry["shape"]), entry["block_size"], entry["groups"]
-    )
+    scale, order = (tensors[entry[part]] if part in entry else None for part in ("scale", "order"))
+    form = (tuple(entry["shape"]), entry["block_size"], entry["groups"])
+    return UniformBlockSparse(values, indices.astype(np.int32), *form, dtypes[entry["values"]], scale, order)
+
+
+def _read_array(entry: dict[str, Any], tensors: list[Array], dtypes: list[str]) -> Array | TypedArray:
+    values, dtype = tensors[entry["tensor"]], dtypes[entry["tensor"]]
+    quantization = None
+    if "scale" in entry:
+        parts = [dtypes[entry[part]] for part in ("scale", "zero_point")]
+        axis = entry["axis"]
+        if parts != ["float32", "int32"] or not (axis is None or type(axis) is int):
+            raise FormatError(f"constant {entry['name']!r}: scale, zero point or axis is of the wrong kind")
+        quantization = Quantization(tensors[entry["scale"]], tensors[entry["zero_point"]], axis)
+    found = ValueType(dtype_named(dtype), quantization)
+    return values if found.plain else TypedArray(values, found)

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from subp_ext.dtypes import DTYPES, Quantization, TypedArray, ValueType, dtype_named, dtype_of
 from subp_ext.sparse import UniformBlockSparse
+
+Constant = np.ndarray | TypedArray | UniformBlockSparse
 
 # What a conv2d or linear node may apply before it stores, in the forms without parameters: gelu is the erf form,
 # gelu_tanh its tanh approximation, leaky_relu has slope 0.01. The kernels hold the same list.
@@ -29,9 +32,7 @@ ACTIVATIONS = (
 )
 
 # Far beyond any network: nodes of a graph, and lists within lists of an argument.
-MOST_NODES, DEEPEST_LIST = 1 << 16, 8
-
-DTYPES = ("float32", "float64", "int64", "int32", "uint8", "bool")
+MAX_NODES, MAX_LIST_DEPTH = 1 << 16, 8
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,14 @@ class Node:
         args: by the ATen schema's argument names; JSON scalars, None, Refs, and lists of these. dtypes are names of
             `DTYPES`. conv2d also takes `residual` (Ref or None, added before the activation) and `activation` (None
             or a name of `ACTIVATIONS`); linear takes `activation`.
+        type: of the value, where that does not follow from the operator: a result of bfloat16, or quantized with one
+            scale and zero point. None else.
     """
 
     op: str
     output: str
     args: dict[str, Any] = field(default_factory=dict)
+    type: ValueType | None = None
 
     def refs(self) -> Iterator[Ref]:
         """Yields every Ref in the arguments, nested ones too."""
@@ -71,11 +75,24 @@ class Node:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: its value's name, its shape (None where any size goes) and dtype."""
+    """An input or output.
+
+    Attributes:
+        name: of its value.
+        shape: None where any size goes.
+        dtype: a name of `DTYPES`. A bfloat16 value is passed and returned as float32, and rounded on its way in.
+        quantization: of integers that stand for real numbers, which are passed and returned as stored; None else.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "float32"
+    quantization: Quantization | None = None
+
+    @property
+    def type(self) -> ValueType:
+        """The type of its elements."""
+        return ValueType(dtype_named(self.dtype), self.quantization)
 
 
 @dataclass
@@ -85,7 +102,7 @@ class Graph:
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     nodes: list[Node]
-    constants: dict[str, np.ndarray | UniformBlockSparse] = field(default_factory=dict)
+    constants: dict[str, Constant] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
@@ -98,8 +115,8 @@ class Graph:
             raise ValueError(
                 f"graph has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected one or more"
             )
-        if len(self.nodes) > MOST_NODES:
-            raise ValueError(f"graph has {len(self.nodes)} nodes; expected at most {MOST_NODES}")
+        if len(self.nodes) > MAX_NODES:
+            raise ValueError(f"graph has {len(self.nodes)} nodes; expected at most {MAX_NODES}")
         known: set[str] = set()
         for spec in self.inputs:
             _check_spec(spec)
@@ -129,6 +146,8 @@ class Graph:
         dtype = node.args.get("dtype")
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"{where}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        if node.type is not None and (not isinstance(node.type, ValueType) or _per_channel(node.type.quantization)):
+            raise ValueError(f"{where}: type {node.type!r} is no ValueType with one scale at most")
         for ref in node.refs():
             if ref.name not in known:
                 raise ValueError(
@@ -141,27 +160,26 @@ class Graph:
     def to_json(self) -> dict[str, Any]:
         """Returns all but the constants as JSON values; `from_json` reads it back."""
         inputs, outputs = (
-            [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in specs]
+            [{"name": s.name, "shape": list(s.shape)} | s.type.to_json() for s in specs]
             for specs in (self.inputs, self.outputs)
         )
         nodes = [
-            {"op": n.op, "output": n.output, "args": {k: _encode(v) for k, v in n.args.items()}} for n in self.nodes
+            {"op": n.op, "output": n.output, "args": {k: _encode(v) for k, v in n.args.items()}}
+            | ({} if n.type is None else {"type": n.type.to_json()})
+            for n in self.nodes
         ]
         return {"inputs": inputs, "outputs": outputs, "nodes": nodes, "metadata": self.metadata}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], constants: dict[str, np.ndarray | UniformBlockSparse]) -> Graph:
+    def from_json(cls, data: dict[str, Any], constants: dict[str, Constant]) -> Graph:
         """Builds and validates a graph.
 
         Raises:
             ValueError: the data is not what `to_json` writes, or the graph is not valid.
         """
         try:
-            specs = {
-                side: [TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in data[side]]
-                for side in ("inputs", "outputs")
-            }
-            nodes = [Node(n["op"], n["output"], {k: _decode(v) for k, v in n["args"].items()}) for n in data["nodes"]]
+            specs = {side: [_read_spec(entry) for entry in data[side]] for side in ("inputs", "outputs")}
+            nodes = [_read_node(entry) for entry in data["nodes"]]
             graph = cls(specs["inputs"], specs["outputs"], nodes, constants, data["metadata"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"graph description lacks a part or has one of the wrong kind: {error!r}") from error
@@ -177,6 +195,20 @@ def _define(name: Any, what: str, known: set[str]) -> None:
     known.add(name)
 
 
+def _read_spec(entry: dict[str, Any]) -> TensorSpec:
+    found = ValueType.from_json(entry)
+    return TensorSpec(entry["name"], tuple(entry["shape"]), found.dtype.name, found.quantization)
+
+
+def _read_node(entry: dict[str, Any]) -> Node:
+    args = {name: _decode(value) for name, value in entry["args"].items()}
+    return Node(entry["op"], entry["output"], args, ValueType.from_json(entry["type"]) if "type" in entry else None)
+
+
+def _per_channel(quantization: Quantization | None) -> bool:
+    return quantization is not None and quantization.axis is not None
+
+
 def _check_spec(spec: TensorSpec) -> None:
     for size in spec.shape:
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
@@ -185,21 +217,30 @@ def _check_spec(spec: TensorSpec) -> None:
             )
     if spec.dtype not in DTYPES:
         raise ValueError(f"{spec.name!r}: dtype {spec.dtype!r} is not one of {', '.join(DTYPES)}")
+    try:
+        found = spec.type
+    except ValueError as error:
+        raise ValueError(f"{spec.name!r}: {error}") from error
+    if _per_channel(found.quantization):
+        raise ValueError(f"{spec.name!r}: quantized per channel; expected one scale and zero point")
 
 
 def _check_constant(name: str, constant: Any) -> None:
-    if isinstance(constant, UniformBlockSparse):
+    if isinstance(constant, (UniformBlockSparse, TypedArray)):
         return
     if not isinstance(constant, np.ndarray):
-        raise ValueError(f"constant {name!r} is a {type(constant).__name__}; expected an array or UniformBlockSparse")
-    if constant.dtype.name not in DTYPES:
-        raise ValueError(f"constant {name!r}: dtype {constant.dtype} is not one of {', '.join(DTYPES)}; convert it")
+        kinds = "an array, TypedArray or UniformBlockSparse"
+        raise ValueError(f"constant {name!r} is a {type(constant).__name__}; expected {kinds}")
+    try:
+        dtype_of(constant)
+    except ValueError as error:
+        raise ValueError(f"constant {name!r}: {error}") from error
 
 
 def _check_value(value: Any, where: str, depth: int = 0) -> None:
     if isinstance(value, (list, tuple)):
-        if depth == DEEPEST_LIST:
-            raise ValueError(f"{where}: lists nest deeper than {DEEPEST_LIST}")
+        if depth == MAX_LIST_DEPTH:
+            raise ValueError(f"{where}: lists nest deeper than {MAX_LIST_DEPTH}")
         for item in value:
             _check_value(item, where, depth + 1)
     elif not (value is None or isinstance(value, (bool, int, float, str, Ref))):

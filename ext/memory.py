@@ -51,26 +51,26 @@ class Buffer:
     Attributes:
         nbytes: its size.
         first, last: the steps that write it first and touch it last.
-        home: another buffer that it is a part of, and where in it; None for memory of its own.
+        parent: another buffer that it is a part of, and where in it; None for memory of its own.
         offset: where in the arena, once `place` has run.
     """
 
     nbytes: int
     first: int
     last: int
-    home: tuple[Buffer, int] | None = None
+    parent: tuple[Buffer, int] | None = None
     offset: int = 0
 
     def root(self) -> tuple[Buffer, int]:
         """Returns the buffer with memory of its own, and where in it this one begins."""
         buffer, start = self, 0
-        while buffer.home:
-            buffer, start = buffer.home[0], start + buffer.home[1]
+        while buffer.parent:
+            buffer, start = buffer.parent[0], start + buffer.parent[1]
         return buffer, start
 
-    def move_into(self, other: Buffer, start: int) -> None:
+    def alias(self, other: Buffer, start: int) -> None:
         """Makes this buffer a part of another one, which then lives as long as both."""
-        self.home = (other, start)
+        self.parent = (other, start)
         root = other.root()[0]
         root.first, root.last = min(root.first, self.first), max(root.last, self.last)
 
@@ -80,7 +80,7 @@ def place(buffers: Sequence[Buffer]) -> int:
 
     The largest first, each at the lowest place that is free over all of its life.
     """
-    roots = sorted((b for b in buffers if not b.home), key=lambda b: (-b.nbytes, b.first))
+    roots = sorted((b for b in buffers if not b.parent), key=lambda b: (-b.nbytes, b.first))
     firsts, lasts, starts, ends = np.zeros((4, len(roots)), np.int64)
     total = 0
     for count, buffer in enumerate(roots):
@@ -94,7 +94,7 @@ def place(buffers: Sequence[Buffer]) -> int:
         firsts[count], lasts[count], starts[count], ends[count] = buffer.first, buffer.last, offset, offset + size
         buffer.offset, total = offset, max(total, offset + size)
     for buffer in buffers:
-        if buffer.home:
+        if buffer.parent:
             root, start = buffer.root()
             buffer.offset = root.offset + start
     return total

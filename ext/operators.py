@@ -18,7 +18,7 @@ from subp_ext.chain import Chain
 from subp_ext.convolution import Convolution
 from subp_ext.geometry import Layer
 from subp_ext.graph import Node, Ref
-from subp_ext.planner import At, Call, Planner, Tensor, phantoms, tensors_in
+from subp_ext.planner import At, Call, Planner, Tensor, as_meta, tensors_in
 from subp_ext.reference import REFERENCE
 from subp_ext.sparse import UniformBlockSparse
 
@@ -89,7 +89,7 @@ def implement(packed: dict[str, Convolution | Chain], planner: Planner, node: No
 
 def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any:
     """The operator on NumPy, in memory that NumPy allocates, copied to its place."""
-    specs = infer.infer(op, phantoms(args))
+    specs = infer.infer(op, as_meta(args))
     several = isinstance(specs, list)
     outs = [planner.empty(*spec) for spec in (specs if several else [specs])]
 
@@ -106,7 +106,7 @@ def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any
 
     macs = math.prod(outs[0].view.shape) * args["self"].view.shape[-1] if op in ("matmul", "mm", "bmm") else None
     if op in ("conv2d", "linear"):
-        macs = math.prod(outs[0].view.shape) * math.prod(phantoms(args["weight"]).shape[1:])
+        macs = math.prod(outs[0].view.shape) * math.prod(as_meta(args["weight"]).shape[1:])
     planner.step(op, "reference", why, bind, tensors_in(args), outs, macs=macs, dense_macs=macs)
     return outs if several else outs[0]
 

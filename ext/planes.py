@@ -374,7 +374,7 @@ def _cat(planner: Planner, *, tensors: list[Any], dim: int = 0) -> Tensor | str:
     axis, out = dim % len(shape), planner.empty(shape, dtype)
     if math.prod(shape[:axis]) == 1 and all(isinstance(x, Tensor) for x in tensors):
         parts = [planner.contiguous(x) for x in tensors]
-        planner.step("cat", "numpy", "copies", _unplanned, parts, [out], joins=True)
+        planner.step("cat", "numpy", "copies", _unplanned, parts, [out], concatenates=True)
         return out
 
     def bind(at: At) -> Call:

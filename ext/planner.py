@@ -1,8 +1,9 @@
 """From a graph and the shapes of its inputs to a plan: steps in order, and the place of every value in one arena.
 
-A planner goes through the graph with tensors that have a shape, strides and a buffer but no numbers. What depends on
-constants and sizes alone is computed on the way; views cost nothing; all else becomes steps. A `State` is the memory
-for one run at a time: an arena and the plan's steps bound to places in it, so that a run is a list of calls.
+A planner goes through the graph with meta tensors: they have a type, a shape, strides and a buffer, but no numbers.
+What depends on constants and sizes alone is computed on the way; views cost nothing; all else becomes steps. A `State`
+is the memory for one run at a time: an arena and the plan's steps bound to places in it, so that a run is a list of
+calls.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from subp_ext import infer
-from subp_ext.graph import DTYPES, Graph, Node, Ref
+from subp_ext.dtypes import FLOAT32, TypedArray, ValueType, as_type, dtype_of
+from subp_ext.graph import Graph, Node, Ref
 from subp_ext.memory import Buffer, aligned, place
 from subp_ext.reference import REFERENCE
 from subp_ext.sparse import UniformBlockSparse
 
 # What a graph may compute from constants when it is loaded, in bytes: more than any network's tables and weights.
-MOST_CONSTANTS = 4 << 30
+MAX_CONSTANT_BYTES = 4 << 30
 
 # Sizes and counts that a graph computes; beyond are only those of hostile files.
-LARGEST_NUMBER = 1 << 62
+MAX_NUMBER = 1 << 62
 
 At = Callable[[Any], Any]
 Call = Callable[[], Any]
@@ -36,13 +38,15 @@ class Tensor:
 
     Attributes:
         buffer: the memory it lives in.
-        view: an array of its shape, dtype and strides, whose numbers mean nothing.
+        view: an array of its shape, strides and storage, whose numbers mean nothing.
         start: where in the buffer its first element is, in bytes.
+        type: of its elements.
     """
 
     buffer: Buffer
     view: np.ndarray
     start: int = 0
+    type: ValueType = ValueType(FLOAT32)
 
     @property
     def whole(self) -> bool:
@@ -65,8 +69,9 @@ class Step:
     macs: int | None = None
     dense_macs: int | None = None
     sparse_macs: int = 0
+    passed_over: tuple[str, ...] = ()  # faster kernels that exist, each with why it does not run
     in_place: list[Tensor] = field(default_factory=list)  # those read whose memory the first written may take over
-    joins: bool = False  # whether it writes its operands one after the other
+    concatenates: bool = False  # whether it writes its operands one after the other
 
 
 @dataclass(eq=False)
@@ -80,7 +85,7 @@ class Plan:
 
 
 class Planner:
-    """Builds a Plan; the makers of `operators` call its methods.
+    """Builds a Plan; the lowerings of `operators` call its methods.
 
     Args:
         constants: what is known, by name; `run` adds the values it computes.
@@ -92,7 +97,7 @@ class Planner:
         self.values, self.threads, self.limit = dict(constants), threads, limit
         self.steps: list[Step] = []
         self._buffers: list[Buffer] = []
-        self._phantom = np.empty(0, np.uint8)
+        self._meta_memory = np.empty(0, np.uint8)  # what the views of all meta tensors point to
         self._node = ""
 
     def plan(self, graph: Graph, shapes: Sequence[tuple[int, ...]], implement: Callable[..., Any]) -> Plan:
@@ -101,7 +106,7 @@ class Planner:
         Raises:
             ValueError: names the node whose arguments do not fit, or whose result is beyond the limit.
         """
-        inputs = [self.empty(shape, spec.dtype) for shape, spec in zip(shapes, graph.inputs, strict=True)]
+        inputs = [self.empty(shape, spec.type) for shape, spec in zip(shapes, graph.inputs, strict=True)]
         self.values.update({spec.name: tensor for spec, tensor in zip(graph.inputs, inputs, strict=True)})
         for node in graph.nodes:
             if node.output not in self.values:
@@ -109,13 +114,16 @@ class Planner:
                 self.values[node.output] = guarded(node, lambda node=node: self._value(node, implement))
         outputs = [self.values[spec.name] for spec in graph.outputs]
         for spec, output in zip(graph.outputs, outputs, strict=True):
-            if not isinstance(output, (Tensor, np.ndarray, int, float)):
+            if not isinstance(output, (Tensor, np.ndarray, TypedArray, int, float)):
                 raise ValueError(f"output {spec.name!r} is not a tensor")
+            found = getattr(output, "type", spec.type if spec.type.plain else None)
+            if found != spec.type and not (found and found.plain and spec.type.plain):
+                raise ValueError(f"output {spec.name!r} is {found or 'plain'}; the graph declares {spec.type}")
         for tensor in inputs:
             tensor.buffer.first = -1
         for tensor in tensors_in(outputs):
             tensor.buffer.last = len(self.steps)
-        self._join_parts()
+        self._elide_concatenations()
         self._reuse_operands()
         nbytes = place(self._buffers)
         if nbytes > self.limit:
@@ -125,30 +133,34 @@ class Planner:
     def _value(self, node: Node, implement: Callable[..., Any]) -> Any:
         args = resolve(node.args, self.values)
         if not tensors_in(args):
-            return compute(node.op, args, self.limit)
+            return compute_constant(node, args, self.limit)
         if node.op in infer.NUMBERS:
-            return compute(node.op, phantoms(args), self.limit)
+            return compute(node.op, as_meta(args), self.limit)
         if node.op in infer.VIEWS:
             return self._view(node.op, args)
         return implement(self, node, args)
 
-    def empty(self, shape: Sequence[int], dtype: Any = np.float32, order: Sequence[int] | None = None) -> Tensor:
+    def empty(self, shape: Sequence[int], type: Any = FLOAT32, order: Sequence[int] | None = None) -> Tensor:
         """A new tensor with memory of its own.
 
         Args:
             shape: of the tensor.
-            dtype: of the tensor.
+            type: of its elements: what `as_type` takes.
             order: its axes from the outermost in memory to the innermost; C order by default.
+
+        Raises:
+            ValueError: it would take more memory than there is.
         """
-        dtype, shape = np.dtype(dtype), tuple(int(size) for size in shape)
-        nbytes = check_size(shape, dtype, self.limit)
-        if nbytes > self._phantom.nbytes:
-            self._phantom = np.empty(nbytes, np.uint8)
+        type, shape = as_type(type), tuple(int(size) for size in shape)
+        storage = type.dtype.storage
+        nbytes = check_size(shape, storage, self.limit)
+        if nbytes > self._meta_memory.nbytes:
+            self._meta_memory = np.empty(nbytes, np.uint8)
         buffer = Buffer(nbytes, len(self.steps), len(self.steps))
         self._buffers.append(buffer)
         laid = shape if order is None else tuple(shape[axis] for axis in order)
-        view = np.ndarray(laid, dtype, self._phantom)
-        return Tensor(buffer, view if order is None else view.transpose(np.argsort(order)))
+        view = np.ndarray(laid, storage, self._meta_memory)
+        return Tensor(buffer, view if order is None else view.transpose(np.argsort(order)), 0, type)
 
     def scratch(self, floats: int) -> Tensor:
         """Memory for the next step alone."""
@@ -160,7 +172,7 @@ class Planner:
         if not np.may_share_memory(result, tensor.view) and result.size:
             return None
         start = result.ctypes.data - tensor.view.ctypes.data if result.size else 0
-        return Tensor(tensor.buffer, result, tensor.start + start)
+        return Tensor(tensor.buffer, result, tensor.start + start, tensor.type)
 
     def contiguous(self, value: Any) -> Any:
         """The tensor or array in C order, copied by a step of its own where it is not."""
@@ -170,7 +182,7 @@ class Planner:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """The tensor in C order in memory of its own."""
-        out = self.empty(tensor.view.shape, tensor.view.dtype)
+        out = self.empty(tensor.view.shape, tensor.type)
         self.step("copy", "numpy", "another memory order", _copy_into(out, tensor), [tensor], [out])
         return out
 
@@ -191,7 +203,7 @@ class Planner:
         self.steps.append(Step(self._node, op, kernel, why, bind, read, list(writes), **facts))
 
     def _view(self, op: str, args: dict[str, Any]) -> Any:
-        shown = phantoms(args)
+        shown = as_meta(args)
         infer.check_parts(op, shown)
         if op == "getitem":
             return args["self"][args["index"]]
@@ -204,24 +216,27 @@ class Planner:
         # A reshape of what is not contiguous: the copy is.
         return found or self._view(op, {n: self.copy(v) if v is source else v for n, v in args.items()})
 
-    def _join_parts(self) -> None:
-        """Computes what is joined in the place where it is joined, the last joint first: it may hold earlier ones."""
+    def _elide_concatenations(self) -> None:
+        """Computes what is concatenated in its place in the result, so that nothing is copied.
+
+        The last concatenation comes first: its result may hold those of earlier ones.
+        """
         for step in reversed(self.steps):
-            if not step.joins:
+            if not step.concatenates:
                 continue
-            out, start, copied, joined = step.writes[0], 0, [], len(step.reads)
+            out, start, copied, parts = step.writes[0], 0, [], len(step.reads)
             for part in step.reads:
-                if not _settle(part, out, start):
+                if not _place_inside(part, out, start):
                     copied.append((part, start))
                 start += part.view.nbytes
             first, begin = step.reads[0].buffer.root(), step.reads[0].start
-            if len(copied) == len(step.reads) and _adjacent(step.reads) and not out.buffer.home:
-                # All of them live side by side in a later joint already.
-                out.buffer.move_into(first[0], first[1] + begin)
+            if len(copied) == len(step.reads) and _adjacent(step.reads) and not out.buffer.parent:
+                # All of them live side by side in the result of a later concatenation already.
+                out.buffer.alias(first[0], first[1] + begin)
                 copied = []
             step.bind = _copies(out, copied)
             step.reads = [part for part, _ in copied]
-            step.why = f"{joined - len(copied)} of {joined} parts are computed in place"
+            step.why = f"{parts - len(copied)} of {parts} parts are computed in place"
             step.kernel = "numpy" if copied else "none"
 
     def _reuse_operands(self) -> None:
@@ -229,15 +244,15 @@ class Planner:
 
         Nor may the step itself read that memory a second time, in another order: the result may be there already.
         """
-        joints = {id(b.root()[0]) for b in self._buffers if b.home}
+        shared = {id(b.root()[0]) for b in self._buffers if b.parent}
         for number, step in enumerate(self.steps):
             target = step.writes[0].buffer
             for operand in step.in_place:
                 source, start = operand.buffer.root()
-                free = source.last == number and start + operand.start == 0 and id(source) not in joints
+                free = source.last == number and start + operand.start == 0 and id(source) not in shared
                 free &= all(_same_place(read, operand) or read.buffer.root()[0] is not source for read in step.reads)
-                if free and id(target) not in joints and not target.home and source.nbytes == target.nbytes:
-                    target.move_into(source, 0)
+                if free and id(target) not in shared and not target.parent and source.nbytes == target.nbytes:
+                    target.alias(source, 0)
                     break
 
 
@@ -247,11 +262,11 @@ def _same_place(a: Tensor, b: Tensor) -> bool:
     return laid[0] == laid[1]
 
 
-def _settle(part: Tensor, out: Tensor, start: int) -> bool:
-    """Makes a part of a joint live inside it, if it is a buffer of its own."""
-    if part.buffer.home or not part.whole or part.buffer is out.buffer.root()[0]:
+def _place_inside(part: Tensor, out: Tensor, start: int) -> bool:
+    """Makes a part of a concatenation live inside its result, if it is a buffer of its own."""
+    if part.buffer.parent or not part.whole or part.buffer is out.buffer.root()[0]:
         return False
-    part.buffer.move_into(out.buffer, start)
+    part.buffer.alias(out.buffer, start)
     return True
 
 
@@ -333,8 +348,8 @@ def check_size(shape: Sequence[int], dtype: np.dtype, limit: int) -> int:
     Raises:
         ValueError: they are more than `limit`, or no numbers.
     """
-    if dtype.name not in DTYPES:
-        raise ValueError(f"the result would be of dtype {dtype}; expected one of {', '.join(DTYPES)}")
+    if dtype != np.uint16:  # which holds bfloat16
+        dtype_of(dtype)
     nbytes = math.prod(int(size) for size in shape) * dtype.itemsize
     if nbytes > limit or len(shape) > 32:
         sizes = ", ".join(str(size) for size in shape)
@@ -360,9 +375,30 @@ def compute(op: str, args: dict[str, Any], limit: int) -> Any:
             check_size(shape, dtype, limit)
     with np.errstate(all="ignore"):
         result = REFERENCE[op](**args)
-    if isinstance(result, (int, float, np.generic)) and abs(result) > LARGEST_NUMBER and math.isfinite(result):
+    if isinstance(result, (int, float, np.generic)) and abs(result) > MAX_NUMBER and math.isfinite(result):
         raise ValueError(f"computes {result:.3g}, which is no size of a tensor")
     return result
+
+
+def compute_constant(node: Node, args: dict[str, Any], limit: int) -> Any:
+    """Runs a node whose arguments are known: typed ones as real numbers, the result in the type the node declares.
+
+    Raises:
+        ValueError: as `compute`.
+    """
+    value = compute(node.op, _real(args), limit)
+    if node.type is None or node.type.plain:
+        return value
+    return TypedArray(node.type.from_float(value), node.type)
+
+
+def _real(value: Any) -> Any:
+    """The argument with float32 arrays in place of typed constants."""
+    if isinstance(value, TypedArray):
+        return value.to_float()
+    if isinstance(value, dict):
+        return {name: _real(item) for name, item in value.items()}
+    return [_real(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _masks(op: str, args: dict[str, Any]) -> bool:
@@ -371,8 +407,8 @@ def _masks(op: str, args: dict[str, Any]) -> bool:
 
 
 def _dense_form(value: Any) -> Any:
-    """An array of a sparse weight's dense shape."""
-    if isinstance(value, UniformBlockSparse):
+    """An array of a sparse weight's dense shape, or of a typed constant's."""
+    if isinstance(value, (UniformBlockSparse, TypedArray)):
         return np.broadcast_to(np.zeros((), np.float32), value.shape)
     return value
 
@@ -394,10 +430,10 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in tensors_in(item)]
 
 
-def phantoms(value: Any) -> Any:
-    """The argument with an array of the same form in place of each Tensor and sparse weight."""
+def as_meta(value: Any) -> Any:
+    """The argument with an array of the same form in place of each Tensor, sparse weight and typed constant."""
     if isinstance(value, Tensor):
         return value.view
     if isinstance(value, dict):
-        return {name: phantoms(item) for name, item in value.items()}
-    return [phantoms(item) for item in value] if isinstance(value, (list, tuple)) else _dense_form(value)
+        return {name: as_meta(item) for name, item in value.items()}
+    return [as_meta(item) for item in value] if isinstance(value, (list, tuple)) else _dense_form(value)

@@ -24,6 +24,8 @@ class ReportRow:
         dense_macs: those of the same layer without zeros.
         sparse_macs: of `macs`, those on sparse kernels.
         ms: best of the runs so far; None unless profiled.
+        dtype: of the result's elements.
+        passed_over: faster kernels that exist for this step, each with why it does not run here.
     """
 
     node: str
@@ -36,6 +38,8 @@ class ReportRow:
     dense_macs: int | None
     sparse_macs: int
     ms: float | None
+    dtype: str
+    passed_over: tuple[str, ...]
 
     @property
     def gflops(self) -> float | None:
@@ -86,9 +90,17 @@ class Report:
         """The steps on the reference."""
         return tuple(row for row in self.rows if row.kernel == "reference")
 
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Faster kernels that exist and why they do not run here, each once."""
+        return tuple(dict.fromkeys(reason for row in self.rows for reason in row.passed_over))
+
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values: attributes, `gflops` in each row, `shares`, `part`, `macs`, `dense_macs` and `ms`."""
-        rows = [asdict(row) | {"shape": list(row.shape), "gflops": row.gflops} for row in self.rows]
+        rows = [
+            asdict(row) | {"shape": list(row.shape), "passed_over": list(row.passed_over), "gflops": row.gflops}
+            for row in self.rows
+        ]
         return asdict(self) | {
             "rows": rows,
             "input_shapes": [list(shape) for shape in self.input_shapes],
@@ -108,12 +120,12 @@ class Report:
 
     def __str__(self) -> str:
         """A table, and the totals below it."""
-        head = ("node", "op", "shape", "kept", "kernel", "why", "MMACs", "ms", "GFLOP/s")
+        head = ("node", "op", "type", "shape", "kept", "kernel", "why", "MMACs", "ms", "GFLOP/s")
         table = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
         lines = [
             "  ".join(
-                cell.rjust(width) if i in (3, 6, 7, 8) else cell.ljust(width)
+                cell.rjust(width) if i in (4, 7, 8, 9) else cell.ljust(width)
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in table
@@ -128,6 +140,7 @@ class Report:
             + ", ".join(f"{share:.1%} on {name} kernels" for name, share in list(shares.items())[:2])
             + f", {shares['fallback']:.1%} on fallbacks",
             f"steps on the reference: {len(self.fallbacks)} of {len(self.rows)}",
+            *(f"faster, but not here: {reason}" for reason in self.passed_over),
         ]
         return "\n".join(lines)
 
@@ -139,6 +152,7 @@ def _cells(row: ReportRow) -> tuple[str, ...]:
     return (
         row.node,
         row.op,
+        row.dtype,
         "x".join(map(str, row.shape)),
         number(row.kept_share, ".0%"),
         row.kernel,
@@ -163,6 +177,8 @@ def report_rows(plan: Plan, seconds: list[float] | None) -> tuple[ReportRow, ...
             step.dense_macs,
             step.sparse_macs,
             None if seconds is None else seconds[number] * 1e3,
+            str(step.writes[0].type),
+            step.passed_over,
         )
         for number, step in enumerate(plan.steps)
     )

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,10 +16,11 @@ import numpy as np
 from subp_ext import infer, runtime
 from subp_ext.chain import Chain, chain_up
 from subp_ext.convolution import Convolution
+from subp_ext.dtypes import TypedArray, ValueType
 from subp_ext.format import FormatError, load
 from subp_ext.graph import Graph, Node, TensorSpec
 from subp_ext.operators import implement, pack, supported_ops
-from subp_ext.planner import MOST_CONSTANTS, Plan, Planner, State, compute, guarded, resolve
+from subp_ext.planner import MAX_CONSTANT_BYTES, Plan, Planner, State, compute_constant, guarded, resolve
 from subp_ext.report import Report, report_rows
 
 # Sets of input shapes that a session remembers, each with its memory.
@@ -88,9 +89,7 @@ class Session:
         if owned:
             graph.constants.clear()  # or every weight would be in memory twice, plain and packed
         self._packed: dict[str, Convolution | Chain] = {}
-        readers: dict[str, int] = {}
-        for ref in (ref for node in nodes for ref in node.refs()):
-            readers[ref.name] = readers.get(ref.name, 0) + 1
+        readers = Counter(ref.name for node in nodes for ref in node.refs())
         kept: list[Node] = []
         outputs = {spec.name for spec in graph.outputs}
         sized: set[str] = set()  # what follows from the sizes of the inputs: planning computes it, by the reference
@@ -103,11 +102,13 @@ class Session:
             if packed is not None:
                 self._packed[node.output] = packed
                 rest = {name: value for name, value in node.args.items() if name in ("input", "residual")}
+                remaining = Node(node.op, node.output, rest, node.type)
+                readers.subtract(ref.name for ref in node.refs())
+                readers.update(ref.name for ref in remaining.refs())
                 for ref in node.refs():
-                    readers[ref.name] -= 1
-                    if ref.name in constants and not readers[ref.name] and ref.name not in outputs:
-                        del constants[ref.name]  # the packed form takes its place
-                node = Node(node.op, node.output, rest)
+                    if not readers[ref.name] and ref.name not in outputs:
+                        constants.pop(ref.name, None)  # the packed form takes its place
+                node = remaining
             kept.append(node)
         kept = chain_up(kept, self._packed, outputs)
         self._graph, self._constants = Graph(graph.inputs, graph.outputs, kept), constants
@@ -202,11 +203,14 @@ class Session:
         try:
             for target, array in zip(state.inputs, arrays, strict=True):
                 np.copyto(target, array, casting="same_kind")
-            if self._profile:
-                entry.measure(state)
-            else:
-                entry.call(state)
-            return tuple(np.array(output, order="C") for output in state.outputs)
+            # Overflow and the like are part of the arithmetic; NumPy would warn where a kernel does not.
+            with np.errstate(all="ignore"):
+                if self._profile:
+                    entry.measure(state)
+                else:
+                    entry.call(state)
+            pairs = zip(state.outputs, entry.plan.outputs, strict=True)
+            return tuple(_shown(array, getattr(planned, "type", None)) for array, planned in pairs)
         finally:
             entry.free.append(state)
 
@@ -234,7 +238,7 @@ class Session:
         entry = self._planned(shapes)
         if self._profile and entry.seconds is None:
             for _ in range(2):
-                self._run([np.zeros(t.view.shape, t.view.dtype) for t in entry.plan.inputs])
+                self._run([np.zeros(t.view.shape, t.type.dtype.storage) for t in entry.plan.inputs])
         weights = sum(packed.nbytes for packed in self._packed.values())
         rows = report_rows(entry.plan, entry.seconds)
         return Report(rows, shapes, images, self.threads, runtime.kernel_set(), entry.plan.nbytes, weights)
@@ -335,13 +339,13 @@ def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
         ValueError: names the node that failed, or whose result is too large.
     """
     constants: dict[str, Any] = dict(graph.constants)
-    nodes, room = [], min(MOST_CONSTANTS, runtime.memory_limit())
+    nodes, room = [], min(MAX_CONSTANT_BYTES, runtime.memory_limit())
     for node in graph.nodes:
         if any(ref.name not in constants for ref in node.refs()):
             nodes.append(node)
             continue
         args = resolve(node.args, constants)
-        value = guarded(node, partial(compute, node.op, args, room))
+        value = guarded(node, partial(compute_constant, node, args, room))
         constants[node.output] = value
         owned = [array for array in infer.arrays_in(value) if array.flags.owndata]
         room -= sum(array.nbytes for array in owned)
@@ -372,7 +376,9 @@ def _check_input(value: Any, spec: TensorSpec) -> np.ndarray:
         raise ValueError(
             f"input {spec.name!r} has shape {list(array.shape)}, which is empty; expected a batch of 1 or more"
         )
-    wanted = np.dtype(spec.dtype)
+    dtype = spec.type.dtype
+    # bfloat16 is given as float32.
+    wanted = dtype.storage if dtype.native else np.dtype(np.float32)
     if wanted.kind == "f" and array.dtype.kind in "biu":
         raise ValueError(
             f"input {spec.name!r} is {array.dtype}; expected {wanted}: normalise it first, as in training "
@@ -380,7 +386,16 @@ def _check_input(value: Any, spec: TensorSpec) -> np.ndarray:
         )
     if array.dtype != wanted and (wanted.kind != "f" or array.dtype.kind != "f"):
         raise ValueError(f"input {spec.name!r} is {array.dtype}; expected {wanted}")
-    return array
+    return array if dtype.native else dtype.from_float(array)
+
+
+def _shown(array: Any, type: ValueType | None) -> np.ndarray:
+    """A result as the caller's own array, in C order; bfloat16 as float32."""
+    if isinstance(array, TypedArray):
+        array, type = array.values, array.type
+    if type is not None and not type.dtype.native:
+        return type.dtype.to_float(array)
+    return np.array(array, order="C")
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
+
+from subp_ext.dtypes import DTYPES, Array, DType, Float32Array
+
+# Data types of kept weights. Integers are symmetric: a scale per output channel, and 0 stands for 0.
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,32 +22,73 @@ class UniformBlockSparse:
     are then zero-padded.
 
     Attributes:
-        values: `[R, K, kh, kw, N]` float32.
+        values: `[R, K, kh, kw, N]` in the storage of `dtype`.
         indices: `[R, K]` int32, the kept input channels within the group, ascending.
         shape: `(O, I / groups, kh, kw)` of the dense weight.
         block_size: N.
         groups: groups of the convolution.
+        dtype: of the values, one of `WEIGHT_DTYPES`.
+        scale: `[O]` float32, what each output channel's integers are multiplied by; None for floats.
+        order: `[O]` int32, the output channel that each channel of the block rows, one row after the other, is; rows of
+            a group hold channels of that group. None where they follow each other as they are.
 
     Raises:
         ValueError: the parts do not fit each other; the message names the first that does not.
-        TypeError: `values` or `indices` is not an array of the dtype above.
+        TypeError: an array is not of the dtype above.
     """
 
-    values: np.ndarray
-    indices: np.ndarray
+    values: Array
+    indices: npt.NDArray[np.int32]
     shape: tuple[int, int, int, int]
     block_size: int
     groups: int = 1
+    dtype: str = "float32"
+    scale: Float32Array | None = None
+    order: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _check_shape(self.shape, self.block_size, self.groups))
-        for name, dtype in (("values", np.float32), ("indices", np.int32)):
+        if self.dtype not in WEIGHT_DTYPES:
+            raise ValueError(f"weights of {self.dtype!r}; expected one of {', '.join(WEIGHT_DTYPES)}")
+        wanted = {"values": self._row.storage, "indices": np.int32, "scale": np.float32, "order": np.int32}
+        for name, dtype in wanted.items():
             array = getattr(self, name)
+            if array is None and name in ("scale", "order"):
+                continue
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
                 raise TypeError(f"{name} is {found}; expected a NumPy array of {np.dtype(dtype)}")
             object.__setattr__(self, name, np.ascontiguousarray(array))
         self._check_arrays()
+        self._check_scale()
+        self._check_order()
+
+    @property
+    def _row(self) -> DType:
+        return DTYPES[self.dtype]
+
+    def _check_scale(self) -> None:
+        outputs, integers = self.shape[0], self._row.kind == "integer"
+        if integers != (self.scale is not None):
+            raise ValueError(
+                f"{self.dtype} values {'need a scale per output channel' if integers else 'have no scale'}"
+            )
+        if self.scale is None:
+            return
+        if self.scale.shape != (outputs,):
+            raise ValueError(f"scale has shape {self.scale.shape}; expected ({outputs},), one per output channel")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError("a scale is not a positive finite number")
+
+    def _check_order(self) -> None:
+        if self.order is None:
+            return
+        outputs = self.shape[0]
+        if self.order.shape != (outputs,) or not np.array_equal(np.sort(self.order), np.arange(outputs)):
+            raise ValueError(f"order is no permutation of the {outputs} output channels")
+        per_group = outputs // self.groups
+        if not np.array_equal(self.order // per_group, np.arange(outputs) // per_group):
+            raise ValueError("order takes a channel out of its group")
 
     def _check_arrays(self) -> None:
         _, channels, kh, kw = self.shape
@@ -100,14 +147,44 @@ class UniformBlockSparse:
         values = blocks if kept.all() else blocks[np.arange(len(counts))[:, None], indices]
         return cls(np.ascontiguousarray(values), indices, shape, block_size, groups)
 
-    def to_dense(self) -> np.ndarray:
+    def to_dense(self) -> Float32Array:
         """Returns the `[O, I / groups, kh, kw]` float32 weight, zero where blocks were not kept."""
         outputs, channels, kh, kw = self.shape
         rows = self.values.shape[0]
         blocks = np.zeros((rows, channels, kh, kw, self.block_size), np.float32)
-        np.put_along_axis(blocks, self.indices[:, :, None, None, None], self.values, axis=1)
+        stored = self._row.to_float(self.values)
+        np.put_along_axis(blocks, self.indices[:, :, None, None, None], stored, axis=1)
         padded = blocks.transpose(0, 4, 1, 2, 3).reshape(self.groups, -1, channels, kh, kw)
-        return np.ascontiguousarray(padded[:, : outputs // self.groups]).reshape(self.shape)
+        weight = np.ascontiguousarray(padded[:, : outputs // self.groups]).reshape(self.shape)
+        if self.order is not None:
+            ordered = np.empty_like(weight)
+            ordered[self.order] = weight
+            weight = ordered
+        return weight if self.scale is None else weight * self.scale[:, None, None, None]
+
+    def to_float32(self) -> UniformBlockSparse:
+        """Returns the same weight in float32, its rows in their natural order.
+
+        Kernels that know other types or an order of the rows do not need it. A weight with an order of its rows is no
+        uniform block sparse weight in the natural order, and comes back with all of its blocks.
+        """
+        if self.order is not None:
+            full = np.ones((self.values.shape[0], self.shape[1]), bool)
+            return UniformBlockSparse.from_dense(self.to_dense(), self.block_size, self.groups, full)
+        if self.dtype == "float32":
+            return self
+        values = self._row.to_float(self.values)
+        if self.scale is not None:
+            values = values * self._scale_of_blocks()[:, None, None, None, :]
+        return replace(self, values=values, dtype="float32", scale=None)
+
+    def _scale_of_blocks(self) -> Float32Array:
+        """`[R, N]`, 1 in the padding of narrow rows."""
+        assert self.scale is not None
+        rows, per_group = self.values.shape[0] // self.groups, self.shape[0] // self.groups
+        padded = np.ones((self.groups, rows * self.block_size), np.float32)
+        padded[:, :per_group] = self.scale.reshape(self.groups, per_group)
+        return padded.reshape(-1, self.block_size)
 
     @property
     def kept_share(self) -> float:
@@ -116,8 +193,9 @@ class UniformBlockSparse:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values and indices in memory."""
-        return self.values.nbytes + self.indices.nbytes
+        """Bytes of the arrays in memory."""
+        arrays = (self.values, self.indices, self.scale, self.order)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 def block_rows(outputs: int, block_size: int, groups: int) -> int:

@@ -5,18 +5,21 @@ Out of scope: files larger than memory.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subp_ext import FormatError, Graph, Node, Ref, TensorSpec, UniformBlockSparse, load, save
+from subp_ext import FormatError, Graph, Node, Ref, Session, TensorSpec, UniformBlockSparse, load, save
 from subp_ext import format as subp_format
+from subp_ext.dtypes import DTYPES, Quantization, TypedArray, ValueType, as_type
 
 
 def small_graph() -> Graph:
@@ -40,18 +43,52 @@ def small_graph() -> Graph:
     )
 
 
+def typed_graph() -> Graph:
+    """Every kind of typed value: inputs, outputs, results, constants, sparse weights of all types and orders."""
+    rng = np.random.default_rng(1)
+    activations = ValueType(DTYPES["uint8"], Quantization(np.float32(0.05), np.int32(3)))
+    per_channel = Quantization(rng.random(6).astype(np.float32) + 0.5, np.zeros(6, np.int32), axis=0)
+    indices = np.array([[0, 3], [1, 4]], np.int32)
+    sparse = {"indices": indices, "shape": (6, 5, 1, 1), "block_size": 3}
+    integers = rng.integers(-128, 128, (2, 2, 1, 1, 3)).astype(np.int8)
+    scale, order = rng.random(6).astype(np.float32) + 0.5, np.array([3, 1, 0, 5, 4, 2], np.int32)
+    return Graph(
+        inputs=[TensorSpec("x", (None, 5, 8, 8), "uint8", activations.quantization), TensorSpec("h", (3,), "bfloat16")],
+        outputs=[
+            TensorSpec("x", (None, 5, 8, 8), "uint8", activations.quantization),
+            TensorSpec("h", (3,), "bfloat16"),
+        ],
+        nodes=[
+            Node("relu", "y", {"self": Ref("x")}, activations),
+            Node("relu", "z", {"self": Ref("h")}, as_type("bfloat16")),
+        ],
+        constants={
+            "bfloat16": TypedArray(rng.integers(0, 1 << 16, (2, 3)).astype(np.uint16), as_type("bfloat16")),
+            "integers": rng.integers(-128, 128, 5).astype(np.int8),
+            "per tensor": TypedArray(rng.integers(0, 256, 4).astype(np.uint8), activations),
+            "per channel": TypedArray(integers.reshape(6, 2), ValueType(DTYPES["int8"], per_channel)),
+            "sparse int8": UniformBlockSparse(integers, **sparse, dtype="int8", scale=scale),
+            "sparse bfloat16": UniformBlockSparse(
+                DTYPES["bfloat16"].from_float(integers), **sparse, dtype="bfloat16", order=order
+            ),
+            "sparse float32": UniformBlockSparse(integers.astype(np.float32), **sparse, order=order),
+        },
+    )
+
+
+def parts_of(constant) -> dict:
+    """What a constant holds, arrays as dtype, shape and bytes."""
+    if isinstance(constant, np.ndarray):
+        return {"array": (constant.dtype, constant.shape, constant.tobytes())}
+    fields = {field.name: getattr(constant, field.name) for field in dataclasses.fields(constant)}
+    return {n: parts_of(v) if isinstance(v, np.ndarray) else v for n, v in fields.items()}
+
+
 def same(a: Graph, b: Graph) -> bool:
     if a.to_json() != b.to_json() or list(a.constants) != list(b.constants):
         return False
-    for left, right in zip(a.constants.values(), b.constants.values(), strict=True):
-        if isinstance(left, UniformBlockSparse):
-            same_form = (left.shape, left.block_size, left.groups) == (right.shape, right.block_size, right.groups)
-            pairs = [(left.values, right.values), (left.indices, right.indices)] if same_form else [(left, None)]
-        else:
-            pairs = [(left, right)]
-        if any(r is None or x.dtype != r.dtype or x.shape != r.shape or x.tobytes() != r.tobytes() for x, r in pairs):
-            return False
-    return True
+    pairs = zip(a.constants.values(), b.constants.values(), strict=True)
+    return all(type(left) is type(right) and parts_of(left) == parts_of(right) for left, right in pairs)
 
 
 @pytest.fixture
@@ -140,8 +177,92 @@ def test_other_dtypes_are_refused():
         UniformBlockSparse(np.zeros((1, 1, 1, 1, 1), np.float32), np.zeros((1, 1), np.int64), (1, 1, 1, 1), 1)
 
 
-def test_file_round_trip(stored):
-    assert same(load(stored), small_graph())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_typed_and_ordered_weights_mean_what_their_dense_form_says(dtype, ordered, groups):
+    """By hand: lane n of block row r is the next output channel of its group, or the one that the order names."""
+    rng = np.random.default_rng(3)
+    outputs, per_group, n = 10, 10 // groups, 4
+    rows = groups * -(-per_group // n)
+    real = rng.integers(-100, 100, (rows, 2, 1, 3, n)).astype(np.float32)
+    narrow = per_group % n
+    real[rows // groups - 1 :: rows // groups, ..., narrow:] = 0
+    indices = np.sort([rng.permutation(5)[:2] for _ in range(rows)]).astype(np.int32)
+    scale = (rng.random(outputs) + 0.5).astype(np.float32) if dtype == "int8" else None
+    order = None
+    if ordered:
+        order = np.concatenate([g * per_group + rng.permutation(per_group) for g in range(groups)]).astype(np.int32)
+    weight = UniformBlockSparse(
+        DTYPES[dtype].from_float(real), indices, (outputs, 5, 1, 3), n, groups, dtype, scale, order
+    )
+    dense = np.zeros((outputs, 5, 1, 3), np.float32)
+    for position in range(outputs):
+        group, inside = divmod(position, per_group)
+        row, lane = group * (rows // groups) + inside // n, inside % n
+        channel = position if order is None else order[position]
+        dense[channel, indices[row]] = real[row, :, :, :, lane] * (1 if scale is None else scale[channel])
+    assert np.array_equal(weight.to_dense(), dense)
+    plain = weight.to_float32()
+    assert plain.dtype == "float32" and plain.scale is None and plain.order is None
+    assert np.array_equal(plain.to_dense(), dense) and plain.kept_share == (1 if ordered else 0.4)
+
+
+def test_the_order_of_float32_rows_in_their_place_changes_nothing():
+    weight = UniformBlockSparse.from_dense(np.ones((4, 3, 1, 1)), 2)
+    assert weight.to_float32() is weight
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dtype": "float64"}, "weights of 'float64'"),
+        ({"dtype": "int8"}, "values is float32"),
+        (
+            {"dtype": "int8", "values": np.zeros((2, 2, 1, 1, 2), np.int8)},
+            "int8 values need a scale per output channel",
+        ),
+        ({"scale": np.ones(3, np.float32)}, "float32 values have no scale"),
+        ({"dtype": "int8", "values": np.zeros((2, 2, 1, 1, 2), np.int8), "scale": np.ones(4, np.float32)}, "scale has"),
+        ({"dtype": "int8", "values": np.zeros((2, 2, 1, 1, 2), np.int8), "scale": np.zeros(3, np.float32)}, "positive"),
+        ({"order": np.array([0, 1, 1], np.int32)}, "order is no permutation of the 3 output channels"),
+        ({"order": np.array([0, 1], np.int32)}, "order is no permutation"),
+        ({"order": np.array([0, 1, 2])}, "order is int64"),
+    ],
+)
+def test_types_and_orders_that_do_not_fit_are_refused(change, message):
+    parts = {
+        "values": np.zeros((2, 2, 1, 1, 2), np.float32),
+        "indices": np.array([[0, 2], [0, 1]], np.int32),
+        "shape": (3, 3, 1, 1),
+        "block_size": 2,
+    }
+    with pytest.raises((ValueError, TypeError), match=message):
+        UniformBlockSparse(**{**parts, **change})
+
+
+def test_an_order_stays_inside_its_group():
+    with pytest.raises(ValueError, match="order takes a channel out of its group"):
+        UniformBlockSparse(
+            np.zeros((2, 1, 1, 1, 2), np.float32), np.zeros((2, 1), np.int32), (4, 1, 1, 1), 2, 2,
+            order=np.array([2, 1, 0, 3], np.int32),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [small_graph, typed_graph])
+def test_file_round_trip(make, tmp_path):
+    save(tmp_path / "m.subp", make())
+    assert same(load(tmp_path / "m.subp"), make())
+
+
+def test_a_file_of_version_1_loads_and_gives_the_same_bits():
+    """Written by the release that had version 1. Whole numbers, so that every kernel set has the same bits."""
+    folder = Path(__file__).parent / "files"
+    assert struct.unpack_from("<I", (folder / "version1.subp").read_bytes(), 8) == (1,)
+    with np.load(folder / "version1.npz") as arrays:
+        found = Session(folder / "version1.subp").run(arrays["x"])
+        for name, result in zip(("y", "z"), found, strict=True):
+            assert result.dtype == arrays[name].dtype and result.tobytes() == arrays[name].tobytes()
 
 
 def test_saving_twice_gives_the_same_bytes(stored, tmp_path):
@@ -290,9 +411,9 @@ def test_deep_nesting_is_an_error(stored):
 
 def test_newer_version_says_so(stored):
     raw = bytearray(stored.read_bytes())
-    raw[8] = 2
+    raw[8] = 3
     stored.write_bytes(bytes(raw))
-    with pytest.raises(FormatError, match="format version 2, this subp_ext reads up to 1; install a newer one"):
+    with pytest.raises(FormatError, match="format version 3, this subp_ext reads up to 2; install a newer one"):
         load(stored)
 
 

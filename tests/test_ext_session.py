@@ -234,6 +234,23 @@ def test_a_residual_that_does_not_fit_is_named():
         Session(graph).run([np.ones((2, 3, 5, 5), np.float32), np.ones((1, 4, 1, 1), np.float32)])
 
 
+@pytest.mark.parametrize("readers", [1, 2])
+def test_a_constant_residual_is_kept(readers):
+    """As of conv(x) + position with a batch of one: the packed form holds weight and bias, and nothing else."""
+    rng = np.random.default_rng(3)
+    weight, position = rng.standard_normal((4, 3, 1, 1)), rng.standard_normal((1, 4, 5, 5))
+    constants = {"w": weight.astype(np.float32), "position": position.astype(np.float32)}
+    nodes = [Node("conv2d", "y", {"input": Ref("x"), "weight": Ref("w"), "residual": Ref("position")})]
+    if readers == 2:
+        nodes.append(Node("add", "z", {"self": Ref("y"), "other": Ref("position")}))
+    outputs = [TensorSpec(node.output, (1, 4, 5, 5)) for node in nodes]
+    x = rng.standard_normal((1, 3, 5, 5)).astype(np.float32)
+    results = Session(Graph([TensorSpec("x", (1, 3, 5, 5))], outputs, nodes, constants)).run(x)
+    expected = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0], x) + position
+    for count, result in enumerate([results] if readers == 1 else results):
+        assert np.allclose(result, expected + count * position, atol=1e-5)
+
+
 def test_results_are_the_callers_own():
     constant = np.ones((1, 4), np.float32)
     graph = simple(Node("alias", "y", {"self": Ref("x")}), outputs=("y", "x", "k"), constants={"k": constant})
