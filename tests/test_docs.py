@@ -1,0 +1,46 @@
+"""The pages in docs/: the code they show runs, the files they name exist, the commands they give parse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_ext_format import small_graph, typed_graph
+
+import subp_ext
+from subp_ext.dtypes import DTYPES, TypedArray
+
+ROOT = Path(__file__).parent.parent
+
+
+def reader() -> dict:
+    """The functions of the reader at the end of the page."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "format.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("make", [small_graph, typed_graph])
+def test_a_reader_written_from_the_page_reads_what_the_runtime_writes(make, tmp_path):
+    graph, read = make(), reader()
+    subp_ext.save(tmp_path / "m.subp", graph)
+    described, constants = read["read"](tmp_path / "m.subp")
+    assert described == graph.to_json() and list(constants) == list(graph.constants)
+    for name, constant in graph.constants.items():
+        found = constants[name]
+        if not isinstance(constant, subp_ext.UniformBlockSparse):
+            stored = constant.values if isinstance(constant, TypedArray) else constant
+            assert np.array_equal(found["tensor"], stored)
+            continue
+        weight = DTYPES[constant.dtype].to_float(read["dense"](found))
+        scale = found["scale"] if "scale" in found else np.ones(len(weight), np.float32)
+        assert np.array_equal(weight * scale[:, None, None, None], constant.to_dense())
+
+
+def test_a_reader_written_from_the_page_reads_version_1():
+    described, constants = reader()["read"](ROOT / "tests" / "files" / "version1.subp")
+    graph = subp_ext.load(ROOT / "tests" / "files" / "version1.subp")
+    assert described == graph.to_json() and list(constants) == list(graph.constants)
