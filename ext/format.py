@@ -18,8 +18,9 @@ import os
 import struct
 import tempfile
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -177,7 +178,7 @@ def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
     return header_crc, header_bytes
 
 
-def _parse(file: BinaryIO, header_bytes: int, header_crc: int, size: int) -> Graph:
+def _parse(file: BufferedReader, header_bytes: int, header_crc: int, size: int) -> Graph:
     """Reads what follows the preamble."""
     raw = file.read(header_bytes)
     if zlib.crc32(raw) != header_crc:
@@ -223,14 +224,13 @@ def _check_table(entries: list[dict[str, Any]], available: int) -> None:
         raise FormatError(f"tensors of {total} bytes in a file with room for {available}: some overlap")
 
 
-def _read_tensor(entry: dict[str, Any], number: int, file: BinaryIO, start: int) -> np.ndarray:
+def _read_tensor(entry: dict[str, Any], number: int, file: BufferedReader, start: int) -> np.ndarray:
     storage = _STORAGE[entry["dtype"]]
     array = np.empty(entry["shape"], storage.newbyteorder("<"))
-    raw = array.reshape(-1).view(np.uint8)
     file.seek(start + entry["offset"])
-    if file.readinto(raw) != entry["nbytes"]:
+    if file.readinto(array.reshape(-1).view(np.uint8)) != entry["nbytes"]:
         raise FormatError("changed while it was read; copy or export the file again")
-    if zlib.crc32(raw) != entry["crc32"]:
+    if zlib.crc32(array) != entry["crc32"]:
         raise FormatError(f"tensor {number} is damaged (checksum); copy or export the file again")
     return array.astype(storage, copy=False)
 

@@ -65,7 +65,8 @@ class Buffer:
         """Returns the buffer with memory of its own, and where in it this one begins."""
         buffer, start = self, 0
         while buffer.parent:
-            buffer, start = buffer.parent[0], start + buffer.parent[1]
+            buffer, offset = buffer.parent
+            start += offset
         return buffer, start
 
     def alias(self, other: Buffer, start: int) -> None:

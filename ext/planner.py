@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ class Planner:
         for node in graph.nodes:
             if node.output not in self.values:
                 self._node = node.output
-                self.values[node.output] = guarded(node, lambda node=node: self._value(node, implement))
+                self.values[node.output] = guarded(node, partial(self._value, node, implement))
         outputs = [self.values[spec.name] for spec in graph.outputs]
         for spec, output in zip(graph.outputs, outputs, strict=True):
             if not isinstance(output, (Tensor, np.ndarray, TypedArray, int, float)):
@@ -168,7 +169,10 @@ class Planner:
 
     def view(self, tensor: Tensor, function: Callable[[np.ndarray], np.ndarray]) -> Tensor | None:
         """The part of a tensor that an array function returns; None if it would have to copy."""
-        result = function(tensor.view)
+        return self._part(tensor, function(tensor.view))
+
+    def _part(self, tensor: Tensor, result: np.ndarray) -> Tensor | None:
+        """The part of a tensor that is this array of its view; None if the array is a copy."""
         if not np.may_share_memory(result, tensor.view) and result.size:
             return None
         start = result.ctypes.data - tensor.view.ctypes.data if result.size else 0
@@ -211,8 +215,8 @@ class Planner:
         if not isinstance(source, Tensor):
             return result  # a known one, of a size that follows the input's
         if isinstance(result, (list, tuple)):
-            return [self.view(source, lambda _, part=part: part) for part in result]
-        found = self.view(source, lambda _: result)
+            return [self._part(source, part) for part in result]
+        found = self._part(source, result)
         # A reshape of what is not contiguous: the copy is.
         return found or self._view(op, {n: self.copy(v) if v is source else v for n, v in args.items()})
 
@@ -375,7 +379,7 @@ def compute(op: str, args: dict[str, Any], limit: int) -> Any:
             check_size(shape, dtype, limit)
     with np.errstate(all="ignore"):
         result = REFERENCE[op](**args)
-    if isinstance(result, (int, float, np.generic)) and abs(result) > MAX_NUMBER and math.isfinite(result):
+    if isinstance(result, (int, float, np.number)) and abs(float(result)) > MAX_NUMBER and math.isfinite(result):
         raise ValueError(f"computes {result:.3g}, which is no size of a tensor")
     return result
 

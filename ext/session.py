@@ -226,15 +226,19 @@ class Session:
         Raises:
             ValueError: as `run`; or nothing ran yet, and the model leaves more than the batch size free.
         """
-        for _ in range(0 if inputs is None else 2):
-            self.run(inputs)
+        if inputs is not None:
+            for _ in range(2):
+                self.run(inputs)
         with self._lock:
             self._check_open()
             planned = next(reversed(self._entries), None)
-        if self._ran is None and planned is None:
+        ran = self._ran
+        if ran is None and planned is not None:
+            ran = planned, _images(planned)
+        if ran is None:
             free = [f"{spec.name} {list(spec.shape)}" for spec in self.inputs]
             raise ValueError(f"the sizes of the inputs are free: {', '.join(free)}; run once, or pass inputs")
-        shapes, images = self._ran or (planned, _images(planned))
+        shapes, images = ran
         entry = self._planned(shapes)
         if self._profile and entry.seconds is None:
             for _ in range(2):

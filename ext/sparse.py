@@ -50,14 +50,15 @@ class UniformBlockSparse:
         object.__setattr__(self, "shape", _check_shape(self.shape, self.block_size, self.groups))
         if self.dtype not in WEIGHT_DTYPES:
             raise ValueError(f"weights of {self.dtype!r}; expected one of {', '.join(WEIGHT_DTYPES)}")
-        wanted = {"values": self._row.storage, "indices": np.int32, "scale": np.float32, "order": np.int32}
+        whole, real = np.dtype(np.int32), np.dtype(np.float32)
+        wanted = {"values": self._row.storage, "indices": whole, "scale": real, "order": whole}
         for name, dtype in wanted.items():
             array = getattr(self, name)
             if array is None and name in ("scale", "order"):
                 continue
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise TypeError(f"{name} is {found}; expected a NumPy array of {np.dtype(dtype)}")
+                raise TypeError(f"{name} is {found}; expected a NumPy array of {dtype}")
             object.__setattr__(self, name, np.ascontiguousarray(array))
         self._check_arrays()
         self._check_scale()
@@ -189,7 +190,7 @@ class UniformBlockSparse:
     @property
     def kept_share(self) -> float:
         """Kept blocks over all blocks, the same in every block row."""
-        return self.indices.shape[1] / self.shape[1]
+        return float(self.indices.shape[1] / self.shape[1])
 
     @property
     def nbytes(self) -> int:
