@@ -66,7 +66,14 @@ if __name__ == "__main__":
             Extension(
                 "subp_ext._kernels",
                 sources=["ext/_kernels.pyx"],
-                depends=[*HEADERS, *LISTS, "ext/_c.pxi", "ext/_convolutions.pxi", "ext/_planes.pxi"],
+                depends=[
+                    *HEADERS,
+                    *LISTS,
+                    "ext/_c.pxi",
+                    "ext/_convolutions.pxi",
+                    "ext/_checks.pxi",
+                    "ext/_operators.pxi",
+                ],
                 include_dirs=[KERNELS],
                 define_macros=macros,
                 extra_compile_args=[*CFLAGS, "-fopenmp"],

@@ -44,27 +44,30 @@ cdef class _InPasses:
 
     def bind(
         self,
-        const float[:, :, :, ::1] x,  # IN [batch, in_channels, height, width]
+        x,  # IN [batch, in_channels, height, width]
         residual,  # IN as out, or None
-        float[:, :, :, ::1] out,  # OUT [batch, out_channels, out_h, out_w]
-        float[::1] scratch,  # at least `scratch` floats for every thread; contents do not matter
-        int threads,
+        out,  # OUT [batch, out_channels, out_h, out_w]
+        scratch,  # at least `scratch` floats for every thread; contents do not matter
+        threads,
     ):
-        """Returns a call that runs it on these arrays: out = activation(conv(x) + bias + residual)."""
-        cdef _Call call = _Call.__new__(_Call)
-        cdef const float[:, :, :, ::1] residual_view
-        assert x.shape[0] > 0 and x.shape[0] == out.shape[0] and threads > 0
-        assert scratch.shape[0] >= self.scratch * threads
-        assert (x.shape[1], x.shape[2], x.shape[3]) == self._in_shape
-        assert (out.shape[1], out.shape[2], out.shape[3]) == self._out_shape
-        call.arrays.x, call.arrays.out, call.arrays.residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
-        if residual is not None:
-            residual_view = residual
-            assert residual.shape == np.shape(out)
-            call.arrays.residual = &residual_view[0, 0, 0, 0]
-        call.scratch = &scratch[0] if self.scratch else NULL
-        call.what, call.passes, call.threads = self, self._passes * x.shape[0], threads
-        call.held = (x, residual, out, scratch)
+        """Returns a call that runs it on these arrays: out = activation(conv(x) + bias + residual).
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit.
+        """
+        cdef _Passes call = _Passes.__new__(_Passes)
+        cdef _Array source, target, addend, memory
+        if self._arrays is None:
+            raise ValueError("this convolution was not made completely; make another")
+        call.threads = _threads(threads)
+        source = _array("x", x, "float32", (None, *self._in_shape))
+        target = _array("out", out, "float32", (source.shape[0], *self._out_shape), True)
+        addend = _optional("residual", residual, "float32", target.shape)
+        memory = _room(scratch, self.scratch * call.threads)
+        call.arrays.x, call.arrays.out, call.arrays.residual = <float *>source.data, <float *>target.data, _floats(addend)
+        call.scratch = _floats(memory)
+        call.what, call.passes = self, self._passes * source.shape[0]
+        call.held = (source, addend, target, memory)
         return call
 
     def run(self, x, residual, out, scratch, threads):
@@ -72,66 +75,109 @@ cdef class _InPasses:
         self.bind(x, residual, out, scratch, threads)()
 
 
-cdef class _Call:
+cdef _Array _room(scratch, Py_ssize_t wanted):
+    """Scratch memory of at least so many floats; None where none is wanted."""
+    cdef _Array memory
+    if not wanted:
+        return None
+    memory = _array("scratch", scratch, "float32", (None,), True)
+    if memory.shape[0] < wanted:
+        raise ValueError(f"scratch has {memory.shape[0]} floats; expected at least {wanted}")
+    return memory
+
+
+cdef class _Passes:
     """A convolution and the arrays it runs on, all of them checked."""
 
     cdef _InPasses what
-    cdef object held  # keeps alive what pointers lead to
+    cdef tuple held  # keeps alive what pointers lead to
     cdef subp_conv_arrays arrays
     cdef float *scratch
     cdef Py_ssize_t passes
     cdef int threads
 
     def __call__(self):
+        """Runs it."""
         cdef _InPasses what = self.what
-        cdef Py_ssize_t i, n, fills = what._fills, size = what.scratch, passes = self.passes
+        cdef Py_ssize_t i, n, fills, size, passes = self.passes
         cdef const subp_conv_arrays *arrays = &self.arrays
         cdef int threads = self.threads
         cdef float *memory = self.scratch
         cdef subp_conv_parts parts
+        if what is None:
+            raise ValueError("nothing is bound; use what `bind` returns")
+        fills, size = what._fills, what.scratch
+        if threads == 1:
+            with nogil:
+                for i in range(passes):
+                    what._whole(arrays, i, memory)
+            return
         # Passes of a thread's own need no exchange between caches; where they do not divide well, threads share each.
         if passes % threads == 0 or passes >= 4 * threads:
-            for i in prange(passes, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            for i in prange(passes, nogil=True, schedule="static", num_threads=threads):
                 what._whole(arrays, i, memory + threadid() * size)
             return
         parts = what._divide(threads)
         for n in range(passes):
             if fills:
-                for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+                for i in prange(fills, nogil=True, schedule="static", num_threads=threads):
                     what._fill(arrays, n, i, memory)
-            for i in prange(parts.parts, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            for i in prange(parts.parts, nogil=True, schedule="static", num_threads=threads):
                 what._part(arrays, n, &parts, i, memory, memory + threadid() * size)
 
 
-cdef class Convolution(_InPasses):
+cdef _check_rows(rows, Py_ssize_t kept, in_channels, out_channels, groups, block, indices):
+    """The block rows of a weight against the channels."""
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"{in_channels} input and {out_channels} output channels do not split into {groups} groups")
+    expected = groups * ((out_channels // groups + block - 1) // block)
+    if rows != expected:
+        raise ValueError(f"indices have {rows} block rows; expected {expected}")
+    if np.min(indices) < 0 or np.max(indices) >= in_channels // groups:
+        raise ValueError(
+            f"indices are from {np.min(indices)} to {np.max(indices)}; expected channels from 0 to "
+            f"{in_channels // groups - 1}, those of a group"
+        )
+
+
+cdef _Array _offsets(indices, in_channels, stride):
+    """Where the planes of kept channels are, `stride` floats apart; 32 bits, because products in 64 would compete with
+    the kernels' own for a port of the CPU."""
+    if in_channels * stride >= 2**31:
+        raise ValueError(f"{in_channels} channels of {stride} floats are too large; expected less than 2**31 in all")
+    offsets = np.ascontiguousarray(indices, np.int32) * np.int32(stride)
+    return _array("offsets", offsets, "int32", (None, None))
+
+
+cdef class CompiledConvolution(_InPasses):
     """A convolution with packed weights for one size of input. Everything that memory safety rests on is checked here.
 
     Args:
         kernel_set: of `kernel_sets`.
-        values: [rows, kept * taps * block], a row as `tiles` of [kept, taps, channels of the tile].
-        indices: [rows, kept], channels within the group.
+        values: float32 [rows, kept * taps * block], a row as `tiles` of [kept, taps, channels of the tile].
+        indices: int32 [rows, kept], channels within the group.
         block, groups: as the weight's.
-        bias: [out_channels] or None.
+        bias: float32 [out_channels] or None.
         activation: a name or None.
         in_shape, out_shape: (channels, height, width).
-        copies: [copies, 2] row and column of each copy of a channel; none to read the input in place.
+        copies: intp [copies, 2] row and column of each copy of a channel; none to read the input in place.
         pad, stride: (height, width).
         band, plane_rows, channel_stride, tile_pixels, pixels_outside: see kernels/conv.h.
-        tap_offsets: [taps].
+        tap_offsets: intp [taps].
 
     Raises:
-        ValueError: an unknown kernel set or activation.
+        TypeError, ValueError: an argument that does not fit.
     """
 
     cdef subp_conv _call
 
-    def __init__(
+    def __cinit__(
         self,
-        str kernel_set,
-        const float[:, ::1] values,
-        const int32_t[:, ::1] indices,
-        Py_ssize_t block,
-        Py_ssize_t groups,
+        kernel_set,
+        values,
+        indices,
+        block,
+        groups,
         bias,
         activation,
         in_shape,
@@ -139,61 +185,73 @@ cdef class Convolution(_InPasses):
         copies,
         pad,
         stride,
-        const Py_ssize_t[::1] tap_offsets,
+        tap_offsets,
         *,
-        Py_ssize_t band,
-        Py_ssize_t plane_rows,
-        Py_ssize_t channel_stride,
-        Py_ssize_t tile_pixels,
+        band,
+        plane_rows,
+        channel_stride,
+        tile_pixels,
         bint pixels_outside,
     ):
         cdef subp_conv *call = &self._call
-        cdef const float[::1] bias_view
-        cdef const Py_ssize_t[::1] copy_rows, copy_cols
-        cdef const int32_t[:, ::1] offsets
+        cdef int isa = _set_number(kernel_set)
+        cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
+        cdef _Array rows = None, columns = None, taps
         cdef _Kernels kernels
+        in_shape, out_shape = _wholes("in_shape", in_shape, 3), _wholes("out_shape", out_shape, 3)
+        block, groups = _whole("block", block), _whole("groups", groups)
+        indices = np.array(indices, np.int32)  # of its own: nobody can change them between check and use
+        tap_offsets = np.array(tap_offsets, np.intp)
         call.activation = _activation_number(activation)
         call.in_channels, call.height, call.width = in_shape
         call.out_channels, call.out_h, call.out_w = out_shape
-        call.rows, call.kept, call.taps = indices.shape[0], indices.shape[1], tap_offsets.shape[0]
-        call.block, call.groups, call.copies = block, groups, len(copies)
-        call.pad_top, call.pad_left = pad
-        call.stride_h, call.stride_w = stride
-        call.band, call.plane_rows, call.channel_stride = band, plane_rows, channel_stride
-        call.tile_pixels, call.pixels_outside = tile_pixels, pixels_outside
-        assert min(*in_shape, *out_shape, *stride, groups, block, band, tile_pixels) > 0 and min(pad) >= 0
-        assert values.size and indices.size and tap_offsets.size
-        assert call.in_channels % groups == 0 and call.out_channels % groups == 0 and call.rows % groups == 0
-        assert call.rows // groups == (call.out_channels // groups + block - 1) // block
-        assert values.shape[0] == call.rows and values.shape[1] == call.kept * call.taps * block
-        assert np.min(indices) >= 0 and np.max(indices) < call.in_channels // groups
-        assert np.min(tap_offsets) >= 0
+        call.pad_top, call.pad_left = _wholes("pad", pad, 2, 0)
+        call.stride_h, call.stride_w = _wholes("stride", stride, 2)
+        call.band, call.plane_rows = _whole("band", band), _whole("plane_rows", plane_rows)
+        call.channel_stride, call.tile_pixels = _whole("channel_stride", channel_stride), _whole("tile_pixels", tile_pixels)
+        call.pixels_outside = pixels_outside
+        call.block, call.groups = block, groups
+        call.rows, call.kept = kept.shape
+        _check_rows(kept.shape[0], kept.shape[1], in_shape[0], out_shape[0], groups, block, indices)
+        taps = _array("tap_offsets", tap_offsets, "intp", (None,))
+        call.taps = <int32_t>_whole("taps", taps.shape[0])
+        weights = _array("values", values, "float32", (kept.shape[0], kept.shape[1] * taps.shape[0] * block))
+        farthest = int(tap_offsets.max()) + call.band * call.out_w
+        if np.min(tap_offsets) < 0:
+            raise ValueError(f"tap_offsets has {np.min(tap_offsets)}; expected none below 0")
+        copies = np.array(copies, np.intp)
+        if copies.ndim != 2 or copies.shape[1] != 2:
+            raise ValueError(f"copies has shape {list(copies.shape)}; expected [copies, 2]")
+        call.copies = len(copies)
         if call.copies:
-            assert np.min(copies) >= 0 and plane_rows >= band
-            assert channel_stride >= call.copies * plane_rows * call.out_w
-            assert np.max(tap_offsets) + band * call.out_w <= call.copies * plane_rows * call.out_w
-            rows = np.ascontiguousarray(copies[:, 0], np.intp)
-            columns = np.ascontiguousarray(copies[:, 1], np.intp)
-            copy_rows, copy_cols = rows, columns
-            call.copy_rows, call.copy_cols = &copy_rows[0], &copy_cols[0]
-            self.scratch = channel_stride * call.in_channels
-        else:
-            rows = columns = None
-            assert tuple(in_shape[1:]) == tuple(out_shape[1:]) and channel_stride == call.height * call.width
-            assert call.taps == 1 and tap_offsets[0] == 0
-        kernels = _Kernels(_set_number(kernel_set), block)
-        call.kernels, call.halve = kernels.of_row, subp_kernel_set_at(_set_number(kernel_set)).halve
-        # The product would compete with the kernels' own for a port of the CPU.
-        assert call.in_channels * channel_stride < 2**31
-        offsets = np.asarray(indices) * np.int32(channel_stride)
-        call.bias = NULL
-        if bias is not None:
-            bias_view = bias
-            assert bias_view.shape[0] == call.out_channels
-            call.bias = &bias_view[0]
-        call.values, call.channel_offsets, call.tap_offsets = &values[0, 0], &offsets[0, 0], &tap_offsets[0]
-        self._arrays = (values, offsets, tap_offsets, bias, rows, columns, kernels)
-        self._in_shape, self._out_shape = tuple(in_shape), tuple(out_shape)
+            _whole("a row or column of copies", copies.min(), 0)
+            _whole("a row or column of copies", copies.max(), 0)
+            room = len(copies) * plane_rows * out_shape[2]
+            if plane_rows < band:
+                raise ValueError(f"plane_rows is {plane_rows}; expected at least the band's, {band}")
+            if channel_stride < room or farthest > room:
+                raise ValueError(
+                    f"a channel's planes have {room} floats, channel_stride is {channel_stride} and taps read up to "
+                    f"{farthest}; expected no more than the planes, and these no more than channel_stride"
+                )
+            rows = _array("rows", np.ascontiguousarray(copies[:, 0]), "intp", (None,))
+            columns = _array("columns", np.ascontiguousarray(copies[:, 1]), "intp", (None,))
+            call.copy_rows, call.copy_cols = <const Py_ssize_t *>rows.data, <const Py_ssize_t *>columns.data
+        elif in_shape[1:] != out_shape[1:] or channel_stride != in_shape[1] * in_shape[2] or tap_offsets.tolist() != [0]:
+            raise ValueError(
+                f"without copies of it the input {list(in_shape)} is read in place; expected an output of that size, one "
+                f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
+            )
+        offsets = _offsets(indices, in_shape[0], channel_stride)
+        self.scratch = channel_stride * in_shape[0] if call.copies else 0
+        kernels = _Kernels(isa, block)
+        call.kernels, call.halve = kernels.of_row, subp_kernel_set_at(isa).halve
+        summands = _optional("bias", bias, "float32", out_shape[:1])
+        call.bias = _floats(summands)
+        call.values, call.channel_offsets = <float *>weights.data, <const int32_t *>offsets.data
+        call.tap_offsets = <const Py_ssize_t *>taps.data
+        self._arrays = (weights, offsets, taps, summands, rows, columns, kernels)
+        self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_conv_passes(call), subp_conv_fills(call)
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
@@ -211,70 +269,69 @@ cdef class Convolution(_InPasses):
         subp_conv_pass(&self._call, arrays, pass_, own)
 
 
-cdef class Winograd(_InPasses):
+cdef class CompiledWinograd(_InPasses):
     """A 3x3 convolution with stride 1 through Winograd's transforms, for one size of input.
 
     Args:
-        kernel_set, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `Convolution`.
-        size: outputs of a tile along a side, one of `winograd_sizes`.
-        values: [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile].
+        kernel_set, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `CompiledConvolution`.
+        size: outputs of a tile along a side.
+        values: float32 [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile].
         run, call_tiles, pitch: see kernels/winograd.h.
 
     Raises:
-        ValueError: an unknown kernel set or activation.
+        TypeError, ValueError: an argument that does not fit, or no transforms for the size.
     """
 
     cdef subp_winograd _call
 
-    def __init__(
+    def __cinit__(
         self,
-        str kernel_set,
-        int size,
-        const float[:, ::1] values,
-        const int32_t[:, ::1] indices,
-        Py_ssize_t block,
-        Py_ssize_t groups,
+        kernel_set,
+        size,
+        values,
+        indices,
+        block,
+        groups,
         bias,
         activation,
         in_shape,
         out_shape,
         pad,
         *,
-        Py_ssize_t run,
-        Py_ssize_t call_tiles,
-        Py_ssize_t pitch,
+        run,
+        call_tiles,
+        pitch,
     ):
         cdef subp_winograd *call = &self._call
         cdef int isa = _set_number(kernel_set)
-        cdef _Kernels kernels = _Kernels(isa, block)
-        cdef const float[::1] bias_view
-        cdef const int32_t[:, ::1] offsets
+        cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
+        cdef _Kernels kernels
+        size = _whole("size", size)
         call.transforms = subp_find_winograd(isa, size)
-        assert call.transforms != NULL
+        if call.transforms == NULL:
+            raise ValueError(f"kernel set {kernel_set!r} has no transforms for tiles of {size}x{size}")
+        in_shape, out_shape = _wholes("in_shape", in_shape, 3), _wholes("out_shape", out_shape, 3)
+        block, groups, pitch = _whole("block", block), _whole("groups", groups), _whole("pitch", pitch)
+        call.run, call.call_tiles, call.pitch = _whole("run", run), _whole("call_tiles", call_tiles), pitch
+        if pitch < call.run + SUBP_TILE_SLACK:
+            raise ValueError(f"pitch is {pitch}; expected at least {call.run + SUBP_TILE_SLACK}, for a run and its slack")
+        indices = np.array(indices, np.int32)
+        _check_rows(kept.shape[0], kept.shape[1], in_shape[0], out_shape[0], groups, block, indices)
+        weights = _array("values", values, "float32", (kept.shape[0], (size + 2) ** 2 * kept.shape[1] * block))
+        kernels = _Kernels(isa, block)
         call.kernels, call.tiles_of_row = kernels.of_row, kernels.count
         call.activation = _activation_number(activation)
         call.in_channels, call.tiles.height, call.tiles.width = in_shape
         call.out_channels, call.tiles.out_h, call.tiles.out_w = out_shape
-        call.tiles.pad_top, call.tiles.pad_left = pad
-        call.tiles.across = (call.tiles.out_w + size - 1) // size
-        call.rows, call.kept, call.block, call.groups = indices.shape[0], indices.shape[1], block, groups
-        call.run, call.call_tiles, call.pitch = run, call_tiles, pitch
-        assert min(*in_shape, *out_shape, groups, block, run, call_tiles) > 0 and min(pad) >= 0
-        assert pitch >= run + SUBP_TILE_SLACK and values.size and indices.size
-        assert call.in_channels % groups == 0 and call.out_channels % groups == 0 and call.rows % groups == 0
-        assert call.rows // groups == (call.out_channels // groups + block - 1) // block
-        assert values.shape[0] == call.rows and values.shape[1] == (size + 2) ** 2 * call.kept * block
-        assert np.min(indices) >= 0 and np.max(indices) < call.in_channels // groups
-        assert call.in_channels * pitch < 2**31
-        offsets = np.asarray(indices) * np.int32(pitch)
-        call.bias = NULL
-        if bias is not None:
-            bias_view = bias
-            assert bias_view.shape[0] == call.out_channels
-            call.bias = &bias_view[0]
-        call.values, call.channel_offsets = &values[0, 0], &offsets[0, 0]
-        self._arrays = (values, offsets, bias, kernels)
-        self._in_shape, self._out_shape = tuple(in_shape), tuple(out_shape)
+        call.tiles.pad_top, call.tiles.pad_left = _wholes("pad", pad, 2, 0)
+        call.tiles.across = (out_shape[2] + size - 1) // size
+        call.rows, call.kept, call.block, call.groups = kept.shape[0], kept.shape[1], block, groups
+        offsets = _offsets(indices, in_shape[0], pitch)
+        summands = _optional("bias", bias, "float32", out_shape[:1])
+        call.bias = _floats(summands)
+        call.values, call.channel_offsets = <float *>weights.data, <const int32_t *>offsets.data
+        self._arrays = (weights, offsets, summands, kernels)
+        self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_winograd_passes(call), subp_winograd_fills(call)
         self.scratch = subp_winograd_planes(call) + subp_winograd_sums(call)
 
@@ -297,125 +354,148 @@ cdef class Winograd(_InPasses):
 
 cdef _describe(subp_window *w, in_size, out_size, kernel, stride, dilation, pad):
     """Fills in a window; every pair is (height, width)."""
-    assert min(*in_size, *out_size, *kernel, *stride, *dilation) >= 1 and min(pad) >= 0
-    w.height, w.width = in_size
-    w.out_h, w.out_w = out_size
-    w.kernel_h, w.kernel_w = kernel
-    w.stride_h, w.stride_w = stride
-    w.dilation_h, w.dilation_w = dilation
-    w.pad_top, w.pad_left = pad
+    w.height, w.width = _wholes("the input's size", in_size, 2)
+    w.out_h, w.out_w = _wholes("the output's size", out_size, 2)
+    w.kernel_h, w.kernel_w = _wholes("kernel", kernel, 2)
+    w.stride_h, w.stride_w = _wholes("stride", stride, 2)
+    w.dilation_h, w.dilation_w = _wholes("dilation", dilation, 2)
+    w.pad_top, w.pad_left = _wholes("pad", pad, 2, 0)
 
 
 # Planes of a depthwise convolution that a thread takes at once.
 cdef enum: PLANES_AT_ONCE = 16
 
 
-cdef class Depthwise:
+cdef class CompiledDepthwise:
     """A depthwise convolution for one size of input; it reads its input in place.
 
     Args:
         kernel_set: of `kernel_sets`.
-        values: [channels, kernel_h, kernel_w].
-        bias: [channels] or None.
+        values: float32 [channels, kernel_h, kernel_w].
+        bias: float32 [channels] or None.
         activation: a name or None.
         in_size, out_size, stride, dilation, pad: (height, width); pad is that of the top and the left.
 
     Raises:
-        ValueError: an unknown kernel set or activation.
+        TypeError, ValueError: an argument that does not fit.
     """
 
     cdef subp_window _window
     cdef const subp_depthwise_kernel *_kernel
-    cdef const float[:, :, ::1] _values
-    cdef const float[::1] _bias, _padding
+    cdef _Array _values, _bias, _padding
     cdef int _activation
-    cdef readonly Py_ssize_t scratch  # none; as that of Convolution
+    cdef readonly Py_ssize_t scratch  # none; as that of CompiledConvolution
 
-    def __init__(self, str kernel_set, values, bias, activation, in_size, out_size, stride, dilation, pad):
-        self._values, self._bias, self._activation = values, bias, _activation_number(activation)
-        _describe(&self._window, in_size, out_size, values.shape[1:], stride, dilation, pad)
-        assert bias is None or self._bias.shape[0] == self._values.shape[0]
-        self._padding = np.zeros(self._window.width, np.float32)
-        self._kernel = subp_find_depthwise(_set_number(kernel_set), &self._window)
+    def __cinit__(self, kernel_set, values, bias, activation, in_size, out_size, stride, dilation, pad):
+        cdef int isa = _set_number(kernel_set)
+        cdef _Array weights = _array("values", values, "float32", (None, None, None))
+        self._activation = _activation_number(activation)
+        _describe(&self._window, in_size, out_size, weights.shape[1:], stride, dilation, pad)
+        self._bias = _optional("bias", bias, "float32", weights.shape[:1])
+        self._padding = _array("padding", np.zeros(self._window.width, np.float32), "float32", (None,))
+        self._kernel = subp_find_depthwise(isa, &self._window)
+        self._values = weights
 
-    def run(
+    def bind(
         self,
-        const float[:, :, :, ::1] x,  # IN [batch, channels, height, width]
+        x,  # IN [batch, channels, height, width]
         residual,  # IN as out, or None
-        float[:, :, :, ::1] out,  # OUT [batch, channels, out_h, out_w]
+        out,  # OUT [batch, channels, out_h, out_w]
         scratch,  # not used
-        int threads,
+        threads,
     ):
-        """Runs it: out = activation(conv(x) + bias + residual)."""
+        """Returns a call that runs it on these arrays: out = activation(conv(x) + bias + residual).
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit.
+        """
+        cdef _Planes call = _Planes.__new__(_Planes)
         cdef const subp_window *w = &self._window
-        cdef Py_ssize_t channels = self._values.shape[0], batch = x.shape[0], i
-        cdef Py_ssize_t step = min(PLANES_AT_ONCE, (channels + threads - 1) // threads)
-        cdef Py_ssize_t steps = (channels + step - 1) // step
-        cdef const float[:, :, :, ::1] residual_view
-        cdef const float *addend = NULL
-        cdef const float *bias = NULL
-        assert batch > 0 and batch == out.shape[0] and threads > 0
-        assert (x.shape[1], x.shape[2], x.shape[3]) == (channels, w.height, w.width)
-        assert (out.shape[1], out.shape[2], out.shape[3]) == (channels, w.out_h, w.out_w)
-        if residual is not None:
-            residual_view = residual
-            assert residual.shape == np.shape(out)
-            addend = &residual_view[0, 0, 0, 0]
-        if self._bias is not None:
-            bias = &self._bias[0]
-        for i in prange(batch * steps, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            self._planes(i // steps, i % steps * step, step, &x[0, 0, 0, 0], bias, addend, &out[0, 0, 0, 0])
+        cdef _Array source, target, addend
+        if self._values is None:
+            raise ValueError("this convolution was not made completely; make another")
+        channels = self._values.shape[0]
+        source = _array("x", x, "float32", (None, channels, w.height, w.width))
+        target = _array("out", out, "float32", (source.shape[0], channels, w.out_h, w.out_w), True)
+        addend = _optional("residual", residual, "float32", target.shape)
+        call.threads, call.channels = _threads(threads), channels
+        call.step = min(PLANES_AT_ONCE, (channels + call.threads - 1) // call.threads)
+        call.steps = (channels + call.step - 1) // call.step
+        call.items = source.shape[0] * call.steps
+        call.kernel = self._kernel
+        call.whole.window, call.whole.activation, call.whole.padding = w, self._activation, <float *>self._padding.data
+        call.whole.in_stride, call.whole.out_stride = w.height * w.width, w.out_h * w.out_w
+        call.whole.input, call.whole.out, call.whole.residual = <float *>source.data, <float *>target.data, _floats(addend)
+        call.whole.values, call.whole.bias = <float *>self._values.data, _floats(self._bias)
+        call.held = (self, source, addend, target)
+        return call
 
-    def bind(self, *arguments):
-        """Returns a call that runs it on these arrays; arguments as for `run`."""
-        return partial(self.run, *arguments)
-
-    cdef void _planes(self, Py_ssize_t image, Py_ssize_t channel, Py_ssize_t count, const float *x, const float *bias,
-                      const float *residual, float *out) noexcept nogil:
-        cdef const subp_window *w = &self._window
-        cdef Py_ssize_t channels = self._values.shape[0], first = image * channels + channel, out_at
-        cdef subp_depthwise call
-        call.window, call.padding, call.activation = w, &self._padding[0], self._activation
-        call.count = min(count, channels - channel)
-        call.in_stride, call.out_stride = w.height * w.width, w.out_h * w.out_w
-        out_at = first * call.out_stride
-        call.input = x + first * call.in_stride
-        call.values = &self._values[channel, 0, 0]
-        call.bias = bias + channel if bias != NULL else NULL
-        call.residual = residual + out_at if residual != NULL else NULL
-        call.out = out + out_at
-        self._kernel.run(&call)
+    def run(self, x, residual, out, scratch, threads):
+        """Runs it; arguments as for `bind`."""
+        self.bind(x, residual, out, scratch, threads)()
 
 
-cdef class Chain(_InPasses):
+cdef class _Planes(_Bound):
+    """Planes of a depthwise convolution, `step` of one image at a time."""
+
+    cdef const subp_depthwise_kernel *kernel
+    cdef subp_depthwise whole  # as for the first plane of all
+    cdef Py_ssize_t channels, step, steps
+
+    cdef void _item(self, Py_ssize_t i, int thread) noexcept nogil:
+        cdef subp_depthwise call = self.whole
+        cdef Py_ssize_t channel = i % self.steps * self.step, first = i // self.steps * self.channels + channel
+        call.count = min(self.step, self.channels - channel)
+        call.input += first * call.in_stride
+        call.out += first * call.out_stride
+        call.values += channel * call.window.kernel_h * call.window.kernel_w
+        if call.bias != NULL:
+            call.bias += channel
+        if call.residual != NULL:
+            call.residual += first * call.out_stride
+        self.kernel.run(&call)
+
+
+cdef class CompiledFusedDepthwise(_InPasses):
     """A convolution and the depthwise one that reads its output, which is never in memory as a whole.
 
     Args:
         first: its band is the most rows that the windows of `band` output rows see.
         second: over the output of the first.
         band: output rows of a pass.
+
+    Raises:
+        TypeError, ValueError: the two do not fit, or the band is too large for the first's.
     """
 
     cdef subp_chain _call
     cdef Py_ssize_t _planes
 
-    def __init__(self, Convolution first, Depthwise second, Py_ssize_t band):
+    def __cinit__(self, CompiledConvolution first not None, CompiledDepthwise second not None, band):
         cdef subp_chain *call = &self._call
         cdef const subp_window *w = &second._window
-        cdef Py_ssize_t channels = first._call.out_channels
+        cdef object seen, pitch, between_rows = first._call.band  # of any size until they are checked
+        cdef tuple shape
+        if first._arrays is None or second._values is None:
+            raise ValueError("one of the convolutions was not made completely; make another")
+        band = _whole("band", band)
+        shape = (second._values.shape[0], w.height, w.width)
+        if shape != first._out_shape:
+            raise ValueError(f"the second convolution reads {list(shape)}; the first gives {list(first._out_shape)}")
+        seen = min(shape[1], (band - 1) * w.stride_h + (second._values.shape[1] - 1) * w.dilation_h + 1)
+        if seen > between_rows:
+            raise ValueError(f"{band} output rows see {seen} rows; the first convolution's band has {between_rows}")
         call.first, call.window, call.kernel, call.band = first._call, second._window, second._kernel, band
-        assert channels == second._values.shape[0]
-        assert (channels, w.height, w.width) == first._out_shape
-        assert 0 < band and 0 < first._call.band
-        assert min(w.height, (band - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1) <= first._call.band
-        call.values, call.padding, call.bias = &second._values[0, 0, 0], &second._padding[0], NULL
-        if second._bias is not None:
-            call.bias = &second._bias[0]
+        call.values, call.padding, call.bias = <float *>second._values.data, <float *>second._padding.data, NULL
+        call.bias = _floats(second._bias)
         call.activation = second._activation
-        # An odd number of cache lines, or all channels would compete for the same few sets of the first cache.
-        call.pitch = ((first._call.band * w.width + SUBP_LINE - 1) // SUBP_LINE | 1) * SUBP_LINE
+        # An odd number of cache lines, or all channels would compete for the same few sets of the L1 cache.
+        pitch = (((between_rows * shape[2] + SUBP_LINE - 1) // SUBP_LINE) | 1) * SUBP_LINE
+        if pitch * first._call.block >= 2**40:
+            raise ValueError(f"a block row of {first._call.block} channels of {pitch} floats is too large")
+        call.pitch = pitch
         self._arrays = (first, second)
-        self._in_shape, self._out_shape = first._in_shape, (channels, w.out_h, w.out_w)
+        self._in_shape, self._out_shape = first._in_shape, (shape[0], w.out_h, w.out_w)
         self._passes, self._fills = subp_chain_passes(call), first._fills
         self._planes = first.scratch
         self.scratch = self._planes + call.first.block * call.pitch
@@ -437,45 +517,73 @@ cdef class Chain(_InPasses):
         subp_chain_pass(&self._call, arrays, pass_, own, own + self._planes)
 
 
+cdef tuple _common(CompiledConvolution convolution):
+    """What convolutions must share to be run from the same planes."""
+    cdef const subp_conv *call = &convolution._call
+    return (
+        convolution._in_shape, convolution._out_shape[1:], convolution.scratch, call.copies, call.band, call.plane_rows,
+        call.channel_stride,
+    )
+
+
 def run_rows(
-    convolutions,  # Convolutions that differ in their weights alone
-    const float[:, :, :, ::1] x,  # IN [1, in_channels, height, width]
-    outs,  # OUT for each, as for `Convolution.run`
-    float[::1] scratch,  # as for `Convolution.run` of one thread
-    int threads,
+    convolutions,  # CompiledConvolutions of one block row each that differ in their weights alone
+    x,  # IN float32 [1, in_channels, height, width]
+    outs,  # OUT for each, as for `CompiledConvolution.run`
+    scratch,  # as for `CompiledConvolution.run` of one thread
+    threads,
     bint dynamic,
 ):
     """Runs several convolutions of one input, each by one thread, scheduled statically or dynamically.
 
     This is what a convolution would be whose block rows differ in what they keep: the benchmark compares with it.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
     """
-    cdef Py_ssize_t count = len(convolutions), i, n, fills
+    cdef Py_ssize_t i, n, count, fills
+    cdef int workers = _threads(threads)
     cdef const subp_conv *first
     cdef subp_conv_parts whole
-    cdef float[:, :, :, ::1] out
-    cdef const subp_conv **calls = <const subp_conv **>PyMem_Malloc(count * sizeof(void *))
-    cdef subp_conv_arrays *arrays = <subp_conv_arrays *>PyMem_Malloc(count * sizeof(subp_conv_arrays))
+    cdef CompiledConvolution convolution
+    cdef _Array source, target, memory
+    cdef const subp_conv **calls = NULL
+    cdef subp_conv_arrays *arrays = NULL
+    cdef float *planes
+    convolutions, outs, held = list(convolutions), list(outs), []
+    count = len(convolutions)
+    if not count or len(outs) != count:
+        raise ValueError(f"{count} convolutions and {len(outs)} outputs; expected as many, and at least one")
+    for each in convolutions:
+        if not isinstance(each, CompiledConvolution) or (<CompiledConvolution>each)._arrays is None:
+            raise TypeError(f"convolutions have a {type(each).__name__}; expected CompiledConvolutions")
+        if _common(each) != _common(convolutions[0]) or (<CompiledConvolution>each)._call.rows != 1:
+            raise ValueError("the convolutions have several block rows, or planes that differ; expected one and the same")
+    convolution = convolutions[0]
+    source = _array("x", x, "float32", (1, *convolution._in_shape))
+    memory = _room(scratch, convolution.scratch)
+    planes = _floats(memory)
     try:
+        calls = <const subp_conv **>PyMem_Malloc(count * sizeof(void *))
+        arrays = <subp_conv_arrays *>PyMem_Malloc(count * sizeof(subp_conv_arrays))
         if calls == NULL or arrays == NULL:
             raise MemoryError()
         for i in range(count):
-            calls[i], out = &(<Convolution?>convolutions[i])._call, outs[i]
-            assert (out.shape[1], out.shape[2], out.shape[3]) == (calls[i].out_channels, calls[i].out_h, calls[i].out_w)
-            assert (x.shape[1], x.shape[2], x.shape[3]) == (calls[i].in_channels, calls[i].height, calls[i].width)
-            assert calls[i].channel_stride == calls[0].channel_stride and calls[i].band == calls[0].band
-            assert calls[i].rows == 1 and x.shape[0] == out.shape[0] == 1 and threads > 0
-            arrays[i].x, arrays[i].out, arrays[i].residual = &x[0, 0, 0, 0], &out[0, 0, 0, 0], NULL
+            convolution = convolutions[i]
+            target = _array("out", outs[i], "float32", (1, *convolution._out_shape), True)
+            held.append(target)
+            calls[i] = &convolution._call
+            arrays[i].x, arrays[i].out, arrays[i].residual = <float *>source.data, <float *>target.data, NULL
         first, fills, whole = calls[0], subp_conv_fills(calls[0]), subp_conv_divide(calls[0], 1)
-        assert scratch.shape[0] >= (<Convolution>convolutions[0]).scratch
         for n in range(subp_conv_passes(first)):
-            for i in prange(fills, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                subp_conv_fill(first, arrays, n, i, &scratch[0])
+            for i in prange(fills, nogil=True, schedule="static", num_threads=workers, use_threads_if=workers > 1):
+                subp_conv_fill(first, arrays, n, i, planes)
             if dynamic:
-                for i in prange(count, nogil=True, schedule="dynamic", num_threads=threads, use_threads_if=threads > 1):
-                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, &scratch[0])
+                for i in prange(count, nogil=True, schedule="dynamic", num_threads=workers, use_threads_if=workers > 1):
+                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, planes)
             else:
-                for i in prange(count, nogil=True, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, &scratch[0])
+                for i in prange(count, nogil=True, schedule="static", num_threads=workers, use_threads_if=workers > 1):
+                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, planes)
     finally:
         PyMem_Free(calls)
         PyMem_Free(arrays)

@@ -5,15 +5,19 @@ Work items are split statically among threads and each owns its part of the outp
 bit-identical for every number of threads.
 """
 
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t
 
-from functools import partial
+from operator import index
 
 import numpy as np
 
 include "_c.pxi"
+include "_checks.pxi"
 
 
 def release_threads():
@@ -40,7 +44,7 @@ def kernel_sets():
     return sets
 
 
-def fma_loop(str kernel_set, Py_ssize_t rounds):
+def fma_loop(kernel_set, Py_ssize_t rounds):
     """Runs a loop of independent multiply-adds in the widest registers of a set; returns how many FLOPs it took."""
     cdef subp_kernel_set entry = subp_kernel_set_at(_set_number(kernel_set))
     with nogil:
@@ -89,7 +93,7 @@ def winograd_kernels():
     ]
 
 
-def winograd_name(str kernel_set, int size):
+def winograd_name(kernel_set, int size):
     """Returns the transforms for tiles of size x size outputs; None if the set and those below it have none."""
     cdef const subp_winograd_kernel *found = subp_find_winograd(_set_number(kernel_set), size)
     return None if found == NULL else found.name.decode()
@@ -100,29 +104,34 @@ def activations():
     return tuple(subp_activation_name(i).decode() for i in range(1, SUBP_ACT_COUNT))
 
 
-def kernel_name(str kernel_set, Py_ssize_t channels):
+def kernel_name(kernel_set, channels):
     """Returns the convolution kernel that runs a tile of at most `channels` output channels."""
-    return subp_find_kernel(_set_number(kernel_set), channels).name.decode()
+    return subp_find_kernel(_set_number(kernel_set), _whole("channels", channels)).name.decode()
 
 
-def depthwise_name(str kernel_set, kernel, stride, dilation):
+def depthwise_name(kernel_set, kernel, stride, dilation):
     """Returns the kernel that runs a depthwise convolution; every pair is (height, width)."""
     cdef subp_window window
     _describe(&window, (1, 1), (1, 1), kernel, stride, dilation, (0, 0))
     return subp_find_depthwise(_set_number(kernel_set), &window).name.decode()
 
 
-def tiles(str kernel_set, Py_ssize_t block):
+def tiles(kernel_set, block):
     """Returns the (channels, pixels) of the tiles that a block row is computed in."""
-    found = []
+    cdef int isa = _set_number(kernel_set)
+    found, block = [], _whole("block", block)
     while block > 0:
-        kernel = subp_find_kernel(_set_number(kernel_set), block)
+        kernel = subp_find_kernel(isa, block)
         found.append((kernel.channels, kernel.pixels))
         block -= kernel.channels
     return found
 
 
-def _set_number(str name):
+# The letter of the buffer protocol and the bytes of an element, by the name of its type.
+_FORMATS = {"float32": ("f", 4), "int32": ("i", 4), "intp": ("l", sizeof(Py_ssize_t))}
+
+
+def _set_number(name):
     sets = kernel_sets()
     for number, entry in enumerate(sets):
         if entry["name"] == name and entry["usable"]:
@@ -140,4 +149,4 @@ def _activation_number(name):
 
 
 include "_convolutions.pxi"
-include "_planes.pxi"
+include "_operators.pxi"

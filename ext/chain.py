@@ -55,7 +55,9 @@ class Chain:
         band = -(-out_h // min(out_h, max(1, round(between_h * row_bytes / CACHED_ROWS))))
         seen = (band - 1) * second.stride[0] + (second.kernel_size[0] - 1) * second.dilation[0] + 1
         compiled = first.build(height, width, min(between_h, seen))
-        return runtime.kernels().Chain(compiled, self.second.prepare(between_h, between_w).compiled, band)
+        return runtime.kernels().CompiledFusedDepthwise(
+            compiled, self.second.prepare(between_h, between_w).compiled, band
+        )
 
 
 def chain_up(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]) -> list[Node]:

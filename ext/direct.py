@@ -133,7 +133,7 @@ class Direct:
         layer, planes = self._layer, self.planes(height, width)
         split = self.split(height, width, planes, band)
         offsets = (planes.tap_copies * split.plane_rows + planes.tap_rows) * planes.out_size[1]
-        return runtime.kernels().Convolution(
+        return runtime.kernels().CompiledConvolution(
             layer.kernel_set,
             self._values,
             layer.indices,
@@ -168,7 +168,7 @@ class Depthwise:
 
     def build(self, height: int, width: int) -> Any:
         layer = self._layer
-        return runtime.kernels().Depthwise(
+        return runtime.kernels().CompiledDepthwise(
             layer.kernel_set,
             self._values,
             layer.bias,

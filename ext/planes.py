@@ -50,8 +50,7 @@ def _pool(planner: Planner, op: str, x: Tensor, window: dict[str, Any]) -> Tenso
 
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
-        return partial(
-            runtime.kernels().pool,
+        return runtime.kernels().bind_pool(
             name,
             source.reshape(-1, *source.shape[2:]),
             geometry.kernel,
@@ -88,7 +87,7 @@ def _mean(planner: Planner, *, self: Any, dim: Any = None, keepdim: bool = False
 
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
-        return partial(runtime.kernels().mean, name, source.reshape(target.size, -1), target.reshape(-1), threads)
+        return runtime.kernels().bind_mean(name, source.reshape(target.size, -1), target.reshape(-1), threads)
 
     planner.step("mean", _name("mean"), "kernel", bind, [x], [out])
     return out if keepdim else planner.view(out, lambda v: v[..., 0, 0])
@@ -119,7 +118,7 @@ def _activate(name: str, planner: Planner, *, self: Any, **parameters: Any) -> T
 
     def bind(at: At) -> Call:
         source, target = (_flat(at(tensor), order, -1) for tensor in (self, out))
-        return partial(runtime.kernels().activate, kernel_set, source, name, target, threads)
+        return runtime.kernels().bind_activate(kernel_set, source, name, target, threads)
 
     planner.step(name, _name(name), "kernel", bind, [self], [out], in_place=[self])
     return out
@@ -220,7 +219,7 @@ def _layer_norm(
 
     def bind(where: At) -> Call:
         source, target = (_flat(where(tensor), order, -1, sizes[0], pixels) for tensor in (input, out))
-        return partial(runtime.kernels().norm_pixels, kernel_set, source, *affine, eps, target, threads)
+        return runtime.kernels().bind_norm_pixels(kernel_set, source, *affine, eps, target, threads)
 
     planner.step("layer_norm", _name("norm_pixels"), "kernel", bind, [input], [out], in_place=[input])
     return out
@@ -255,7 +254,7 @@ def _norm_runs(
 
     def bind(at: At) -> Call:
         source, target = (_flat(at(tensor), order, -1, length) for tensor in (x, out))
-        return partial(runtime.kernels().norm_runs, kernel_set, source, *affine, eps, target, threads)
+        return runtime.kernels().bind_norm_runs(kernel_set, source, *affine, eps, target, threads)
 
     planner.step(op, _name("norm_run"), "kernel", bind, [x], [out], in_place=[x])
     return out
@@ -290,7 +289,7 @@ def _binary(op: str, planner: Planner, *, self: Any, other: Any, alpha: float = 
 
     def bind(at: At) -> Call:
         views = [_flat(at(value), order, runs, -1) for value in (a, b, out)]
-        return partial(runtime.kernels().binary, kernel_set, op == "mul", *views[:2], None, views[2], threads)
+        return runtime.kernels().bind_binary(kernel_set, op == "mul", *views[:2], None, views[2], threads)
 
     same = [a, b] if isinstance(b, Tensor) and b.view.shape == a.view.shape else [a]
     planner.step(op, _name(op), "kernel", bind, [a, b], [out], in_place=same)

@@ -96,7 +96,7 @@ class Winograd:
         call_tiles += tiles % (call_tiles + 1) == 0
         room = CACHED_RUN // (4 * self._positions * layer.channels)
         run = min(tiles, max(1, room // call_tiles) * call_tiles)
-        return runtime.kernels().Winograd(
+        return runtime.kernels().CompiledWinograd(
             layer.kernel_set,
             self._size,
             self._packed,
