@@ -11,25 +11,14 @@ from typing import Any
 import numpy as np
 
 from subp_ext.dtypes import DTYPES, Quantization, TypedArray, ValueType, dtype_named, dtype_of
+from subp_ext.operators import fused_activations
 from subp_ext.sparse import UniformBlockSparse
 
 Constant = np.ndarray | TypedArray | UniformBlockSparse
 
 # What a conv2d or linear node may apply before it stores, in the forms without parameters: gelu is the erf form,
-# gelu_tanh its tanh approximation, leaky_relu has slope 0.01. The kernels hold the same list.
-ACTIVATIONS = (
-    "relu",
-    "relu6",
-    "silu",
-    "hardswish",
-    "hardsigmoid",
-    "sigmoid",
-    "tanh",
-    "gelu",
-    "gelu_tanh",
-    "mish",
-    "leaky_relu",
-)
+# gelu_tanh its tanh approximation, leaky_relu has slope 0.01.
+ACTIVATIONS = fused_activations()
 
 # Far beyond any network: nodes of a graph, and lists within lists of an argument.
 MAX_NODES, MAX_LIST_DEPTH = 1 << 16, 8

@@ -16,43 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext import infer
-from subp_ext.dtypes import FLOAT32, TypedArray, ValueType, as_type, dtype_of
+from subp_ext import operators
+from subp_ext.dtypes import FLOAT32, TypedArray, as_type, dtype_of
 from subp_ext.graph import Graph, Node, Ref
 from subp_ext.memory import Buffer, aligned, place
-from subp_ext.reference import REFERENCE
-from subp_ext.sparse import UniformBlockSparse
+from subp_ext.operators import ELEMENTWISE, NUMBER, OPERATORS, VIEW, Rule
+from subp_ext.tensor import At, Call, Tensor, as_meta, tensors_in
 
 # What a graph may compute from constants when it is loaded, in bytes: more than any network's tables and weights.
 MAX_CONSTANT_BYTES = 4 << 30
 
 # Sizes and counts that a graph computes; beyond are only those of hostile files.
 MAX_NUMBER = 1 << 62
-
-At = Callable[[Any], Any]
-Call = Callable[[], Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """A value of a run before the run.
-
-    Attributes:
-        buffer: the memory it lives in.
-        view: an array of its shape, strides and storage, whose numbers mean nothing.
-        start: where in the buffer its first element is, in bytes.
-        type: of its elements.
-    """
-
-    buffer: Buffer
-    view: np.ndarray
-    start: int = 0
-    type: ValueType = ValueType(FLOAT32)
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is all of its buffer, in C order."""
-        return self.start == 0 and self.view.flags.c_contiguous and self.view.nbytes == self.buffer.nbytes
 
 
 @dataclass(eq=False)
@@ -135,9 +110,9 @@ class Planner:
         args = resolve(node.args, self.values)
         if not tensors_in(args):
             return compute_constant(node, args, self.limit)
-        if node.op in infer.NUMBERS:
+        if OPERATORS[node.op].shape is NUMBER:
             return compute(node.op, as_meta(args), self.limit)
-        if node.op in infer.VIEWS:
+        if OPERATORS[node.op].shape is VIEW:
             return self._view(node.op, args)
         return implement(self, node, args)
 
@@ -162,6 +137,14 @@ class Planner:
         laid = shape if order is None else tuple(shape[axis] for axis in order)
         view = np.ndarray(laid, storage, self._meta_memory)
         return Tensor(buffer, view if order is None else view.transpose(np.argsort(order)), 0, type)
+
+    def check_room(self, shape: Sequence[int], type: Any = FLOAT32) -> None:
+        """Refuses a tensor that is too large, without making it.
+
+        Raises:
+            ValueError: it is.
+        """
+        check_size(shape, as_type(type).dtype.storage, self.limit)
 
     def scratch(self, floats: int) -> Tensor:
         """Memory for the next step alone."""
@@ -208,10 +191,10 @@ class Planner:
 
     def _view(self, op: str, args: dict[str, Any]) -> Any:
         shown = as_meta(args)
-        infer.check_parts(op, shown)
+        operators.check_pieces(op, shown)
         if op == "getitem":
             return args["self"][args["index"]]
-        source, result = args.get("self", args.get("input")), REFERENCE[op](**shown)
+        source, result = args.get("self", args.get("input")), OPERATORS[op].reference(**shown)
         if not isinstance(source, Tensor):
             return result  # a known one, of a size that follows the input's
         if isinstance(result, (list, tuple)):
@@ -369,16 +352,17 @@ def compute(op: str, args: dict[str, Any], limit: int) -> Any:
     Raises:
         ValueError: it has not; and whatever the reference raises.
     """
-    if op in infer.ELEMENTWISE and any(isinstance(args.get(name), (str, list)) for name in ("self", "other")):
+    rule = OPERATORS[op].shape
+    if rule is ELEMENTWISE and any(isinstance(args.get(name), (str, list)) for name in ("self", "other")):
         raise ValueError("takes tensors and numbers")
-    if op in infer.VIEWS:
-        infer.check_parts(op, args)
-    elif op not in infer.NUMBERS and (infer.arrays_in(args) or op in infer.RULES) and not _masks(op, args):
-        found = infer.infer(op, {name: _dense_form(value) for name, value in args.items()})
+    if rule is VIEW:
+        operators.check_pieces(op, args)
+    elif rule is not NUMBER and (operators.arrays_in(args) or not isinstance(rule, Rule)) and not _masks(op, args):
+        found = operators.infer(op, as_meta(args))
         for shape, dtype in found if isinstance(found, list) else [found]:
             check_size(shape, dtype, limit)
     with np.errstate(all="ignore"):
-        result = REFERENCE[op](**args)
+        result = OPERATORS[op].reference(**args)
     if isinstance(result, (int, float, np.number)) and abs(float(result)) > MAX_NUMBER and math.isfinite(result):
         raise ValueError(f"computes {result:.3g}, which is no size of a tensor")
     return result
@@ -410,13 +394,6 @@ def _masks(op: str, args: dict[str, Any]) -> bool:
     return op == "index" and all(i is None or i.dtype.kind == "b" for i in args["indices"])
 
 
-def _dense_form(value: Any) -> Any:
-    """An array of a sparse weight's dense shape, or of a typed constant's."""
-    if isinstance(value, (UniformBlockSparse, TypedArray)):
-        return np.broadcast_to(np.zeros((), np.float32), value.shape)
-    return value
-
-
 def resolve(value: Any, values: Mapping[str, Any]) -> Any:
     """Replaces references, nested ones too, by what they name."""
     if isinstance(value, Ref):
@@ -424,20 +401,3 @@ def resolve(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         return {name: resolve(item, values) for name, item in value.items()}
     return [resolve(item, values) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every Tensor in an argument, nested ones too."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [tensor for item in items for tensor in tensors_in(item)]
-
-
-def as_meta(value: Any) -> Any:
-    """The argument with an array of the same form in place of each Tensor, sparse weight and typed constant."""
-    if isinstance(value, Tensor):
-        return value.view
-    if isinstance(value, dict):
-        return {name: as_meta(item) for name, item in value.items()}
-    return [as_meta(item) for item in value] if isinstance(value, (list, tuple)) else _dense_form(value)

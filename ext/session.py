@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext import infer, runtime
+from subp_ext import operators, runtime
 from subp_ext.chain import Chain, chain_up
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import TypedArray, ValueType
 from subp_ext.format import FormatError, load
 from subp_ext.graph import Graph, Node, TensorSpec
-from subp_ext.operators import implement, pack, supported_ops
+from subp_ext.operators import NUMBER, OPERATORS
 from subp_ext.planner import MAX_CONSTANT_BYTES, Plan, Planner, State, compute_constant, guarded, resolve
 from subp_ext.report import Report, report_rows
 
@@ -81,9 +81,11 @@ class Session:
 
     def _build(self, graph: Graph, owned: bool = False) -> None:
         """Computes what depends on constants alone, packs weights, and plans a run where all sizes are known."""
-        unknown = sorted({node.op for node in graph.nodes} - set(supported_ops()))
+        unknown = sorted({node.op for node in graph.nodes} - set(OPERATORS))
         if unknown:
             raise ValueError(f"the graph uses operators this subp_ext does not have: {', '.join(unknown)}")
+        for node in graph.nodes:
+            guarded(node, partial(operators.check_arguments, node.op, node.args))
         self.inputs, self.outputs, self.metadata = list(graph.inputs), list(graph.outputs), dict(graph.metadata)
         constants, nodes = _fold(graph)
         if owned:
@@ -94,11 +96,12 @@ class Session:
         outputs = {spec.name for spec in graph.outputs}
         sized: set[str] = set()  # what follows from the sizes of the inputs: planning computes it, by the reference
         for node in nodes:
-            if node.op in infer.NUMBERS or all(ref.name in constants or ref.name in sized for ref in node.refs()):
+            follows = all(ref.name in constants or ref.name in sized for ref in node.refs())
+            if follows or OPERATORS[node.op].shape is NUMBER:
                 sized.add(node.output)
                 kept.append(node)
                 continue
-            packed = guarded(node, partial(pack, node, constants))
+            packed = guarded(node, partial(operators.pack, node, constants))
             if packed is not None:
                 self._packed[node.output] = packed
                 rest = {name: value for name, value in node.args.items() if name in ("input", "residual")}
@@ -135,7 +138,7 @@ class Session:
             entry = self._entries.get(shapes)
             if entry is None:
                 planner = Planner(self._constants, self.threads, self._limit)
-                entry = _Entry(planner.plan(self._graph, shapes, partial(implement, self._packed)))
+                entry = _Entry(planner.plan(self._graph, shapes, partial(operators.lower, packed=self._packed)))
                 while len(self._entries) >= KEPT_PLANS:
                     self._entries.popitem(last=False)
                 self._entries[shapes] = entry
@@ -351,7 +354,7 @@ def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
         args = resolve(node.args, constants)
         value = guarded(node, partial(compute_constant, node, args, room))
         constants[node.output] = value
-        owned = [array for array in infer.arrays_in(value) if array.flags.owndata]
+        owned = [array for array in operators.arrays_in(value) if array.flags.owndata]
         room -= sum(array.nbytes for array in owned)
     return constants, nodes
 

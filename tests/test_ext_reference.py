@@ -6,14 +6,16 @@ Cases are (operator, arguments, the torch call); a test holds that no operator i
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 
+from subp_ext import operators
 from subp_ext.graph import ACTIVATIONS
-from subp_ext.reference import REFERENCE
-from subp_ext.reference.activations import FUSED
+from subp_ext.operators import OPERATORS
+from subp_ext.operators.record import FUSED
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -393,35 +395,46 @@ def check_same(got, want):
 def test_operator_matches_torch(op, args, call):
     before = {name: value.copy() for name, value in args.items() if isinstance(value, np.ndarray)}
     with np.errstate(divide="ignore"):
-        check_same(REFERENCE[op](**args), call_torch(op, args, call))
+        check_same(OPERATORS[op].reference(**args), call_torch(op, args, call))
     for name, value in before.items():
         assert np.array_equal(args[name], value), f"{op} changed its argument {name}"
 
 
+@pytest.mark.parametrize("op, args, call", CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)])
+def test_arguments_of_every_case_are_those_of_the_signature(op, args, call):
+    operators.check_arguments(op, args)
+
+
+def test_every_argument_of_a_reference_is_annotated():
+    for op, record in OPERATORS.items():
+        for name, parameter in inspect.signature(record.reference).parameters.items():
+            assert parameter.annotation is not inspect.Parameter.empty, (op, name)
+
+
 def test_every_operator_has_a_case():
-    assert set(REFERENCE) - {case[0] for case in CASES} == WITHOUT_CASE
+    assert set(OPERATORS) - {case[0] for case in CASES} == WITHOUT_CASE
 
 
 def test_numbers_alone_stay_numbers():
     """Sizes computed in the graph must remain integers."""
     for op, other, want in (("add", 3, 10), ("sub", 3, 4), ("mul", 3, 21), ("floor_divide", 2, 3), ("mod", 4, 3)):
-        got = REFERENCE[op](self=7, other=other)
+        got = OPERATORS[op].reference(self=7, other=other)
         assert type(got) is int and got == want
-    assert REFERENCE["truediv"](self=7, other=2) == 3.5
+    assert OPERATORS["truediv"].reference(self=7, other=2) == 3.5
 
 
 def test_storage_arguments_are_ignored():
-    got = REFERENCE["zeros"](size=[2], dtype=None, layout=None, device=None, pin_memory=False)
+    got = OPERATORS["zeros"].reference(size=[2], dtype=None, layout=None, device=None, pin_memory=False)
     assert got.dtype == np.float32
-    assert REFERENCE["clone"](self=X, memory_format=None) is X
-    assert REFERENCE["_assert_tensor_metadata"](a=X, size=None, stride=None, dtype=None) is None
+    assert OPERATORS["clone"].reference(self=X, memory_format=None) is X
+    assert OPERATORS["_assert_tensor_metadata"].reference(a=X, size=None, stride=None, dtype=None) is None
 
 
 def test_erf_is_good_to_the_last_bits():
     x = np.concatenate([np.linspace(-7, 7, 20001), [0.0, -0.0, 2.5, np.inf, -np.inf, 1e-30]])
     want = np.array([math.erf(v) for v in x])
-    assert np.all(abs(REFERENCE["erf"](self=x) - want) <= 1e-13 * abs(want))
-    assert np.isnan(REFERENCE["erf"](self=np.array([np.nan]))).all()
+    assert np.all(abs(OPERATORS["erf"].reference(self=x) - want) <= 1e-13 * abs(want))
+    assert np.isnan(OPERATORS["erf"].reference(self=np.array([np.nan]))).all()
 
 
 def test_every_fused_activation_has_a_reference():
@@ -430,10 +443,10 @@ def test_every_fused_activation_has_a_reference():
 
 def test_fused_parts_of_conv2d_and_linear():
     weight, residual = tensor(6, 6, 3, 3), tensor(2, 6, 9, 8, seed=5)
-    plain = REFERENCE["conv2d"](input=X, weight=weight, bias=C, padding=[1, 1])
-    fused = REFERENCE["conv2d"](
+    plain = OPERATORS["conv2d"].reference(input=X, weight=weight, bias=C, padding=[1, 1])
+    fused = OPERATORS["conv2d"].reference(
         input=X, weight=weight, bias=C, padding=[[1, 1], [1, 1]], residual=residual, activation="silu"
     )
-    assert np.array_equal(fused, REFERENCE["silu"](self=plain + residual))
-    linear = REFERENCE["linear"](input=X, weight=tensor(5, 8), activation="relu")
+    assert np.array_equal(fused, OPERATORS["silu"].reference(self=plain + residual))
+    linear = OPERATORS["linear"].reference(input=X, weight=tensor(5, 8), activation="relu")
     assert np.array_equal(linear, np.maximum(X @ tensor(5, 8).T, 0))

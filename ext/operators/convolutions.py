@@ -1,32 +1,30 @@
-"""Convolutions as a window view and one matrix product per group."""
+"""Convolutions as a window view and one matrix product per group; conv2d has kernels, see `packed`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from subp_ext.geometry import resolve_padding
-from subp_ext.reference.activations import activate
-from subp_ext.reference.registry import register
+from subp_ext.operators.arguments import Ints, pair, repeated, sizes
+from subp_ext.operators.packed import convolution_spec, lower_conv2d, pack
+from subp_ext.operators.record import Array, MetaTensor, Spec, activate, operator
+from subp_ext.operators.shape_inference import of_shape
 from subp_ext.sparse import UniformBlockSparse
 
 
-def _spread(value: Any, count: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return values * count if len(values) == 1 else values
-
-
 def convolve(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
     stride: tuple[int, ...],
     padding: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
     groups: int,
-) -> np.ndarray:
+) -> Array:
     """Any number of spatial dimensions: `[B, I, *size]` and `[O, I / groups, *kernel]` to `[B, O, *out]`."""
     kernel, nd = weight.shape[2:], weight.ndim - 2
     extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
@@ -43,65 +41,83 @@ def convolve(
     return result if bias is None else result + bias.reshape(-1, *[1] * nd)
 
 
-@register("conv2d")
+@operator("conv2d", shape=convolution_spec, lower=lower_conv2d, pack=pack)
 def conv2d(
-    input: np.ndarray,
-    weight: np.ndarray | UniformBlockSparse,
-    bias: np.ndarray | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    input: Array,
+    weight: Array | UniformBlockSparse,
+    bias: Array | None = None,
+    stride: Ints = 1,
+    padding: int | str | Sequence[int | Sequence[int]] = 0,
+    dilation: Ints = 1,
     groups: int = 1,
-    residual: np.ndarray | None = None,
+    residual: Array | None = None,
     activation: str | None = None,
-) -> np.ndarray:
+) -> Array:
     """ATen's conv2d; then the residual is added and the activation applied. Padding as `resolve_padding`."""
     if isinstance(weight, UniformBlockSparse):
         weight = weight.to_dense()
-    stride, dilation = _spread(stride, 2), _spread(dilation, 2)
+    stride, dilation = repeated(stride, 2), repeated(dilation, 2)
     zeros = resolve_padding(padding, weight.shape[2:], stride, dilation)
     result = convolve(input, weight, bias, stride, zeros, dilation, groups)
     return activate(result if residual is None else result + residual, activation)
 
 
-def _plain(nd: int) -> Any:
+def _plain(nd: int) -> Callable[..., Array]:
     def run(
-        input: np.ndarray,
-        weight: np.ndarray,
-        bias: np.ndarray | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        input: Array,
+        weight: Array,
+        bias: Array | None = None,
+        stride: Ints = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: Ints = 1,
         groups: int = 1,
-    ) -> np.ndarray:
-        dilation = _spread(dilation, nd)
+    ) -> Array:
+        dilation = repeated(dilation, nd)
         if padding == "same":
             totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
             zeros = tuple((total // 2, total - total // 2) for total in totals)
         else:
-            zeros = tuple((p, p) for p in _spread(0 if padding == "valid" else padding, nd))
-        return convolve(input, weight, bias, _spread(stride, nd), zeros, dilation, groups)
+            zeros = tuple((p, p) for p in repeated(0 if padding == "valid" else padding, nd))
+        return convolve(input, weight, bias, repeated(stride, nd), zeros, dilation, groups)
 
     return run
 
 
-conv1d = register("conv1d")(_plain(1))
-conv3d = register("conv3d")(_plain(3))
+operator("conv1d", shape=convolution_spec)(_plain(1))
+operator("conv3d", shape=convolution_spec)(_plain(3))
 
 
-@register("conv_transpose2d")
-def conv_transpose2d(
-    input: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+def _transposed_spec(
+    input: MetaTensor,
+    weight: MetaTensor,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
     groups: int = 1,
-    dilation: Any = 1,
-) -> np.ndarray:
+    dilation: Ints = 1,
+) -> Spec:
+    parts = (sizes(pair(value)) for value in (stride, padding, output_padding, dilation))
+    out = [
+        (n - 1) * s + d * (k - 1) + 1 - 2 * p + extra
+        for n, k, s, p, extra, d in zip(input.shape[2:], weight.shape[2:], *parts, strict=True)
+    ]
+    return (input.shape[0], weight.shape[1] * groups, *sizes(out)), input.dtype
+
+
+@operator("conv_transpose2d", shape=_transposed_spec)
+def conv_transpose2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Array:
     """Convolves the input, zeros put between its pixels, with the flipped kernel; weight `[I, O / groups, kh, kw]`."""
-    stride, padding, extra, dilation = (_spread(v, 2) for v in (stride, padding, output_padding, dilation))
+    stride, padding, extra, dilation = (repeated(v, 2) for v in (stride, padding, output_padding, dilation))
     batch, inputs, *size = input.shape
     apart = np.zeros((batch, inputs, *((n - 1) * s + 1 for n, s in zip(size, stride, strict=True))), input.dtype)
     apart[:, :, :: stride[0], :: stride[1]] = input
@@ -115,10 +131,18 @@ def conv_transpose2d(
     return convolve(apart[(slice(None), slice(None), *cut)], flat, bias, (1, 1), zeros, dilation, groups)
 
 
-@register("im2col")
-def im2col(self: np.ndarray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> np.ndarray:
+def _im2col_spec(self: MetaTensor, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0, stride: Ints = 1) -> Spec:
+    kernel = sizes(pair(kernel_size))
+    template = of_shape((1, self.shape[1], *kernel), self.dtype)
+    pairs = [list(pair(value)) for value in (stride, padding, dilation)]
+    shape, dtype = convolution_spec(self, template, None, *pairs)
+    return (self.shape[0], self.shape[1] * math.prod(kernel), math.prod(shape[2:])), dtype
+
+
+@operator("im2col", shape=_im2col_spec)
+def im2col(self: Array, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0, stride: Ints = 1) -> Array:
     """The windows of a convolution: `[B, C, H, W]` to `[B, C * kh * kw, windows]`."""
-    kernel, dilation, padding, stride = (_spread(v, 2) for v in (kernel_size, dilation, padding, stride))
+    kernel, dilation, padding, stride = (repeated(v, 2) for v in (kernel_size, dilation, padding, stride))
     padded = np.pad(self, ((0, 0), (0, 0), *((p, p) for p in padding)))
     extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     windows = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=(2, 3))
@@ -126,12 +150,25 @@ def im2col(self: np.ndarray, kernel_size: Any, dilation: Any = 1, padding: Any =
     return windows.transpose(0, 1, 4, 5, 2, 3).reshape(self.shape[0], self.shape[1] * math.prod(kernel), -1)
 
 
-@register("col2im")
+def _col2im_spec(self: MetaTensor, output_size: Ints, kernel_size: Ints, padding: Ints = 0, **window: Any) -> Spec:
+    out, kernel, zeros = (sizes(pair(value)) for value in (output_size, kernel_size, padding))
+    taps = math.prod(kernel)
+    if max(*kernel, *zeros) > max(out) or not taps or self.shape[1] % taps:
+        raise ValueError(f"{list(self.shape)} are no windows of {kernel_size} of an image of {output_size}")
+    return (self.shape[0], self.shape[1] // taps, *out), self.dtype
+
+
+@operator("col2im", shape=_col2im_spec)
 def col2im(
-    self: np.ndarray, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
-) -> np.ndarray:
+    self: Array,
+    output_size: Sequence[int],
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Ints = 0,
+    stride: Ints = 1,
+) -> Array:
     """The sum of windows where they overlap: `[B, C * kh * kw, windows]` to `[B, C, *output_size]`."""
-    kernel, dilation, padding, stride = (_spread(v, 2) for v in (kernel_size, dilation, padding, stride))
+    kernel, dilation, padding, stride = (repeated(v, 2) for v in (kernel_size, dilation, padding, stride))
     padded = [n + 2 * p for n, p in zip(output_size, padding, strict=True)]
     counts = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(padded, dilation, kernel, stride, strict=True)]
     columns = self.reshape(self.shape[0], -1, *kernel, *counts)

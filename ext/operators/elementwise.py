@@ -1,0 +1,257 @@
+"""Element-wise arithmetic, comparisons and selection. Operands are arrays or numbers, in any mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from operator import eq, ge, gt, le, lt, ne, neg
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subp_ext.operators.arguments import Number, Operand, like_torch
+from subp_ext.operators.lowering import (
+    bound,
+    flat,
+    kernel_name,
+    memory_order,
+    no_kernel,
+    on_numpy,
+    ufunc,
+)
+from subp_ext.operators.record import ELEMENTWISE, Array, Lowered, Lowering, Unsupported, operator
+from subp_ext.tensor import At, Call, Tensor, as_meta
+
+if TYPE_CHECKING:
+    from subp_ext.planner import Planner
+
+
+def _lower_binary(planner: Planner, op: str, *, self: Any, other: Any, alpha: Number = 1) -> Lowered | Unsupported:
+    """Operands of one shape, or one with a number per plane, as a squeeze-and-excitation gate has."""
+    if alpha != 1:
+        return Unsupported("alpha is not 1")
+    a, b = (self, other) if _size(self) >= _size(other) else (other, self)
+    laid = _meet(a, b)
+    if laid is None:
+        return on_numpy(planner, op, np.multiply if op == "mul" else np.add, self, other)
+    order, b, runs = laid
+    out, threads = planner.empty(a.view.shape, order=order), planner.threads
+
+    def bind(at: At) -> Call:
+        views = [flat(at(value), order, runs, -1) for value in (a, b, out)]
+        return bound("binary", op == "mul", *views[:2], None, views[2], threads)
+
+    same = [a, b] if isinstance(b, Tensor) and b.view.shape == a.view.shape else [a]
+    planner.step(op, kernel_name(op), "kernel", bind, [a, b], [out], in_place=same)
+    return Lowered(out)
+
+
+def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:
+    """How two operands meet on a kernel: the larger one's memory order, the other spread to it, and its runs.
+
+    Returns:
+        None if they do not.
+    """
+    if no_kernel("binary", a) or not isinstance(b, (Tensor, np.ndarray)) or as_meta(b).dtype != a.view.dtype:
+        return None
+    order = memory_order(a.view)
+    if order is None or a.view.ndim == 0:
+        return None
+    b = _spread(a.view, order, b)
+    if b is None:
+        return None
+    laid_b = as_meta(b).transpose(order)
+    runs = _runs(a.view.transpose(order), laid_b)
+    return None if runs is None or not laid_b.flags.c_contiguous else (order, b, runs)
+
+
+def _size(value: Any) -> int:
+    return as_meta(value).size if isinstance(value, (Tensor, np.ndarray)) else 0
+
+
+def _runs(a: Array, b: Array) -> int | None:
+    """Leading elements of `a` that each meet one number of `b`; None if the two meet otherwise."""
+    if a.shape == b.shape:
+        return 1
+    cut = a.ndim
+    while cut and b.shape[cut - 1] == 1:
+        cut -= 1
+    return math.prod(a.shape[:cut]) if b.shape[:cut] == a.shape[:cut] else None
+
+
+def _spread(a: Array, order: tuple[int, ...], b: Any) -> Any:
+    """`b` with as many dimensions as `a`; a constant with a number per channel also gets one per image."""
+    shape, rank = as_meta(b).shape, a.ndim
+    if len(shape) > rank:
+        return None
+    shape = (1,) * (rank - len(shape)) + shape
+    if isinstance(b, Tensor):
+        return replace(b, view=b.view.reshape(shape)) if b.view.flags.c_contiguous else None
+    laid, own = [shape[axis] for axis in order], [a.shape[axis] for axis in order]
+    cut = max((axis + 1 for axis in range(rank) if laid[axis] != 1), default=0)
+    wanted = [own[axis] if axis < cut else 1 for axis in range(rank)]
+    try:
+        laid_b = np.ascontiguousarray(np.broadcast_to(b.reshape(shape).transpose(order), wanted))
+    except ValueError:
+        return None
+    return laid_b.transpose(np.argsort(order))
+
+
+@operator("add", shape=ELEMENTWISE, lower=_lower_binary)
+def add(self: Operand, other: Operand, alpha: Number = 1) -> Any:
+    return like_torch(self + (other if alpha == 1 else other * alpha), self, other)
+
+
+def _lower_sub(planner: Planner, op: str, *, self: Any, other: Any, alpha: Number = 1) -> Lowered | Unsupported:
+    return Unsupported("alpha is not 1") if alpha != 1 else on_numpy(planner, op, np.subtract, self, other)
+
+
+@operator("sub", shape=ELEMENTWISE, lower=_lower_sub)
+def sub(self: Operand, other: Operand, alpha: Number = 1) -> Any:
+    return like_torch(self - (other if alpha == 1 else other * alpha), self, other)
+
+
+@operator("rsub", shape=ELEMENTWISE)
+def rsub(self: Operand, other: Operand, alpha: Number = 1) -> Any:
+    return sub(other, self, alpha)
+
+
+@operator("mul", shape=ELEMENTWISE, lower=_lower_binary)
+def mul(self: Operand, other: Operand) -> Any:
+    return like_torch(self * other, self, other)
+
+
+def _lower_div(
+    planner: Planner, op: str, *, self: Any, other: Any, rounding_mode: str | None = None
+) -> Lowered | Unsupported:
+    return Unsupported("with rounding") if rounding_mode else on_numpy(planner, op, np.true_divide, self, other)
+
+
+@operator("div", "true_divide", "truediv", shape=ELEMENTWISE, lower=_lower_div)
+def div(self: Operand, other: Operand, rounding_mode: str | None = None) -> Any:
+    if rounding_mode == "floor":
+        return floor_divide(self, other)
+    quotient = like_torch(np.true_divide(self, other), self, other)
+    if rounding_mode is None:
+        return quotient
+    whole = np.result_type(self, other).kind in "iu"
+    return np.trunc(quotient).astype(np.result_type(self, other)) if whole else np.trunc(quotient)
+
+
+@operator("floor_divide", shape=ELEMENTWISE)
+def floor_divide(self: Operand, other: Operand) -> Any:
+    return like_torch(self // other, self, other)
+
+
+@operator("remainder", "mod", shape=ELEMENTWISE)
+def remainder(self: Operand, other: Operand) -> Any:
+    return like_torch(self % other, self, other)
+
+
+@operator("pow", shape=ELEMENTWISE)
+def power(self: Operand, exponent: Operand) -> Any:
+    if isinstance(self, np.ndarray) and self.dtype.kind in "iu" and isinstance(exponent, float):
+        self = self.astype(np.float32)
+    return like_torch(np.power(self, exponent), self, exponent)
+
+
+@operator("square", shape=ELEMENTWISE, lower=ufunc(np.square))
+def square(self: Array) -> Array:
+    return self * self
+
+
+@operator("maximum", shape=ELEMENTWISE, lower=ufunc(np.maximum))
+def maximum(self: Array, other: Array) -> Array:
+    return np.maximum(self, other)
+
+
+@operator("minimum", shape=ELEMENTWISE, lower=ufunc(np.minimum))
+def minimum(self: Array, other: Array) -> Array:
+    return np.minimum(self, other)
+
+
+def _lower_clamp(planner: Planner, op: str, *, self: Any, min: Any = None, max: Any = None) -> Lowered | Unsupported:
+    if min is None and max is None:
+        return Unsupported("without bounds")
+    return on_numpy(planner, op, np.clip, self, min, max)
+
+
+@operator("clamp", "clip", shape=ELEMENTWISE, lower=_lower_clamp, fused={"relu6": {"min": 0, "max": 6}})
+def clamp(self: Array, min: Operand | None = None, max: Operand | None = None) -> Array:
+    if min is not None:
+        self = np.maximum(self, np.asarray(min, self.dtype))
+    return self if max is None else np.minimum(self, np.asarray(max, self.dtype))
+
+
+@operator("clamp_min", shape=ELEMENTWISE, lower=ufunc(np.maximum))
+def clamp_min(self: Array, min: Operand) -> Array:
+    return clamp(self, min=min)
+
+
+@operator("clamp_max", shape=ELEMENTWISE, lower=ufunc(np.minimum))
+def clamp_max(self: Array, max: Operand) -> Array:
+    return clamp(self, max=max)
+
+
+@operator("addcmul", shape=ELEMENTWISE)
+def addcmul(self: Array, tensor1: Array, tensor2: Array, value: Number = 1) -> Any:
+    return like_torch(self + value * tensor1 * tensor2, self, tensor1, tensor2)
+
+
+@operator("addcdiv", shape=ELEMENTWISE)
+def addcdiv(self: Array, tensor1: Array, tensor2: Array, value: Number = 1) -> Any:
+    return like_torch(self + value * tensor1 / tensor2, self, tensor1, tensor2)
+
+
+@operator("lerp", shape=ELEMENTWISE)
+def lerp(self: Array, end: Array, weight: Operand) -> Any:
+    return like_torch(self + weight * (end - self), self, end)
+
+
+@operator("where", shape=ELEMENTWISE)
+def where(condition: Array, self: Operand, other: Operand) -> Any:
+    return like_torch(np.where(condition, self, other), condition, self, other)
+
+
+@operator("masked_fill", shape=ELEMENTWISE)
+def masked_fill(self: Array, mask: Array, value: Operand) -> Array:
+    return np.where(mask, np.asarray(value, self.dtype), self)
+
+
+@operator("bitwise_not", "logical_not", shape=ELEMENTWISE)
+def logical_not(self: Array) -> Array:
+    return ~self
+
+
+@operator("rsqrt", shape=ELEMENTWISE)
+def rsqrt(self: Array) -> Any:
+    return like_torch(1.0 / np.sqrt(self), self)
+
+
+def _unary(name: str, function: Callable[[Any], Any], lower: Lowering | None = None) -> None:
+    def reference(self: Operand) -> Any:
+        return like_torch(function(self), self)
+
+    operator(name, shape=ELEMENTWISE, lower=lower)(reference)
+
+
+def _binary(name: str, function: Callable[[Any, Any], Any]) -> None:
+    def reference(self: Operand, other: Operand) -> Any:
+        return like_torch(function(self, other), self, other)
+
+    operator(name, shape=ELEMENTWISE)(reference)
+
+
+for _function in (np.exp, np.sqrt, np.abs):
+    _unary("abs" if _function is np.abs else _function.__name__, _function, ufunc(_function))
+_unary("neg", neg, ufunc(np.negative))
+for _function in (np.expm1, np.log, np.log2, np.log1p, np.sin, np.cos, np.floor, np.ceil, np.trunc, np.sign):
+    _unary(_function.__name__, _function)
+_unary("round", np.round)
+_unary("reciprocal", lambda x: 1.0 / x)
+for _compare in (eq, ne, lt, le, gt, ge):
+    _binary(_compare.__name__, _compare)
+for _function in (np.logical_and, np.logical_or, np.bitwise_and, np.bitwise_or):
+    _binary(_function.__name__, _function)
+_binary("atan2", np.arctan2)

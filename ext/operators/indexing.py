@@ -1,0 +1,84 @@
+"""Indexing: selections, look-ups, and copies with a part replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from subp_ext.operators.arguments import axes
+from subp_ext.operators.record import DRY_RUN, Array, MetaTensor, Spec, operator
+from subp_ext.operators.views import slice_
+
+
+def _select_spec(self: MetaTensor, dim: int, index: int) -> Spec:
+    (axis,) = axes(dim, self.ndim)
+    if not -self.shape[axis] <= index < self.shape[axis]:
+        raise ValueError(f"index {index} is out of bounds for dimension {dim} of {list(self.shape)}")
+    return (*self.shape[:axis], *self.shape[axis + 1 :]), self.dtype
+
+
+@operator("select", shape=_select_spec)
+def select(self: Array, dim: int, index: int) -> Array:
+    return np.asarray(self.take(index, axis=dim))
+
+
+def _index_select_spec(self: MetaTensor, dim: int, index: Any) -> Spec:
+    (axis,) = axes(dim, self.ndim)
+    return (*self.shape[:axis], index.size, *self.shape[axis + 1 :]), self.dtype
+
+
+@operator("index_select", shape=_index_select_spec)
+def index_select(self: Array, dim: int, index: Array) -> Array:
+    return self.take(index.reshape(-1), axis=dim)
+
+
+def _index_spec(self: MetaTensor, indices: Sequence[MetaTensor]) -> Spec:
+    if any(i is not None and i.dtype.kind == "b" for i in indices):
+        raise ValueError("indexing with a mask that depends on the input has no size of its own")
+    source = np.broadcast_to(np.zeros((), self.dtype), self.shape)
+    given = [i for i in indices if i is not None]
+    places = [k for k, i in enumerate(indices) if i is not None]
+    joined = np.broadcast_shapes(*(i.shape for i in given))
+    rest = [n for k, n in enumerate(source.shape) if k not in places]
+    # NumPy: what indices that stand together select stays in their place, else it comes first.
+    at = places[0] if places == list(range(places[0], places[0] + len(places))) else 0
+    return (*rest[:at], *joined, *rest[at:]), self.dtype
+
+
+@operator("index", shape=_index_spec)
+def index(self: Array, indices: list[Array | None]) -> Array:
+    """Indexes with arrays, bool or integer; None keeps a whole dimension."""
+    return np.asarray(self[tuple(slice(None) if i is None else i for i in indices)])
+
+
+@operator("gather", shape=DRY_RUN)
+def gather(self: Array, dim: int, index: Array, sparse_grad: bool = False) -> Array:
+    inner = tuple(slice(size) if axis != dim % self.ndim else slice(None) for axis, size in enumerate(index.shape))
+    return np.take_along_axis(self[inner], index, axis=dim)
+
+
+def _embedding_spec(weight: MetaTensor, indices: MetaTensor, **rest: Any) -> Spec:
+    return (*indices.shape, *weight.shape[1:]), weight.dtype
+
+
+@operator("embedding", shape=_embedding_spec)
+def embedding(weight: Array, indices: Array, padding_idx: int = -1, **training: bool) -> Array:
+    return weight[indices]
+
+
+@operator("slice_scatter", shape=DRY_RUN)
+def slice_scatter(
+    self: Array, src: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Array:
+    """A copy with `src` in the place of the slice."""
+    result = self.copy()
+    slice_(result, dim, start, end, step)[...] = src
+    return result
+
+
+@operator("select_scatter", shape=DRY_RUN)
+def select_scatter(self: Array, src: Array, dim: int, index: int) -> Array:
+    """A copy with `src` in the place of what `select` returns."""
+    return slice_scatter(self, np.expand_dims(src, dim), dim, index, index + 1 or None)

@@ -1,0 +1,208 @@
+"""From nodes to steps: the choice between kernels and the reference, and the lowerings that many operators share.
+
+A lowering makes all its checks first. Only then it copies, allocates and plans, so that a node it leaves to others has
+taken nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subp_ext import runtime
+from subp_ext.operators.record import (
+    OPERATORS,
+    STORAGE_ARGS,
+    Array,
+    Lowered,
+    Lowering,
+    Unsupported,
+    check_arguments,
+    fused_activation,
+)
+from subp_ext.operators.shape_inference import infer
+from subp_ext.tensor import At, Call, Tensor, as_meta, tensors_in
+
+if TYPE_CHECKING:
+    from subp_ext.convolution import Convolution
+    from subp_ext.graph import Node
+    from subp_ext.planner import Planner
+
+# Arguments that stay with a node whose others are packed.
+RUN_ARGS = ("input", "residual")
+
+
+def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[str, Any]) -> Any:
+    """Plans a node on the best implementation there is.
+
+    Args:
+        planner: gets the steps.
+        node: its operator and output count.
+        args: its arguments, references resolved.
+        packed: by output, the form that replaces the constant arguments of a node.
+
+    Returns:
+        The node's value: a Tensor, or a list of them.
+
+    Raises:
+        ValueError: the arguments do not fit.
+    """
+    record, form = OPERATORS[node.op], packed.get(node.output)
+    outcome: Lowered | Unsupported = Unsupported("no kernel for this operator")
+    if record.pack is not None and record.lower is not None:
+        outcome = record.lower(planner, node.op, packed=form, **args)
+        if form is not None and isinstance(outcome, Unsupported):  # its weight is in no form that the reference knows
+            raise ValueError(outcome.reason)
+    elif record.lower is not None:
+        outcome = record.lower(planner, node.op, **args)
+    if isinstance(outcome, Lowered):
+        return outcome.value
+    return _reference(planner, node.op, args, outcome.reason)
+
+
+def pack(node: Node, constants: Mapping[str, Any]) -> Convolution | None:
+    """Packs what is known of a node's arguments, once for all plans.
+
+    Returns:
+        None for an operator that has no packed form, or an argument that has to be known and is not.
+
+    Raises:
+        ValueError: arguments that do not fit.
+    """
+    record = OPERATORS[node.op]
+    if record.pack is None:
+        return None
+    refs = list(node.refs())
+    args = {name: value for name, value in node.args.items() if name not in RUN_ARGS and name not in STORAGE_ARGS}
+    read = [value for value in args.values() if value in refs]
+    if any(ref.name not in constants for ref in read):
+        return None
+    args = {name: constants[value.name] if value in read else value for name, value in args.items()}
+    check_arguments(node.op, args | {name: node.args[name] for name in RUN_ARGS if name in node.args})
+    return record.pack(**args)
+
+
+def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any:
+    """The operator on NumPy, in memory that NumPy allocates, copied to its place."""
+    specs, reference = infer(op, as_meta(args)), OPERATORS[op].reference
+    several = isinstance(specs, list)
+    outs = [planner.empty(*spec) for spec in (specs if isinstance(specs, list) else [specs])]
+
+    def bind(at: At) -> Call:
+        bound, targets = {name: at(value) for name, value in args.items()}, at(outs)
+
+        def call() -> None:
+            result = reference(**bound)
+            for target, part in zip(targets, result if several else [result], strict=True):
+                if target.shape != part.shape:
+                    raise RuntimeError(f"the result has shape {part.shape}; planned was {target.shape}")
+                np.copyto(target, part)
+
+        return call
+
+    macs = _macs(op, args, outs[0].view.size)
+    planner.step(op, "reference", why, bind, tensors_in(args), outs, macs=macs, dense_macs=macs)
+    return outs if several else outs[0]
+
+
+def _macs(op: str, args: dict[str, Any], results: int) -> int | None:
+    """Multiply-accumulates of a product of matrices or a convolution on the reference; None for all else."""
+    if op in ("matmul", "mm", "bmm"):
+        return results * int(args["self"].view.shape[-1])
+    return results * math.prod(as_meta(args["weight"]).shape[1:]) if op in ("conv2d", "linear") else None
+
+
+def no_kernel(operator: str, value: Any, ndim: int | None = None) -> Unsupported | None:
+    """Why no kernel of an operator takes a value; None if one does.
+
+    Args:
+        operator: as kernels name it.
+        value: an argument of a node.
+        ndim: dimensions that the kernels expect.
+    """
+    if not isinstance(value, Tensor):
+        return Unsupported(f"a {type(value).__name__} is no tensor of the run")
+    dtype = value.view.dtype.name
+    if not has_kernel(operator, dtype):
+        return Unsupported(f"no {dtype} kernel for {operator}")
+    if ndim not in (None, value.view.ndim):
+        return Unsupported(f"the kernels take {ndim} dimensions; this has {value.view.ndim}")
+    return None if value.view.size else Unsupported("the input is empty")
+
+
+def has_kernel(operator: str, dtype: str) -> bool:
+    """Whether kernels of an operator take a data type."""
+    return dtype == "float32"
+
+
+def kernel_name(operator: str) -> str:
+    """What a report calls the kernel."""
+    return f"f32_{operator}__{runtime.kernel_set()}"
+
+
+def bound(function: str, *args: Any) -> Call:
+    """A call of a function of the compiled module on arrays of one state."""
+    return partial(getattr(runtime.kernels(), function), runtime.kernel_set(), *args)
+
+
+def memory_order(view: Array) -> tuple[int, ...] | None:
+    """Its axes from the outermost in memory to the innermost, if it is without gaps; None if it has any."""
+    order = tuple(sorted(range(view.ndim), key=lambda axis: (-view.strides[axis], axis)))
+    if view.flags.c_contiguous:
+        return tuple(range(view.ndim))
+    return order if view.transpose(order).flags.c_contiguous else None
+
+
+def flat(array: Array, order: Sequence[int], *shape: int) -> Array:
+    """The array in its memory order, as another shape."""
+    return array.transpose(order).reshape(shape)
+
+
+def activation(planner: Planner, op: str, *, self: Any, **parameters: Any) -> Lowered | Unsupported:
+    """Lowers an operator that convolutions can fuse, where it stands alone, for the parameters its kernels hold."""
+    name = fused_activation(op, parameters)
+    if name is None:
+        return Unsupported("the kernels hold other parameters as constants")
+    if refused := no_kernel("activate", self):
+        return refused
+    order = memory_order(self.view)
+    if order is None:
+        self, order = planner.copy(self), tuple(range(self.view.ndim))
+    out, threads = planner.empty(self.view.shape, order=order), planner.threads
+
+    def bind(at: At) -> Call:
+        source, target = (flat(at(tensor), order, -1) for tensor in (self, out))
+        return bound("activate", source, name, target, threads)
+
+    planner.step(name, kernel_name(name), "kernel", bind, [self], [out], in_place=[self])
+    return Lowered(out)
+
+
+def ufunc(function: Callable[..., Any]) -> Lowering:
+    """The lowering of an operator of one operand or two, `self` and any other, that is a function of NumPy's."""
+
+    def lowering(planner: Planner, op: str, *, self: Any, **other: Any) -> Lowered | Unsupported:
+        return on_numpy(planner, op, function, self, *other.values())
+
+    return lowering
+
+
+def on_numpy(planner: Planner, op: str, function: Callable[..., Any], *operands: Any) -> Lowered | Unsupported:
+    """NumPy's own loop, which takes any memory order and broadcast, writing into the arena."""
+    arrays = [value for value in operands if isinstance(value, (Tensor, np.ndarray))]
+    if any(as_meta(value).dtype != np.float32 for value in arrays):
+        return Unsupported("NumPy's loop is for float32")
+    shape = np.broadcast_shapes(*(as_meta(value).shape for value in arrays))
+    largest = as_meta(max(arrays, key=lambda value: as_meta(value).size))
+    out = planner.empty(shape, order=memory_order(largest) if largest.shape == shape else None)
+
+    def bind(at: At) -> Call:
+        return partial(function, *at(operands), out=at(out))
+
+    whole = [value for value in arrays if isinstance(value, Tensor) and value.view.strides == out.view.strides]
+    planner.step(op, "numpy", "any memory order", bind, arrays, [out], in_place=whole)
+    return Lowered(out)

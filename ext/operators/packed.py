@@ -1,0 +1,216 @@
+"""The lowerings of convolutions and linear layers whose weights are known when a model is loaded, and packed then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subp_ext.convolution import Convolution
+from subp_ext.geometry import MOST as MAX_SIZE
+from subp_ext.geometry import Layer, resolve_padding
+from subp_ext.operators.arguments import sizes
+from subp_ext.operators.lowering import no_kernel
+from subp_ext.operators.record import Array, Lowered, MetaTensor, Spec, Unsupported
+from subp_ext.operators.shape_inference import of_shape
+from subp_ext.sparse import UniformBlockSparse
+from subp_ext.tensor import At, Call, Tensor, as_meta
+
+if TYPE_CHECKING:
+    from subp_ext.chain import Chain
+    from subp_ext.planner import Planner
+
+# Zeros around an input, against its own size and the kernel's extent.
+MAX_PADDING = 64
+
+NOT_PACKED = Unsupported("the weight or another argument is not known before the run, or not float32")
+
+
+def convolution_spec(
+    input: MetaTensor,
+    weight: MetaTensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    **fused: Any,
+) -> Spec:
+    """The result of a convolution of any number of dimensions.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+    """
+    shape, nd = weight.shape, weight.ndim - 2
+    stride, dilation = (tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in (stride, dilation))
+    stride, dilation = (sizes(v * nd if len(v) == 1 else v, MAX_SIZE) for v in (stride, dilation))
+    if padding in ("same", "valid"):
+        totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, shape[2:], strict=True)]
+    elif nd == 2:
+        totals = [sum(p) for p in resolve_padding(padding, shape[2:], stride, dilation)]
+    else:
+        pads = tuple(padding) if isinstance(padding, (list, tuple)) else (padding,)
+        totals = [2 * p for p in sizes(pads * nd if len(pads) == 1 else pads)]
+    if input.ndim != nd + 2 or input.shape[1] != shape[1] * groups or shape[0] % groups:
+        raise ValueError(f"input {list(input.shape)} and weight {list(shape)} in {groups} groups do not fit")
+    out = []
+    for size, total, kernel, step, spread in zip(input.shape[2:], totals, shape[2:], stride, dilation, strict=True):
+        if size + total < spread * (kernel - 1) + 1 or total > MAX_PADDING * (size + kernel * spread):
+            raise ValueError(f"{size} pixels, {total} zeros and a kernel of {kernel}, {spread} apart, do not fit")
+        out.append((size + total - spread * (kernel - 1) - 1) // step + 1)
+    return (input.shape[0], shape[0], *out), input.dtype
+
+
+def pack(weight: Any, **args: Any) -> Convolution | None:
+    """Packs a convolution with known arguments; None where no kernel takes the weight's dtype.
+
+    Raises:
+        ValueError: arguments that do not fit.
+    """
+    is_floating = isinstance(weight, UniformBlockSparse) or getattr(weight, "dtype", None) == np.float32
+    return Convolution(weight, **args) if is_floating else None
+
+
+def pack_linear(weight: Any, **args: Any) -> Convolution | None:
+    """Packs a linear layer, as a 1x1 convolution; see `pack`."""
+    return pack(_as_pointwise(weight), **args)
+
+
+def _as_pointwise(weight: Array | UniformBlockSparse) -> Any:
+    """A linear layer's weight as that of a 1x1 convolution, which a sparse one is already.
+
+    Raises:
+        ValueError: it is not a matrix.
+    """
+    if not isinstance(weight, UniformBlockSparse):
+        if weight.ndim != 2:
+            raise ValueError(f"the weight has shape {list(weight.shape)}; a linear layer's is [O, I]")
+        return weight[:, :, None, None]
+    if weight.shape[2:] != (1, 1) or weight.groups != 1:
+        raise ValueError(
+            f"the weight has a kernel of {weight.shape[2]}x{weight.shape[3]} and {weight.groups} groups; a linear "
+            "layer's has 1x1 and 1"
+        )
+    return weight
+
+
+def lower_conv2d(
+    planner: Planner, op: str, *, packed: Convolution | Chain | None, input: Any, residual: Any = None, **args: Any
+) -> Lowered | Unsupported:
+    """One convolution, or two that run as one step."""
+    if packed is None:
+        return NOT_PACKED
+    if refused := no_kernel("conv2d", input, 4):
+        return refused
+    first, second = (packed, packed) if isinstance(packed, Convolution) else (packed.first, packed.second)
+    shape = between = _out_shape(planner, first.layer, input.view.shape)
+    if second is not first:
+        shape = _out_shape(planner, second.layer, between)
+    if refused := _misfit(residual, shape):
+        return refused
+    if isinstance(packed, Convolution):
+        return Lowered(_convolve(planner, op, packed, planner.contiguous(input), shape, residual))
+    compiled = packed.build(*input.view.shape[2:])
+    x = planner.contiguous(input)
+    if compiled is None:  # the first is faster after Winograd
+        value = _convolve(planner, op, first, x, between)
+        return Lowered(_convolve(planner, op, second, value, shape, residual))
+    work = _work(first, between)
+    for name, number in _work(second, shape).items():
+        work[name] = work[name] if name == "kept_share" else work[name] + number
+    why = f"{'sparse' if first.kept_share < 1 else 'dense'}, and the depthwise one after it"
+    return Lowered(_plan(planner, op, compiled, packed.kernel, why, x, residual, shape, work))
+
+
+def lower_linear(
+    planner: Planner, op: str, *, packed: Convolution | None, input: Any, **args: Any
+) -> Lowered | Unsupported:
+    """As a 1x1 convolution, the rows as its pixels. Channels that are planes in memory stay planes."""
+    if packed is None:
+        return NOT_PACKED
+    if refused := no_kernel("conv2d", input):
+        return refused
+    shape, outputs = input.view.shape, packed.layer.shape[0]
+    last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
+    if len(shape) == 4 and input.view.transpose(last_first).flags.c_contiguous:
+        x = planner.view(input, lambda v: v.transpose(last_first))
+        out = _convolve(planner, op, packed, x, _out_shape(planner, packed.layer, x.view.shape))
+        return Lowered(planner.view(out, lambda v: v.transpose(0, 2, 3, 1)))
+    rows = math.prod(shape[:-1])
+    out_shape = _out_shape(planner, packed.layer, (1, shape[-1], 1, rows))
+    flat = planner.view(planner.contiguous(input), lambda v: v.reshape(rows, shape[-1]))
+    pixels = planner.contiguous(planner.view(flat, lambda v: v.T))
+    x = planner.view(pixels, lambda v: v.reshape(1, shape[-1], 1, rows))
+    out = _convolve(planner, op, packed, x, out_shape)
+    return Lowered(planner.view(out, lambda v: v.reshape(outputs, rows).T.reshape(*shape[:-1], outputs)))
+
+
+def _out_shape(planner: Planner, layer: Layer, shape: Sequence[int]) -> tuple[int, ...]:
+    """The output's shape for an input's.
+
+    Raises:
+        ValueError: they do not fit, or the output is larger than there is room for.
+    """
+    if shape[1] != layer.channels:
+        raise ValueError(f"input has {shape[1]} channels; the weight is for {layer.channels}")
+    out, dtype = convolution_spec(
+        of_shape(tuple(shape)),
+        of_shape(layer.shape),
+        stride=list(layer.stride),
+        padding=[list(pads) for pads in layer.padding],
+        dilation=list(layer.dilation),
+        groups=layer.groups,
+    )
+    planner.check_room(out, dtype)
+    return out
+
+
+def _misfit(residual: Any, shape: Sequence[int]) -> Unsupported | None:
+    """Why a residual cannot be added to an output of this shape."""
+    form = as_meta(residual)
+    if residual is None or (form.shape == tuple(shape) and form.dtype == np.float32):
+        return None
+    return Unsupported("the residual has another shape or dtype")
+
+
+def _convolve(
+    planner: Planner, op: str, convolution: Convolution, x: Tensor, shape: tuple[int, ...], residual: Any = None
+) -> Tensor:
+    """Plans a convolution of `[B, I, H, W]` in C order to `shape`."""
+    compiled, _, kernel = convolution.prepare(*x.view.shape[2:])
+    why = "sparse" if convolution.kept_share < 1 else "dense"
+    return _plan(planner, op, compiled, kernel, why, x, residual, shape, _work(convolution, shape))
+
+
+def _plan(
+    planner: Planner,
+    op: str,
+    compiled: Any,
+    kernel: str,
+    why: str,
+    x: Tensor,
+    residual: Any,
+    shape: tuple[int, ...],
+    work: dict[str, Any],
+) -> Tensor:
+    """Plans the call of a compiled convolution, or of two as one."""
+    residual = None if residual is None else planner.contiguous(residual)
+    out, threads = planner.empty(shape), planner.threads
+    scratch = planner.scratch(compiled.scratch * threads)
+
+    def bind(at: At) -> Call:
+        call: Call = compiled.bind(at(x), at(residual), at(out), at(scratch), threads)
+        return call
+
+    planner.step(op, kernel, why, bind, [x, residual], [out, scratch], **work)
+    return out
+
+
+def _work(convolution: Convolution, shape: Sequence[int]) -> dict[str, Any]:
+    """What a report says of a convolution with this output."""
+    macs, kept_share = convolution.macs(shape), convolution.kept_share
+    dense_macs = math.prod(shape) * math.prod(convolution.layer.shape[1:])
+    sparse_macs = macs if kept_share < 1 else 0
+    return {"kept_share": kept_share, "macs": macs, "dense_macs": dense_macs, "sparse_macs": sparse_macs}
