@@ -64,7 +64,9 @@ def _embedding_spec(weight: MetaTensor, indices: MetaTensor, **rest: Any) -> Spe
 
 
 @operator("embedding", shape=_embedding_spec)
-def embedding(weight: Array, indices: Array, padding_idx: int = -1, **training: bool) -> Array:
+def embedding(
+    weight: Array, indices: Array, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Array:
     return weight[indices]
 
 

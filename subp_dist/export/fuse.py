@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext import Graph, Node, Ref
+from subp_ext import Graph, Node, Ref, operators
+
+from ..errors import UsageError
 
 _IDENTITIES = {"alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"}
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
-_PLAIN_ACTIVATIONS = {"relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "mish"}
 
 
 def simplify(graph: Graph, shapes: dict[str, tuple]) -> Graph:
@@ -26,6 +27,9 @@ def simplify(graph: Graph, shapes: dict[str, tuple]) -> Graph:
     Args:
         graph: as ``trace`` returns it.
         shapes: shape of each value, to tell a residual from a broadcast.
+
+    Raises:
+        UsageError: a layer is in training mode.
     """
     return _Rewrite(graph, shapes).run()
 
@@ -71,6 +75,8 @@ class _Rewrite:
         if not isinstance(source, Ref):
             return None
         if node.op in _IDENTITIES:
+            if node.args.get("train"):
+                raise UsageError(f"{node.output} is a {node.op} in training mode; export a model in evaluation mode")
             return source.name
         # A batch norm returns a tuple; folded into a convolution it is the one tensor that was read from it.
         return source.name if node.op == "getitem" and source.name in self.folded_norms else None
@@ -150,7 +156,7 @@ class _Rewrite:
         return conv.output, Node("conv2d", node.output, conv.args | {"residual": other})
 
     def _fuse_activation(self, node: Node) -> tuple[str, Node] | None:
-        activation = _activation(node)
+        activation = operators.fused_activation(node.op, node.args)
         target = activation and self._absorbable(node.args.get("self", node.args.get("input")), "conv2d", "linear")
         if not target:
             return None
@@ -174,22 +180,6 @@ class _Rewrite:
         if self.uses[pad.output] == 0:
             del self.kept[pad.output]
         return Node("conv2d", node.output, node.args | {"input": pad.args["self"], "padding": padding})
-
-
-def _activation(node: Node) -> str | None:
-    """The name under which a kernel applies this operator, if there is one."""
-    args = node.args
-    if node.op in _PLAIN_ACTIVATIONS:
-        return node.op
-    if node.op == "hardtanh" and (args.get("min_val", -1), args.get("max_val", 1)) == (0, 6):
-        return "relu6"
-    if node.op == "clamp" and (args.get("min"), args.get("max")) == (0, 6):
-        return "relu6"
-    if node.op == "gelu":
-        return "gelu_tanh" if args.get("approximate", "none") == "tanh" else "gelu"
-    if node.op == "leaky_relu" and args.get("negative_slope", 0.01) == 0.01:
-        return "leaky_relu"
-    return None
 
 
 def _without_unused(graph: Graph) -> Graph:
