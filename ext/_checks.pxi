@@ -84,7 +84,7 @@ cdef _Array _array(str name, value, str dtype, tuple shape, bint writable = Fals
         raise ValueError(f"{name} is {_told(value)} ({error}); {wanted}") from None
     found._held = True
     given = "B" if found._view.format == NULL else found._view.format.decode()
-    kind = _KINDS.get(given.lstrip("@="))
+    kind = _KINDS.get(given.lstrip("@=" + ("<" if byteorder == "little" else ">")))  # NumPy may name its own order
     found.shape = tuple([found._view.shape[i] for i in range(found._view.ndim)])
     fits = len(found.shape) == len(shape) and kind == _KINDS[letter] and found._view.itemsize == itemsize
     if not fits or not all([b == a if a is not None else b > 0 for a, b in zip(shape, found.shape)]):

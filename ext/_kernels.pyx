@@ -13,6 +13,7 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t
 
 from operator import index
+from sys import byteorder
 
 import numpy as np
 
