@@ -40,7 +40,7 @@ def _lower_binary(planner: Planner, op: str, *, self: Any, other: Any, alpha: Nu
 
     def bind(at: At) -> Call:
         views = [flat(at(value), order, runs, -1) for value in (a, b, out)]
-        return bound("binary", op == "mul", *views[:2], None, views[2], threads)
+        return bound("bind_binary", op == "mul", *views[:2], None, views[2], threads)
 
     same = [a, b] if isinstance(b, Tensor) and b.view.shape == a.view.shape else [a]
     planner.step(op, kernel_name(op), "kernel", bind, [a, b], [out], in_place=same)

@@ -145,8 +145,9 @@ def kernel_name(operator: str) -> str:
 
 
 def bound(function: str, *args: Any) -> Call:
-    """A call of a function of the compiled module on arrays of one state."""
-    return partial(getattr(runtime.kernels(), function), runtime.kernel_set(), *args)
+    """A call that a function of the compiled module binds to the arrays of one state, with all checks made."""
+    call: Call = getattr(runtime.kernels(), function)(runtime.kernel_set(), *args)
+    return call
 
 
 def memory_order(view: Array) -> tuple[int, ...] | None:
@@ -176,7 +177,7 @@ def activation(planner: Planner, op: str, *, self: Any, **parameters: Any) -> Lo
 
     def bind(at: At) -> Call:
         source, target = (flat(at(tensor), order, -1) for tensor in (self, out))
-        return bound("activate", source, name, target, threads)
+        return bound("bind_activate", source, name, target, threads)
 
     planner.step(name, kernel_name(name), "kernel", bind, [self], [out], in_place=[self])
     return Lowered(out)

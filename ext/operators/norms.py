@@ -145,7 +145,7 @@ def _lower_layer_norm(
 
     def bind(where: At) -> Call:
         source, target = (flat(where(tensor), order, -1, sizes[0], pixels) for tensor in (input, out))
-        return bound("norm_pixels", source, *affine, eps, target, threads)
+        return bound("bind_norm_pixels", source, *affine, eps, target, threads)
 
     planner.step(op, kernel_name("norm_pixels"), "kernel", bind, [input], [out], in_place=[input])
     return Lowered(out)
@@ -159,7 +159,7 @@ def _lower_norm_runs(
 
     def bind(at: At) -> Call:
         source, target = (flat(at(tensor), order, -1, length) for tensor in (x, out))
-        return bound("norm_runs", source, *affine, eps, target, threads)
+        return bound("bind_norm_runs", source, *affine, eps, target, threads)
 
     planner.step(op, kernel_name("norm_run"), "kernel", bind, [x], [out], in_place=[x])
     return Lowered(out)

@@ -127,7 +127,7 @@ def lower_pool(
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
         return bound(
-            "pool",
+            "bind_pool",
             source.reshape(-1, *source.shape[2:]),
             geometry.kernel,
             geometry.stride,

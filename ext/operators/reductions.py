@@ -30,7 +30,7 @@ def lower_mean(
 
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
-        return bound("mean", source.reshape(target.size, -1), target.reshape(-1), threads)
+        return bound("bind_mean", source.reshape(target.size, -1), target.reshape(-1), threads)
 
     planner.step("mean", kernel_name("mean"), "kernel", bind, [x], [out])
     return Lowered(out if keepdim else planner.view(out, lambda v: v[..., 0, 0]))
