@@ -360,7 +360,7 @@ def compute(op: str, args: dict[str, Any], limit: int) -> Any:
     elif rule is not NUMBER and (operators.arrays_in(args) or not isinstance(rule, Rule)) and not _masks(op, args):
         found = operators.infer(op, as_meta(args))
         for shape, dtype in found if isinstance(found, list) else [found]:
-            check_size(shape, dtype, limit)
+            check_size(shape, as_type(dtype).dtype.storage, limit)
     with np.errstate(all="ignore"):
         result = OPERATORS[op].reference(**args)
     if isinstance(result, (int, float, np.number)) and abs(float(result)) > MAX_NUMBER and math.isfinite(result):
@@ -375,7 +375,7 @@ def compute_constant(node: Node, args: dict[str, Any], limit: int) -> Any:
         ValueError: as `compute`.
     """
     value = compute(node.op, _real(args), limit)
-    if node.type is None or node.type.plain:
+    if node.type is None or node.type.plain or isinstance(value, TypedArray):
         return value
     return TypedArray(node.type.from_float(value), node.type)
 

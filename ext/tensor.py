@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType
+from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType, dtype_of
 from subp_ext.memory import Buffer
 from subp_ext.sparse import UniformBlockSparse
 
@@ -36,6 +36,11 @@ class Tensor:
     def whole(self) -> bool:
         """Whether it is all of its buffer, in C order."""
         return self.start == 0 and self.view.flags.c_contiguous and self.view.nbytes == self.buffer.nbytes
+
+
+def type_of(value: Tensor | Array) -> ValueType:
+    """The type of a tensor of the run, or of a plain array."""
+    return value.type if isinstance(value, Tensor) else ValueType(dtype_of(value))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -339,8 +339,12 @@ case("sym_size", lambda self, dim: self.shape[dim], self=X, dim=2)
 case("numel", lambda self: self.numel(), self=X)
 case("sym_numel", lambda self: self.numel(), self=X)
 
-# Operators under a second name from operator.* on sizes, and checks without a result.
+# Operators under a second name from operator.* on sizes, checks without a result, and those of the runtime's own, which
+# test_ext_quantization.py holds against torch.
 WITHOUT_CASE = {
+    "quantize",
+    "dequantize",
+    "cast",
     "truediv",
     "mod",
     "_assert_tensor_metadata",

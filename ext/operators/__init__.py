@@ -13,6 +13,7 @@ from subp_ext.operators import (  # noqa: F401  (each records its operators; the
     linear,
     norms,
     pooling,
+    quantization,
     reductions,
     resampling,
     shaping,

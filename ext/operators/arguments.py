@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 import numpy as np
 import numpy.typing as npt
 
+from subp_ext.dtypes import TypedArray
 from subp_ext.sparse import UniformBlockSparse
 from subp_ext.tensor import Tensor
 
@@ -19,7 +20,7 @@ Ints = int | Sequence[int]
 # Pairs of elements that an operator may relate to each other in memory of its own.
 MAX_PAIRS = 1 << 30
 
-_TENSORS = (np.ndarray, Tensor, UniformBlockSparse)
+_TENSORS = (np.ndarray, Tensor, TypedArray, UniformBlockSparse)
 _LITERALS = (type(None), bool, int, float, str, list, tuple, np.generic)
 
 

@@ -21,7 +21,7 @@ from subp_ext.operators.lowering import (
     ufunc,
 )
 from subp_ext.operators.record import ELEMENTWISE, Array, Lowered, Lowering, Unsupported, operator
-from subp_ext.tensor import At, Call, Tensor, as_meta
+from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
@@ -53,7 +53,7 @@ def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:
     Returns:
         None if they do not.
     """
-    if no_kernel("binary", a) or not isinstance(b, (Tensor, np.ndarray)) or as_meta(b).dtype != a.view.dtype:
+    if no_kernel("binary", a) or not isinstance(b, (Tensor, np.ndarray)) or type_of(b) != a.type:
         return None
     order = memory_order(a.view)
     if order is None or a.view.ndim == 0:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subp_ext import runtime
+from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType, as_type
 from subp_ext.operators.record import (
     OPERATORS,
     STORAGE_ARGS,
-    Array,
     Lowered,
     Lowering,
     Unsupported,
     check_arguments,
     fused_activation,
 )
-from subp_ext.operators.shape_inference import infer
-from subp_ext.tensor import At, Call, Tensor, as_meta, tensors_in
+from subp_ext.operators.shape_inference import infer, of_shape
+from subp_ext.tensor import At, Call, Tensor, as_meta, tensors_in, type_of
 
 if TYPE_CHECKING:
     from subp_ext.convolution import Convolution
@@ -52,6 +52,7 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
         ValueError: the arguments do not fit.
     """
     record, form = OPERATORS[node.op], packed.get(node.output)
+    args = _map(args, lambda value: value.to_float() if isinstance(value, TypedArray) else value)
     outcome: Lowered | Unsupported = Unsupported("no kernel for this operator")
     if record.pack is not None and record.lower is not None:
         outcome = record.lower(planner, node.op, packed=form, **args)
@@ -59,9 +60,11 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
             raise ValueError(outcome.reason)
     elif record.lower is not None:
         outcome = record.lower(planner, node.op, **args)
-    if isinstance(outcome, Lowered):
+    if isinstance(outcome, Unsupported):
+        return _reference(planner, node, args, outcome.reason)
+    if node.type is None or outcome.value.type == node.type:
         return outcome.value
-    return _reference(planner, node.op, args, outcome.reason)
+    return _converted(planner, outcome.value, node.type)
 
 
 def pack(node: Node, constants: Mapping[str, Any]) -> Convolution | None:
@@ -86,27 +89,77 @@ def pack(node: Node, constants: Mapping[str, Any]) -> Convolution | None:
     return record.pack(**args)
 
 
-def _reference(planner: Planner, op: str, args: dict[str, Any], why: str) -> Any:
-    """The operator on NumPy, in memory that NumPy allocates, copied to its place."""
-    specs, reference = infer(op, as_meta(args)), OPERATORS[op].reference
+def _reference(planner: Planner, node: Node, args: dict[str, Any], why: str) -> Any:
+    """The operator on NumPy, in memory that NumPy allocates, copied to its place.
+
+    It computes with real numbers: typed arguments are converted before it, and its result after it.
+    """
+    reference = OPERATORS[node.op].reference
+    specs = infer(node.op, as_meta(_map(args, _real_meta)))
     several = isinstance(specs, list)
-    outs = [planner.empty(*spec) for spec in (specs if isinstance(specs, list) else [specs])]
+    found = [(shape, as_type(type)) for shape, type in (specs if isinstance(specs, list) else [specs])]
+    declared = None if several else node.type
+    outs = [planner.empty(shape, declared or type) for shape, type in found]
 
     def bind(at: At) -> Call:
         bound, targets = {name: at(value) for name, value in args.items()}, at(outs)
 
         def call() -> None:
-            result = reference(**bound)
-            for target, part in zip(targets, result if several else [result], strict=True):
+            result = reference(**{name: _real(value, bound[name]) for name, value in args.items()})
+            for out, target, part in zip(outs, targets, result if several else [result], strict=True):
                 if target.shape != part.shape:
-                    raise RuntimeError(f"the result has shape {part.shape}; planned was {target.shape}")
-                np.copyto(target, part)
+                    raise RuntimeError(f"the result has shape {list(part.shape)}; planned was {list(target.shape)}")
+                np.copyto(target, _stored(part, out.type))
 
         return call
 
-    macs = _macs(op, args, outs[0].view.size)
-    planner.step(op, "reference", why, bind, tensors_in(args), outs, macs=macs, dense_macs=macs)
+    macs = _macs(node.op, args, outs[0].view.size)
+    planner.step(node.op, "reference", why, bind, tensors_in(args), outs, macs=macs, dense_macs=macs)
     return outs if several else outs[0]
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """An argument with a function applied to all it holds."""
+    if isinstance(value, dict):
+        return {name: _map(item, function) for name, item in value.items()}
+    return [_map(item, function) for item in value] if isinstance(value, (list, tuple)) else function(value)
+
+
+def _real_meta(value: Any) -> Any:
+    """A meta tensor of real numbers in place of a typed Tensor."""
+    return of_shape(value.view.shape) if isinstance(value, Tensor) and not value.type.plain else value
+
+
+def _real(value: Any, array: Any) -> Any:
+    """What a reference gets for an argument: `array` is what its Tensors are in this run."""
+    if isinstance(value, Tensor):
+        return array if value.type.plain else value.type.to_float(array)
+    if isinstance(value, (list, tuple)):
+        return [_real(item, part) for item, part in zip(value, array, strict=True)]
+    return array
+
+
+def _stored(result: Any, type: ValueType) -> Array:
+    """What a reference returned, as elements of a type."""
+    if isinstance(result, TypedArray):
+        if result.type == type:
+            return result.values
+        result = result.to_float()
+    return result if type.plain and result.dtype == type.dtype.storage else type.from_float(result)
+
+
+def _converted(planner: Planner, tensor: Tensor, type: ValueType) -> Tensor:
+    """A kernel's result in the type that its node declares, by a step of its own."""
+    out = planner.empty(tensor.view.shape, type)
+
+    def bind(at: At) -> Call:
+        source, target = at(tensor), at(out)
+        return lambda: np.copyto(target, type.from_float(tensor.type.to_float(source)))
+
+    planner.step(
+        "cast", "reference", f"the kernel returns {tensor.type}, the node declares {type}", bind, [tensor], [out]
+    )
+    return out
 
 
 def _macs(op: str, args: dict[str, Any], results: int) -> int | None:
@@ -126,7 +179,7 @@ def no_kernel(operator: str, value: Any, ndim: int | None = None) -> Unsupported
     """
     if not isinstance(value, Tensor):
         return Unsupported(f"a {type(value).__name__} is no tensor of the run")
-    dtype = value.view.dtype.name
+    dtype = value.type.dtype.name
     if not has_kernel(operator, dtype):
         return Unsupported(f"no {dtype} kernel for {operator}")
     if ndim not in (None, value.view.ndim):
@@ -195,8 +248,9 @@ def ufunc(function: Callable[..., Any]) -> Lowering:
 def on_numpy(planner: Planner, op: str, function: Callable[..., Any], *operands: Any) -> Lowered | Unsupported:
     """NumPy's own loop, which takes any memory order and broadcast, writing into the arena."""
     arrays = [value for value in operands if isinstance(value, (Tensor, np.ndarray))]
-    if any(as_meta(value).dtype != np.float32 for value in arrays):
-        return Unsupported("NumPy's loop is for float32")
+    for value in arrays:
+        if type_of(value).dtype is not FLOAT32:
+            return Unsupported(f"NumPy's loop is for float32; an operand is {type_of(value)}")
     shape = np.broadcast_shapes(*(as_meta(value).shape for value in arrays))
     largest = as_meta(max(arrays, key=lambda value: as_meta(value).size))
     out = planner.empty(shape, order=memory_order(largest) if largest.shape == shape else None)

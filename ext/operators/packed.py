@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subp_ext.convolution import Convolution
+from subp_ext.dtypes import FLOAT32, Array, TypedArray
 from subp_ext.geometry import MOST as MAX_SIZE
 from subp_ext.geometry import Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
 from subp_ext.operators.lowering import no_kernel
-from subp_ext.operators.record import Array, Lowered, MetaTensor, Spec, Unsupported
+from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.sparse import UniformBlockSparse
-from subp_ext.tensor import At, Call, Tensor, as_meta
+from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
     from subp_ext.chain import Chain
@@ -66,11 +67,19 @@ def convolution_spec(
 def pack(weight: Any, **args: Any) -> Convolution | None:
     """Packs a convolution with known arguments; None where no kernel takes the weight's dtype.
 
+    Weights of types that no kernel takes as they are become float32.
+
     Raises:
         ValueError: arguments that do not fit.
     """
-    is_floating = isinstance(weight, UniformBlockSparse) or getattr(weight, "dtype", None) == np.float32
-    return Convolution(weight, **args) if is_floating else None
+    if isinstance(weight, UniformBlockSparse):
+        weight = weight.to_float32()
+    else:
+        weight = weight.to_float() if isinstance(weight, TypedArray) else weight
+        if weight.dtype != np.float32:
+            return None
+    args = {name: value.to_float() if isinstance(value, TypedArray) else value for name, value in args.items()}
+    return Convolution(weight, **args)
 
 
 def pack_linear(weight: Any, **args: Any) -> Convolution | None:
@@ -78,12 +87,14 @@ def pack_linear(weight: Any, **args: Any) -> Convolution | None:
     return pack(_as_pointwise(weight), **args)
 
 
-def _as_pointwise(weight: Array | UniformBlockSparse) -> Any:
+def _as_pointwise(weight: Array | TypedArray | UniformBlockSparse) -> Any:
     """A linear layer's weight as that of a 1x1 convolution, which a sparse one is already.
 
     Raises:
         ValueError: it is not a matrix.
     """
+    if isinstance(weight, TypedArray):
+        weight = weight.to_float()
     if not isinstance(weight, UniformBlockSparse):
         if weight.ndim != 2:
             raise ValueError(f"the weight has shape {list(weight.shape)}; a linear layer's is [O, I]")
@@ -169,8 +180,7 @@ def _out_shape(planner: Planner, layer: Layer, shape: Sequence[int]) -> tuple[in
 
 def _misfit(residual: Any, shape: Sequence[int]) -> Unsupported | None:
     """Why a residual cannot be added to an output of this shape."""
-    form = as_meta(residual)
-    if residual is None or (form.shape == tuple(shape) and form.dtype == np.float32):
+    if residual is None or (as_meta(residual).shape == tuple(shape) and type_of(residual).dtype is FLOAT32):
         return None
     return Unsupported("the residual has another shape or dtype")
 

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
+from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import describe, fits
 
 if TYPE_CHECKING:
     from subp_ext.convolution import Convolution
     from subp_ext.tensor import Tensor
 
-Array = npt.NDArray[Any]
 MetaTensor = npt.NDArray[Any]  # shape and dtype count; its elements are never read
-Spec = tuple[tuple[int, ...], np.dtype[Any]]  # of a result
+Spec = tuple[tuple[int, ...], np.dtype[Any] | ValueType]  # of a result
 
 
 class Rule(enum.Enum):

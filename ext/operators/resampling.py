@@ -64,8 +64,8 @@ def _lower_nearest(
     x = _source(input, self)
     if not isinstance(x, Tensor) or x.view.ndim != 4 or not x.view.size:
         return Unsupported("the input is not a tensor of four dimensions, or empty")
-    shape, dtype = _upsample_spec(input=x.view, **scales)
-    planner.check_room(shape, dtype)
+    shape, _ = _upsample_spec(input=x.view, **scales)
+    planner.check_room(shape, x.type)
     height, width = x.view.shape[2:]
     rows, columns = shape[2] // height, shape[3] // width
     if max(rows, columns) > MAX_COPIES:
@@ -76,7 +76,7 @@ def _lower_nearest(
     if not np.array_equal(taken, pixels.repeat(rows, axis=2).repeat(columns, axis=3)):
         return Unsupported("the output's size is no multiple of the input's")
     x = planner.contiguous(x)
-    out = planner.empty(shape, dtype)
+    out = planner.empty(shape, x.type)
 
     def bind(at: At) -> Call:
         source, target = at(x).reshape(-1, height, width), at(out).reshape(-1, height, rows, width, columns)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import as_type
 from subp_ext.operators.arguments import astype, axes, refuse_training, sizes
 from subp_ext.operators.record import DRY_RUN, ELEMENTWISE, Array, Lowered, MetaTensor, Spec, Unsupported, operator
-from subp_ext.tensor import At, Call, Tensor, as_meta
+from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
@@ -29,10 +30,11 @@ def _cat_spec(tensors: Sequence[MetaTensor], dim: int = 0) -> Spec:
 def _lower_cat(planner: Planner, op: str, *, tensors: list[Any], dim: int = 0) -> Lowered | Unsupported:
     """Joins; where the parts lie one after the other in memory, they are computed there (`Planner`)."""
     tensors = [x for x in tensors if as_meta(x).shape != (0,)]
-    shape, dtype = _cat_spec([as_meta(x) for x in tensors], dim)
-    if any(as_meta(x).dtype != dtype for x in tensors):
-        return Unsupported("parts of several dtypes")
-    axis, out = dim % len(shape), planner.empty(shape, dtype)
+    shape, _ = _cat_spec([as_meta(x) for x in tensors], dim)
+    type = type_of(tensors[0])
+    if any(type_of(x) != type for x in tensors):
+        return Unsupported("parts of several types")
+    axis, out = dim % len(shape), planner.empty(shape, type)
     if math.prod(shape[:axis]) == 1 and all(isinstance(x, Tensor) for x in tensors):
         parts = [planner.contiguous(x) for x in tensors]
         planner.step(op, "numpy", "copies", _unplanned, parts, [out], concatenates=True)
@@ -173,7 +175,7 @@ def native_dropout(input: Array, p: float = 0.5, train: bool | None = False) -> 
 
 
 def _lower_to(planner: Planner, op: str, *, self: Any, dtype: str | None = None, **rest: Any) -> Lowered | Unsupported:
-    same = isinstance(self, Tensor) and self.view.dtype == np.dtype(dtype or self.view.dtype)
+    same = isinstance(self, Tensor) and (dtype is None or self.type == as_type(dtype))
     return Lowered(self) if same else Unsupported("another dtype")
 
 
