@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from test_ext_format import small_graph
+from test_ext_format import small_graph, typed_graph
 from test_ext_planner import GRAPHS
 
 import subp_ext
@@ -35,7 +35,7 @@ OTHERS = [None, True, "", "x", "float64", "S1000000000", [], [1], [[1, 2], [3, 4
 
 def networks() -> list[Graph]:
     many = small_graph()
-    return [many, *(make() for make in GRAPHS)]
+    return [many, typed_graph(), *(make() for make in GRAPHS)]
 
 
 def parse(raw: bytes):
@@ -150,7 +150,8 @@ def inputs_of(session: Session):
         shape = [(2, 4, 6, 4)[min(axis, 3)] if size is None else size for axis, size in enumerate(spec.shape)]
         if len(shape) > 8 or np.prod([float(size) for size in shape]) > 1e5:
             return None
-        arrays.append(np.ones(shape, spec.dtype))
+        dtype = spec.type.dtype
+        arrays.append(np.ones(shape, dtype.storage if dtype.native else np.float32))
     return arrays
 
 

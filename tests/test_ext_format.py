@@ -52,15 +52,27 @@ def typed_graph() -> Graph:
     sparse = {"indices": indices, "shape": (6, 5, 1, 1), "block_size": 3}
     integers = rng.integers(-128, 128, (2, 2, 1, 1, 3)).astype(np.int8)
     scale, order = rng.random(6).astype(np.float32) + 0.5, np.array([3, 1, 0, 5, 4, 2], np.int32)
+    images, numbers = (None, 5, 8, 8), (None, 6, 8, 8)
+
+    def conv(output, source, weight, type):
+        return Node("conv2d", output, {"input": Ref(source), "weight": Ref(weight)}, type)
+
     return Graph(
-        inputs=[TensorSpec("x", (None, 5, 8, 8), "uint8", activations.quantization), TensorSpec("h", (3,), "bfloat16")],
+        inputs=[TensorSpec("x", images, "uint8", activations.quantization), TensorSpec("h", images, "bfloat16")],
         outputs=[
-            TensorSpec("x", (None, 5, 8, 8), "uint8", activations.quantization),
-            TensorSpec("h", (3,), "bfloat16"),
+            TensorSpec("integers out", numbers, "uint8", activations.quantization),
+            TensorSpec("bfloat16 out", numbers, "bfloat16"),
+            TensorSpec("float out", numbers),
+            TensorSpec("x", images, "uint8", activations.quantization),
         ],
         nodes=[
-            Node("relu", "y", {"self": Ref("x")}, activations),
-            Node("relu", "z", {"self": Ref("h")}, as_type("bfloat16")),
+            conv("a", "x", "sparse int8", activations),
+            Node("relu", "integers out", {"self": Ref("a")}, activations),
+            conv("b", "h", "sparse bfloat16", as_type("bfloat16")),
+            Node("mul", "bfloat16 out", {"self": Ref("b"), "other": 0.5}, as_type("bfloat16")),
+            Node("dequantize", "c", {"self": Ref("integers out")}),
+            Node("cast", "d", {"self": Ref("bfloat16 out"), "dtype": "float32"}),
+            Node("add", "float out", {"self": Ref("c"), "other": Ref("d")}),
         ],
         constants={
             "bfloat16": TypedArray(rng.integers(0, 1 << 16, (2, 3)).astype(np.uint16), as_type("bfloat16")),
