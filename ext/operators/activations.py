@@ -1,5 +1,8 @@
 """Activations. Convolutions fuse those with a kernel, in this order."""
 
+# mypy: disable-error-code="no-any-return"
+# (what NumPy returns for arrays of any dtype is often Any)
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import like_torch
 from subp_ext.operators.lowering import activation, on_numpy
 from subp_ext.operators.record import (
     DRY_RUN,
     ELEMENTWISE,
-    Array,
     Lowered,
     MetaTensor,
     Spec,

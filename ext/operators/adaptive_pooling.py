@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import pair, sizes
 from subp_ext.operators.lowering import no_kernel
 from subp_ext.operators.pooling import lower_pool
-from subp_ext.operators.record import OPERATORS, Array, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.operators.record import OPERATORS, Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.reductions import lower_mean
 from subp_ext.operators.shape_inference import dry_run
 

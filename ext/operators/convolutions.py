@@ -1,5 +1,8 @@
 """Convolutions as a window view and one matrix product per group; conv2d has kernels, see `packed`."""
 
+# mypy: disable-error-code="no-any-return"
+# (what NumPy returns for arrays of any dtype is often Any)
+
 from __future__ import annotations
 
 import math
@@ -8,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.geometry import resolve_padding
 from subp_ext.operators.arguments import Ints, pair, repeated, sizes
 from subp_ext.operators.packed import convolution_spec, lower_conv2d, pack
-from subp_ext.operators.record import Array, MetaTensor, Spec, activate, operator
+from subp_ext.operators.record import MetaTensor, Spec, activate, operator
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.sparse import UniformBlockSparse
 
@@ -134,8 +138,8 @@ def conv_transpose2d(
 def _im2col_spec(self: MetaTensor, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0, stride: Ints = 1) -> Spec:
     kernel = sizes(pair(kernel_size))
     template = of_shape((1, self.shape[1], *kernel), self.dtype)
-    pairs = [list(pair(value)) for value in (stride, padding, dilation)]
-    shape, dtype = convolution_spec(self, template, None, *pairs)
+    stride, padding, dilation = (list(pair(value)) for value in (stride, padding, dilation))
+    shape, dtype = convolution_spec(self, template, stride=stride, padding=padding, dilation=dilation)
     return (self.shape[0], self.shape[1] * math.prod(kernel), math.prod(shape[2:])), dtype
 
 

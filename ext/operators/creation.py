@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import Number, sizes
-from subp_ext.operators.record import ELEMENTWISE, Array, MetaTensor, Spec, operator
+from subp_ext.operators.record import ELEMENTWISE, MetaTensor, Spec, operator
 
 
 def _natural(fill_value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import Number, Operand, like_torch
 from subp_ext.operators.lowering import (
     bound,
@@ -20,7 +21,7 @@ from subp_ext.operators.lowering import (
     on_numpy,
     ufunc,
 )
-from subp_ext.operators.record import ELEMENTWISE, Array, Lowered, Lowering, Unsupported, operator
+from subp_ext.operators.record import ELEMENTWISE, Lowered, Lowering, Unsupported, operator
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
@@ -243,15 +244,14 @@ def _binary(name: str, function: Callable[[Any, Any], Any]) -> None:
     operator(name, shape=ELEMENTWISE)(reference)
 
 
-for _function in (np.exp, np.sqrt, np.abs):
-    _unary("abs" if _function is np.abs else _function.__name__, _function, ufunc(_function))
+for _name in ("exp", "sqrt", "abs"):
+    _unary(_name, getattr(np, _name), ufunc(getattr(np, _name)))
 _unary("neg", neg, ufunc(np.negative))
-for _function in (np.expm1, np.log, np.log2, np.log1p, np.sin, np.cos, np.floor, np.ceil, np.trunc, np.sign):
-    _unary(_function.__name__, _function)
-_unary("round", np.round)
+for _name in ("expm1", "log", "log2", "log1p", "sin", "cos", "floor", "ceil", "trunc", "sign", "round"):
+    _unary(_name, getattr(np, _name))
 _unary("reciprocal", lambda x: 1.0 / x)
 for _compare in (eq, ne, lt, le, gt, ge):
     _binary(_compare.__name__, _compare)
-for _function in (np.logical_and, np.logical_or, np.bitwise_and, np.bitwise_or):
-    _binary(_function.__name__, _function)
+for _name in ("logical_and", "logical_or", "bitwise_and", "bitwise_or"):
+    _binary(_name, getattr(np, _name))
 _binary("atan2", np.arctan2)

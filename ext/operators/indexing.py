@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import axes
-from subp_ext.operators.record import DRY_RUN, Array, MetaTensor, Spec, operator
+from subp_ext.operators.record import DRY_RUN, MetaTensor, Spec, operator
 from subp_ext.operators.views import slice_
 
 

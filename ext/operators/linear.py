@@ -1,5 +1,8 @@
 """Matrix products, attention and softmax; linear layers have kernels, see `packed`."""
 
+# mypy: disable-error-code="no-any-return"
+# (what NumPy returns for arrays of any dtype is often Any)
+
 from __future__ import annotations
 
 import math
@@ -8,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import MAX_PAIRS, astype, like_torch, refuse_training
 from subp_ext.operators.packed import lower_linear, pack_linear
-from subp_ext.operators.record import Array, MetaTensor, Spec, activate, operator
+from subp_ext.operators.record import MetaTensor, Spec, activate, operator
 from subp_ext.sparse import UniformBlockSparse
 
 
@@ -133,7 +137,7 @@ def scaled_dot_product_attention(
         key, value = (np.repeat(x, query.shape[-3] // x.shape[-3], axis=-3) for x in (key, value))
     scores = query @ np.swapaxes(key, -1, -2) * query.dtype.type(query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, scores.dtype.type(-np.inf))
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, scores.dtype.type(-np.inf))
     if attn_mask is not None:
         bias = np.where(attn_mask, 0.0, -np.inf) if attn_mask.dtype == bool else attn_mask
         scores = scores + bias.astype(scores.dtype)

@@ -203,6 +203,18 @@ def bound(function: str, *args: Any) -> Call:
     return call
 
 
+def viewed(planner: Planner, tensor: Tensor, function: Callable[[Array], Array]) -> Tensor:
+    """A view that never takes a copy, such as another shape of what is without gaps.
+
+    Raises:
+        RuntimeError: it would.
+    """
+    found = planner.view(tensor, function)
+    if found is None:
+        raise RuntimeError(f"a view of {list(tensor.view.shape)} would be a copy")
+    return found
+
+
 def memory_order(view: Array) -> tuple[int, ...] | None:
     """Its axes from the outermost in memory to the innermost, if it is without gaps; None if it has any."""
     order = tuple(sorted(range(view.ndim), key=lambda axis: (-view.strides[axis], axis)))

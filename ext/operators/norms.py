@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import refuse_training
 from subp_ext.operators.lowering import bound, flat, kernel_name, memory_order, no_kernel
-from subp_ext.operators.record import Array, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import like
 from subp_ext.tensor import At, Call, Tensor
 

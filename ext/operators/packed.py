@@ -13,7 +13,7 @@ from subp_ext.dtypes import FLOAT32, Array, TypedArray
 from subp_ext.geometry import MOST as MAX_SIZE
 from subp_ext.geometry import Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
-from subp_ext.operators.lowering import no_kernel
+from subp_ext.operators.lowering import no_kernel, viewed
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.sparse import UniformBlockSparse
@@ -146,16 +146,16 @@ def lower_linear(
     shape, outputs = input.view.shape, packed.layer.shape[0]
     last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
     if len(shape) == 4 and input.view.transpose(last_first).flags.c_contiguous:
-        x = planner.view(input, lambda v: v.transpose(last_first))
+        x = viewed(planner, input, lambda v: v.transpose(last_first))
         out = _convolve(planner, op, packed, x, _out_shape(planner, packed.layer, x.view.shape))
-        return Lowered(planner.view(out, lambda v: v.transpose(0, 2, 3, 1)))
+        return Lowered(viewed(planner, out, lambda v: v.transpose(0, 2, 3, 1)))
     rows = math.prod(shape[:-1])
     out_shape = _out_shape(planner, packed.layer, (1, shape[-1], 1, rows))
-    flat = planner.view(planner.contiguous(input), lambda v: v.reshape(rows, shape[-1]))
-    pixels = planner.contiguous(planner.view(flat, lambda v: v.T))
-    x = planner.view(pixels, lambda v: v.reshape(1, shape[-1], 1, rows))
+    flat = viewed(planner, planner.contiguous(input), lambda v: v.reshape(rows, shape[-1]))
+    pixels = planner.contiguous(viewed(planner, flat, lambda v: v.T))
+    x = viewed(planner, pixels, lambda v: v.reshape(1, shape[-1], 1, rows))
     out = _convolve(planner, op, packed, x, out_shape)
-    return Lowered(planner.view(out, lambda v: v.reshape(outputs, rows).T.reshape(*shape[:-1], outputs)))
+    return Lowered(viewed(planner, out, lambda v: v.reshape(outputs, rows).T.reshape(*shape[:-1], outputs)))
 
 
 def _out_shape(planner: Planner, layer: Layer, shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,5 +1,8 @@
 """Pooling. Windows that hang over the edge are clipped, so that padding never counts as a value."""
 
+# mypy: disable-error-code="no-any-return"
+# (what NumPy returns for arrays of any dtype is often Any)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.geometry import MOST as MAX_SIZE
 from subp_ext.operators.arguments import Ints, pair, sizes
 from subp_ext.operators.lowering import bound, kernel_name, no_kernel
-from subp_ext.operators.record import Array, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.tensor import At, Call
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext.dtypes import Quantization, TypedArray, ValueType, as_type, dtype_named
-from subp_ext.operators.record import Array, MetaTensor, Spec, operator
+from subp_ext.dtypes import Array, Quantization, TypedArray, ValueType, as_type, dtype_named
+from subp_ext.operators.record import MetaTensor, Spec, operator
 
 
 def _quantized(scale: float, zero_point: int, dtype: str) -> ValueType:
-    return ValueType(dtype_named(dtype), Quantization(np.float32(scale), np.int32(zero_point)))
+    return ValueType(dtype_named(dtype), Quantization(np.array(scale, np.float32), np.array(zero_point, np.int32)))
 
 
 def _quantize_spec(self: MetaTensor, scale: float, zero_point: int, dtype: str) -> Spec:

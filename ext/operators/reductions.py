@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import Ints, astype, axes
-from subp_ext.operators.lowering import bound, kernel_name, no_kernel
-from subp_ext.operators.record import DRY_RUN, Array, Lowered, Unsupported, operator
+from subp_ext.operators.lowering import bound, kernel_name, no_kernel, viewed
+from subp_ext.operators.record import DRY_RUN, Lowered, Unsupported, operator
 from subp_ext.tensor import At, Call
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def lower_mean(
         return bound("bind_mean", source.reshape(target.size, -1), target.reshape(-1), threads)
 
     planner.step("mean", kernel_name("mean"), "kernel", bind, [x], [out])
-    return Lowered(out if keepdim else planner.view(out, lambda v: v[..., 0, 0]))
+    return Lowered(out if keepdim else viewed(planner, out, lambda v: v[..., 0, 0]))
 
 
 @operator("mean", shape=DRY_RUN, lower=lower_mean)
@@ -84,7 +85,7 @@ def min(self: Array, dim: int | None = None, keepdim: bool = False) -> Any:
 
 @operator("argmax", shape=DRY_RUN)
 def argmax(self: Array, dim: int | None = None, keepdim: bool = False) -> Array:
-    return np.asarray(self.argmax(axis=dim, keepdims=keepdim))
+    return np.asarray(np.argmax(self, axis=dim, keepdims=keepdim))
 
 
 def _correction(correction: float | None, unbiased: bool) -> float:

@@ -1,5 +1,8 @@
 """Up- and downsampling, pixel and channel shuffles."""
 
+# mypy: disable-error-code="no-any-return"
+# (what NumPy returns for arrays of any dtype is often Any)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import MAX_PAIRS, sizes
-from subp_ext.operators.record import DRY_RUN, Array, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.operators.record import DRY_RUN, Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.tensor import At, Call, Tensor
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import as_type
-from subp_ext.operators.arguments import astype, axes, refuse_training, sizes
-from subp_ext.operators.record import DRY_RUN, ELEMENTWISE, Array, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.dtypes import Array, as_type
+from subp_ext.operators.arguments import Ints, astype, axes, refuse_training, sizes
+from subp_ext.operators.record import DRY_RUN, ELEMENTWISE, Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def _interleave_spec(self: MetaTensor, repeats: Any, dim: int | None = None, out
 
 
 @operator("repeat_interleave", shape=_interleave_spec)
-def repeat_interleave(self: Array, repeats: Any, dim: int | None = None, output_size: Any = None) -> Array:
+def repeat_interleave(
+    self: Array, repeats: Ints | Array, dim: int | None = None, output_size: int | None = None
+) -> Array:
     return np.repeat(self, repeats, axis=dim)
 
 
@@ -107,6 +109,9 @@ def _pad_spec(self: MetaTensor, pad: Any = None, padding: Any = None, **rest: An
     for i in range(len(amounts) // 2):
         shape[-1 - i] += amounts[2 * i] + amounts[2 * i + 1]
     return sizes(shape), self.dtype
+
+
+_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 @operator("pad", shape=_pad_spec)
@@ -119,7 +124,7 @@ def pad(self: Array, pad: Sequence[int], mode: str = "constant", value: float | 
     grow = [(max(b, 0), max(a, 0)) for b, a in pairs]
     if mode == "constant":
         return np.pad(self[keep], grow, constant_values=value or 0)
-    return np.pad(self[keep], grow, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+    return np.pad(self[keep], grow, mode=_MODES[mode])
 
 
 @operator("constant_pad_nd", shape=_pad_spec)
@@ -164,7 +169,7 @@ def _meshgrid_spec(tensors: Sequence[MetaTensor], indexing: str = "ij") -> list[
 
 
 @operator("meshgrid", shape=_meshgrid_spec)
-def meshgrid(tensors: Sequence[Array], indexing: str = "ij") -> Sequence[Array]:
+def meshgrid(tensors: Sequence[Array], indexing: Any = "ij") -> list[Array]:
     return list(np.meshgrid(*tensors, indexing=indexing))
 
 

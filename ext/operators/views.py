@@ -1,5 +1,8 @@
 """Views: operators that return parts of what they are given, and those that ask for its size alone."""
 
+# mypy: disable-error-code="no-any-return"
+# (what NumPy returns for arrays of any dtype is often Any)
+
 from __future__ import annotations
 
 import math
@@ -8,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import Ints, axes, refuse_training
-from subp_ext.operators.record import NUMBER, VIEW, Array, operator
+from subp_ext.operators.record import NUMBER, VIEW, operator
 
 
 @operator("view", "_unsafe_view", shape=VIEW)
@@ -78,7 +82,7 @@ def identity(self: Array) -> Array:
 
 @operator("split", shape=VIEW)
 def split(self: Array, split_size: int | Sequence[int], dim: int = 0) -> list[Array]:
-    if isinstance(split_size, (list, tuple)):
+    if not isinstance(split_size, int):
         return split_with_sizes(self, split_size, dim)
     return np.split(self, range(split_size, self.shape[dim], split_size), axis=dim)
 
@@ -118,7 +122,7 @@ def narrow(self: Array, dim: int, start: int, length: int) -> Array:
 
 @operator("flip", shape=VIEW)
 def flip(self: Array, dims: Sequence[int]) -> Array:
-    return np.flip(self, dims)
+    return np.flip(self, tuple(dims))
 
 
 @operator("unfold", shape=VIEW)
