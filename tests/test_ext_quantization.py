@@ -153,3 +153,35 @@ def test_typed_weights_run_on_float_kernels(op, type):
         assert session.report().rows[-1].kernel.startswith("f32_")
         found.append(session.run(x))
     assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("type", [UINT8, BFLOAT16])
+@pytest.mark.parametrize("shape, last", [((2, 3, 5, 5), False), ((2, 3, 5, 5), True), ((2, 3), False)])
+def test_typed_inputs_of_float_kernels_are_converted_by_steps_that_the_report_shows(type, shape, last):
+    rng = np.random.default_rng(0)
+    op = "conv2d" if len(shape) == 4 and not last else "linear"
+    x = rng.standard_normal(shape).astype(np.float32)
+    weight = rng.standard_normal((4, 3, 1, 1) if op == "conv2d" else (4, 3))
+    residual = op == "conv2d"
+    axes = [0, 2, 3, 1] if last else [*range(len(shape))]
+    nodes = [
+        Node("cast", "a", {"self": Ref("x"), "dtype": "float32"}, type),
+        Node("permute", "q", {"self": Ref("a"), "dims": axes}),
+        Node(op, "c", {"input": Ref("q"), "weight": Ref("w")}, type),
+        Node(op, "d", {"input": Ref("q"), "weight": Ref("w"), **({"residual": Ref("c")} if residual else {})}, type),
+        Node("dequantize", "y", {"self": Ref("d")}),
+    ]
+    constants = {"w": weight.astype(np.float32)}
+    session = Session(Graph([TensorSpec("x", shape)], [TensorSpec("y", ())], nodes, constants))
+
+    def rounded(array):
+        return type.to_float(type.from_float(array))
+
+    q = rounded(x).transpose(axes)
+    plain = OPERATORS[op].reference
+    c = rounded(plain(input=q, weight=constants["w"]))
+    want = rounded(plain(input=q, weight=constants["w"], **({"residual": c} if residual else {})))
+    step = 0.5 if type is UINT8 else 2.0**-7 * abs(want).max()  # sums differ in the last bit, and may round otherwise
+    assert np.all(abs(session.run(x) - want) <= step) and np.mean(session.run(x) == want) > 0.9
+    why = {row.why for row in session.report().rows if row.op == "cast"}
+    assert f"no {type.dtype.name} kernel for conv2d" in why

@@ -52,6 +52,7 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
         ValueError: the arguments do not fit.
     """
     record, form = OPERATORS[node.op], packed.get(node.output)
+    args = {name: value for name, value in args.items() if name not in STORAGE_ARGS}
     args = _map(args, lambda value: value.to_float() if isinstance(value, TypedArray) else value)
     outcome: Lowered | Unsupported = Unsupported("no kernel for this operator")
     if record.pack is not None and record.lower is not None:
@@ -64,7 +65,8 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
         return _reference(planner, node, args, outcome.reason)
     if node.type is None or outcome.value.type == node.type:
         return outcome.value
-    return _converted(planner, outcome.value, node.type)
+    why = f"the kernel returns {outcome.value.type}, the node declares {node.type}"
+    return converted(planner, outcome.value, node.type, why)
 
 
 def pack(node: Node, constants: Mapping[str, Any]) -> Convolution | None:
@@ -148,17 +150,17 @@ def _stored(result: Any, type: ValueType) -> Array:
     return result if type.plain and result.dtype == type.dtype.storage else type.from_float(result)
 
 
-def _converted(planner: Planner, tensor: Tensor, type: ValueType) -> Tensor:
-    """A kernel's result in the type that its node declares, by a step of its own."""
+def converted(planner: Planner, tensor: Tensor, type: ValueType, why: str) -> Tensor:
+    """A tensor of the run in another type, by a step of its own; the tensor itself if it is of that type."""
+    if tensor.type == type:
+        return tensor
     out = planner.empty(tensor.view.shape, type)
 
     def bind(at: At) -> Call:
         source, target = at(tensor), at(out)
         return lambda: np.copyto(target, type.from_float(tensor.type.to_float(source)))
 
-    planner.step(
-        "cast", "reference", f"the kernel returns {tensor.type}, the node declares {type}", bind, [tensor], [out]
-    )
+    planner.step("cast", "reference", why, bind, [tensor], [out])
     return out
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subp_ext.convolution import Convolution
-from subp_ext.dtypes import FLOAT32, Array, TypedArray
+from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType
 from subp_ext.geometry import MOST as MAX_SIZE
 from subp_ext.geometry import Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
-from subp_ext.operators.lowering import no_kernel, viewed
+from subp_ext.operators.lowering import converted, no_kernel, viewed
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.sparse import UniformBlockSparse
@@ -113,7 +114,7 @@ def lower_conv2d(
     """One convolution, or two that run as one step."""
     if packed is None:
         return NOT_PACKED
-    if refused := no_kernel("conv2d", input, 4):
+    if refused := no_kernel("conv2d", _as_real(input), 4):
         return refused
     first, second = (packed, packed) if isinstance(packed, Convolution) else (packed.first, packed.second)
     shape = between = _out_shape(planner, first.layer, input.view.shape)
@@ -121,10 +122,10 @@ def lower_conv2d(
         shape = _out_shape(planner, second.layer, between)
     if refused := _misfit(residual, shape):
         return refused
+    x, residual = _real(planner, input), _real(planner, residual)
     if isinstance(packed, Convolution):
-        return Lowered(_convolve(planner, op, packed, planner.contiguous(input), shape, residual))
-    compiled = packed.build(*input.view.shape[2:])
-    x = planner.contiguous(input)
+        return Lowered(_convolve(planner, op, packed, planner.contiguous(x), shape, residual))
+    compiled, x = packed.build(*x.view.shape[2:]), planner.contiguous(x)
     if compiled is None:  # the first is faster after Winograd
         value = _convolve(planner, op, first, x, between)
         return Lowered(_convolve(planner, op, second, value, shape, residual))
@@ -141,17 +142,18 @@ def lower_linear(
     """As a 1x1 convolution, the rows as its pixels. Channels that are planes in memory stay planes."""
     if packed is None:
         return NOT_PACKED
-    if refused := no_kernel("conv2d", input):
+    if refused := no_kernel("conv2d", _as_real(input)):
         return refused
     shape, outputs = input.view.shape, packed.layer.shape[0]
-    last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
-    if len(shape) == 4 and input.view.transpose(last_first).flags.c_contiguous:
-        x = viewed(planner, input, lambda v: v.transpose(last_first))
-        out = _convolve(planner, op, packed, x, _out_shape(planner, packed.layer, x.view.shape))
-        return Lowered(viewed(planner, out, lambda v: v.transpose(0, 2, 3, 1)))
     rows = math.prod(shape[:-1])
     out_shape = _out_shape(planner, packed.layer, (1, shape[-1], 1, rows))
-    flat = viewed(planner, planner.contiguous(input), lambda v: v.reshape(rows, shape[-1]))
+    x = _real(planner, input)
+    last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
+    if len(shape) == 4 and x.view.transpose(last_first).flags.c_contiguous:
+        x = viewed(planner, x, lambda v: v.transpose(last_first))
+        out = _convolve(planner, op, packed, x, (shape[0], outputs, *shape[1:3]))
+        return Lowered(viewed(planner, out, lambda v: v.transpose(0, 2, 3, 1)))
+    flat = viewed(planner, planner.contiguous(x), lambda v: v.reshape(rows, shape[-1]))
     pixels = planner.contiguous(viewed(planner, flat, lambda v: v.T))
     x = viewed(planner, pixels, lambda v: v.reshape(1, shape[-1], 1, rows))
     out = _convolve(planner, op, packed, x, out_shape)
@@ -178,9 +180,23 @@ def _out_shape(planner: Planner, layer: Layer, shape: Sequence[int]) -> tuple[in
     return out
 
 
+def _as_real(value: Any) -> Any:
+    """A tensor of a type that NumPy has not as it will be once converted."""
+    typed = isinstance(value, Tensor) and not value.type.plain
+    return replace(value, type=ValueType(FLOAT32), view=of_shape(value.view.shape)) if typed else value
+
+
+def _real(planner: Planner, value: Any) -> Any:
+    """The same value as float32, converted by a step of its own where it is of another type."""
+    if not isinstance(value, Tensor):
+        return value
+    return converted(planner, value, ValueType(FLOAT32), f"no {value.type.dtype.name} kernel for conv2d")
+
+
 def _misfit(residual: Any, shape: Sequence[int]) -> Unsupported | None:
     """Why a residual cannot be added to an output of this shape."""
-    if residual is None or (as_meta(residual).shape == tuple(shape) and type_of(residual).dtype is FLOAT32):
+    real = _as_real(residual)
+    if real is None or (as_meta(real).shape == tuple(shape) and type_of(real).dtype is FLOAT32):
         return None
     return Unsupported("the residual has another shape or dtype")
 
