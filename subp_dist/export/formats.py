@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,25 +21,25 @@ from ..errors import UsageError
 from ..models import create_model
 from ..parametrization import plain_copy, plain_state_dict
 from .network import Network
+from .outputs import output_values
 from .subp import export_subp
 from .trace import export_program
+from .verify import TOLERANCE, largest_difference, run_model
 
-# Largest difference of an engine from torch in float32, relative to the range of the logits. Sums in another order
-# cost about 1e-6; a wrong operator costs 1e-2 and more.
-TOLERANCE = 1e-3
+Results = np.ndarray | Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
 class Format:
     """A kind of file: the end of its name, how to write it, and how to run it for a check.
 
-    ``engine(network, path)`` returns a function from images ``[B, C, H, W]`` to logits, or None where the package
-    that runs the file is not installed.
+    ``engine(network, path)`` returns a function from images ``[B, C, H, W]`` to the model's result, or to all of
+    several; None where the package that runs the file is not installed.
     """
 
     suffix: str
     write: Callable[[Network, Path], None]
-    engine: Callable[[Network, Path], Callable[[np.ndarray], np.ndarray] | None]
+    engine: Callable[[Network, Path], Callable[[np.ndarray], Results] | None]
 
 
 def export(network: Network, kind: str, output: Path) -> float | None:
@@ -69,23 +69,33 @@ def export(network: Network, kind: str, output: Path) -> float | None:
     return found[0]
 
 
-@torch.inference_mode()
-def difference_from_torch(network: Network, engine: Callable[[np.ndarray], np.ndarray], images: int = 2) -> float:
-    """The largest difference of logits on random images, relative to their range."""
+def difference_from_torch(network: Network, engine: Callable[[np.ndarray], Results], images: int = 2) -> float:
+    """The largest difference of any result on random images, relative to its range (``largest_difference``)."""
     batch = torch.randn(images, *network.input_size, generator=torch.Generator().manual_seed(0))
-    expected = network.model.eval()(batch).numpy()
+    expected = run_model(network.model.eval(), batch)
     try:
-        result = engine(batch.numpy())
+        found = _as_list(engine(batch.numpy()))
     except ValueError:  # traced for batches of one
-        result = np.concatenate([engine(image[None]) for image in batch.numpy()])
-    return float(np.abs(result - expected).max() / (expected.max() - expected.min()))
+        parts = [_as_list(engine(image[None])) for image in batch.numpy()]
+        found = list(map(np.concatenate, zip(*parts, strict=True)))
+    if [part.shape for part in found] != [part.shape for part in expected]:
+        return float("inf")
+    return max(map(largest_difference, found, expected))
+
+
+def _as_list(results: Results) -> list[np.ndarray]:
+    return [results] if isinstance(results, np.ndarray) else list(results)
+
+
+def _one_or_all(results: list[np.ndarray]) -> Results:
+    return results[0] if len(results) == 1 else results
 
 
 def _write_subp(network: Network, path: Path) -> None:
     export_subp(network.model, path, network.input_size, network.metadata)
 
 
-def _subp_engine(network: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _subp_engine(network: Network, path: Path) -> Callable[[np.ndarray], Results]:
     try:
         return subp_ext.Session(path).run
     except ImportError as error:
@@ -97,17 +107,13 @@ def _write_timm(network: Network, path: Path) -> None:
     save_plain_weights(path, plain_state_dict(network.model), text)
 
 
-def _timm_engine(network: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _timm_engine(network: Network, path: Path) -> Callable[[np.ndarray], Results]:
     """A fresh timm model with the file's weights."""
     model = create_model(network.metadata["model"], **network.arguments)
     model.load_state_dict(load_file(path))
     model.eval()
 
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images)).numpy()
-
-    return run
+    return lambda images: _one_or_all(run_model(model, torch.from_numpy(images)))
 
 
 def _write_onnx(network: Network, path: Path) -> None:
@@ -118,6 +124,8 @@ def _write_onnx(network: Network, path: Path) -> None:
 def write_onnx(model: nn.Module, input_size: tuple[int, int, int], path: Path, metadata: dict | None = None) -> None:
     """Write a plain model as ONNX: ``input [batch, C, H, W]`` to ``output``; any batch where the model allows it.
 
+    Several results are outputs of their own, named by their keys.
+
     Raises:
         UsageError: a package is missing, or torch's exporter cannot translate the model.
     """
@@ -127,15 +135,15 @@ def write_onnx(model: nn.Module, input_size: tuple[int, int, int], path: Path, m
     except ImportError as error:
         raise UsageError(f"ONNX export needs {error.name}: pip install 'subp-dist[onnx]'") from error
     program = export_program(model, input_size)
+    results = [name for _, name in output_values(program)]
+    names = ["output"] if len(results) == 1 else [name or f"output.{at}" for at, name in enumerate(results)]
     # The exporter narrates; a failure says enough.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = torch.onnx.export(
-                program, input_names=["input"], output_names=["output"], dynamo=True, verbose=False
-            )
+            result = torch.onnx.export(program, input_names=["input"], output_names=names, dynamo=True, verbose=False)
     except Exception as error:  # the exporter's own types are many, and say it in their first line
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"torch.onnx cannot export {type(model).__name__}: {first}") from error
@@ -150,7 +158,7 @@ def write_onnx(model: nn.Module, input_size: tuple[int, int, int], path: Path, m
         raise UsageError(f"{type(model).__name__} is larger than the 2 GB that one ONNX file can hold") from error
 
 
-def _onnx_engine(network: Network, path: Path) -> Callable[[np.ndarray], np.ndarray] | None:
+def _onnx_engine(network: Network, path: Path) -> Callable[[np.ndarray], Results] | None:
     try:
         import onnxruntime
     except ImportError:
@@ -158,10 +166,10 @@ def _onnx_engine(network: Network, path: Path) -> Callable[[np.ndarray], np.ndar
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     is_single = session.get_inputs()[0].shape[0] == 1
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> Results:
         if is_single and len(images) != 1:
             raise ValueError(f"a batch of {len(images)}: the model was traced for 1")
-        return session.run(None, {"input": images})[0]
+        return _one_or_all(session.run(None, {"input": images}))
 
     return run
 

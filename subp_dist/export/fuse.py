@@ -62,7 +62,7 @@ class _Rewrite:
                 del self.kept[absorbed]
             self.kept[node.output] = self._fold_padding(node)
         outputs = [dataclasses.replace(o, name=self.aliases.get(o.name, o.name)) for o in self.graph.outputs]
-        return _without_unused(Graph(self.graph.inputs, outputs, list(self.kept.values()), self.constants))
+        return without_unused(Graph(self.graph.inputs, outputs, list(self.kept.values()), self.constants))
 
     def _renamed(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -74,9 +74,7 @@ class _Rewrite:
         source = node.args.get("self", node.args.get("input"))
         if not isinstance(source, Ref):
             return None
-        if node.op in _IDENTITIES:
-            if node.args.get("train"):
-                raise UsageError(f"{node.output} is a {node.op} in training mode; export a model in evaluation mode")
+        if node.op in _IDENTITIES and not node.args.get("train"):
             return source.name
         # A batch norm returns a tuple; folded into a convolution it is the one tensor that was read from it.
         return source.name if node.op == "getitem" and source.name in self.folded_norms else None
@@ -182,7 +180,7 @@ class _Rewrite:
         return Node("conv2d", node.output, node.args | {"input": pad.args["self"], "padding": padding})
 
 
-def _without_unused(graph: Graph) -> Graph:
+def without_unused(graph: Graph) -> Graph:
     """The graph without nodes and constants that nothing reads."""
     needed = {spec.name for spec in graph.outputs}
     nodes = []

@@ -1,8 +1,9 @@
-"""A trained model as a ``.subp`` file."""
+"""A trained model as a ``.subp`` file: trace, simplify, pack, check."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,44 @@ import timm
 from torch import Tensor, nn
 
 import subp_ext
-from subp_ext import Graph, Ref, UniformBlockSparse
+from subp_ext import Graph, Node, Ref, UniformBlockSparse
 
 from ..errors import UsageError
 from ..parametrization import block_mask_of, plain_copy
-from .fuse import simplify
+from .fuse import simplify, without_unused
+from .independence import why_dependent
+from .outputs import name_outputs
 from .sizes import free_image_size
 from .trace import trace
+from .verify import noted, verified
+
+_logger = logging.getLogger(__name__)
+
+Masks = dict[str, tuple[Tensor, int]]  # by the weight's name: mask, block size
 
 
 def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], metadata: dict[str, Any]) -> Graph:
     """Write a model, masked or plain, as a ``.subp`` file; the model itself stays as it is.
 
+    The file is written once it computes what torch does: at this size for several images and for one, and at other
+    sizes where it leaves them free.
+
     Args:
-        model: a timm model; its masks, if any, become the sparsity of the file.
+        model: its masks, if any, become the sparsity of the file; its results may be nested.
         path: the file; written whole or not at all.
         input_size: (C, H, W) of an image; the batch is free, and so are height and width where the network allows it.
-        metadata: kept in the file, for whoever serves it.
+        metadata: kept in the file, for whoever serves it. Added are ``independent_images``, by which a session may
+            run a batch in parts, and ``notes``: why it may not, or why the image size is fixed.
 
     Raises:
-        UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
+        UsageError: the model cannot be traced, uses an operator that the runtime does not have, or would compute
+            something else there.
     """
-    graph = free_image_size(build_graph(model, input_size), _plain(model), input_size)
+    plain = _plain(model)
+    graph = verified(_build(plain, _masks(model), input_size), plain, input_size)
+    graph = free_image_size(graph, plain, input_size)
+    for note in graph.metadata.get("notes", []):
+        _logger.info("%s: %s", path.name, note)
     graph.metadata.update({"timm": timm.__version__, **{k: v for k, v in metadata.items() if v is not None}})
     subp_ext.save(path, graph)
     return graph
@@ -45,8 +62,8 @@ def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None
         UsageError: it cannot; the message names the operator, or says why the runtime does not run it.
     """
     try:
-        graph = build_graph(model, input_size)
-        subp_ext.Session(graph).run(np.zeros((1, *input_size), np.float32))
+        plain = _plain(model)
+        verified(_build(plain, _masks(model), input_size), plain, input_size)
     except UsageError as error:
         raise UsageError(f"{error}; pass --no-export to train without") from error
     except (ValueError, RuntimeError, ImportError) as error:
@@ -57,22 +74,57 @@ def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
     """The graph of a model with batch norms folded, operators fused and masked weights packed.
 
     Raises:
-        UsageError: as ``export_subp``.
+        UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
     """
-    masks = {
+    return _build(_plain(model), _masks(model), input_size)
+
+
+def _build(plain: nn.Module, masks: Masks, input_size: tuple[int, int, int]) -> Graph:
+    traced = trace(plain, input_size)
+    graph = simplify(traced.graph, traced.shapes)
+    graph = name_outputs(_pack(graph, masks), traced.output_names)
+    _check_operators(graph, type(plain).__name__)
+    reason = why_dependent(without_unused(traced.graph), traced.shapes)
+    if reason is None:
+        graph.metadata["independent_images"] = True
+        return graph
+    return noted(graph, f"images of a batch run together: {reason}", independent_images=False)
+
+
+def _check_operators(graph: Graph, model: str) -> None:
+    """Refuse what the runtime has no operator for, or would leave out.
+
+    Raises:
+        UsageError: it names the nodes.
+    """
+    unknown = {node.op: node.output for node in graph.nodes if node.op not in subp_ext.supported_ops()}
+    if unknown:
+        found = ", ".join(f"{op} (node {output})" for op, output in unknown.items())
+        raise UsageError(f"{model} cannot be exported: subp_ext has no operator {found}")
+    for node in graph.nodes:
+        if _drops_at_random(node):
+            raise UsageError(
+                f"{model} cannot be exported: {node.op} (node {node.output}) drops at random, also after eval(); pass "
+                "training=self.training to it, or use nn.Dropout"
+            )
+        if node.args.get("training") and isinstance(node.args.get("running_mean"), Ref):
+            raise UsageError(
+                f"{model} cannot be exported: {node.op} (node {node.output}) is in training mode, also after eval(); "
+                "pass training=self.training to it, or use nn.BatchNorm2d"
+            )
+
+
+def _drops_at_random(node: Node) -> bool:
+    chance = node.args.get("p", 0.5) if "dropout" in node.op else node.args.get("dropout_p", 0)
+    return chance != 0 and ("dropout" not in node.op or node.args.get("train") is not False)
+
+
+def _masks(model: nn.Module) -> Masks:
+    return {
         f"{name}.weight": (block_mask.mask, block_mask.block_size)
         for name, module in model.named_modules()
         if (block_mask := block_mask_of(module)) is not None
     }
-    graph, shapes = trace(_plain(model), input_size)
-    graph = simplify(graph, shapes)
-    unknown = {node.op: node.output for node in graph.nodes if node.op not in subp_ext.supported_ops()}
-    if unknown:
-        found = ", ".join(f"{op} (node {output})" for op, output in unknown.items())
-        raise UsageError(f"{type(model).__name__} cannot be exported: subp_ext has no operator {found}")
-    # In evaluation mode no image of timm's models depends on another: the runtime may run a batch in parts.
-    graph.metadata["independent_images"] = True
-    return _pack(graph, masks)
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -80,7 +132,7 @@ def _plain(model: nn.Module) -> nn.Module:
     return plain_copy(model).cpu().float().eval().requires_grad_(False)
 
 
-def _pack(graph: Graph, masks: dict[str, tuple[Tensor, int]]) -> Graph:
+def _pack(graph: Graph, masks: Masks) -> Graph:
     """Turn masked weights that only convolutions and linear layers read into ``UniformBlockSparse``."""
     groups: dict[str, int] = {}
     read_otherwise: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch.fx import Node as FxNode
 from subp_ext import Graph, Node, Ref, TensorSpec
 
 from ..errors import UsageError
+from .independence import BATCH
+from .outputs import output_values
 
 # Arithmetic on symbolic sizes arrives as Python operators.
 _SYMBOLIC = {
@@ -26,21 +28,34 @@ _SYMBOLIC = {
 }
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Graph, dict[str, tuple]]:
+class Traced(NamedTuple):
+    """A graph, with constants named like the model's state, and what else the trace knows.
+
+    Attributes:
+        shapes: of every tensor, at a batch of ``BATCH``; -1 for a size that follows from more than the batch.
+        output_names: by the keys of the model's results; None where they have none.
+    """
+
+    graph: Graph
+    shapes: dict[str, tuple[int, ...]]
+    output_names: list[str | None]
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
     """Trace a model for images ``[B, C, H, W]`` of any batch size.
 
     Args:
         model: on the CPU, in evaluation mode, with plain weights.
         input_size: (C, H, W).
 
-    Returns:
-        The graph, with constants named like the model's state, and the shape of every tensor value (a dimension that
-        depends on the batch is None).
-
     Raises:
-        UsageError: as ``export_program``.
+        UsageError: as ``export_program``; or the model returns what is no tensor, or changes its own state.
     """
-    return _convert(export_program(model, input_size).run_decompositions({}))
+    program = export_program(model, input_size).run_decompositions({})
+    try:
+        return _convert(program)
+    except UsageError as error:
+        raise UsageError(f"{type(model).__name__} cannot be exported: {error}") from error
 
 
 @torch.no_grad()
@@ -52,15 +67,20 @@ def export_program(model: nn.Module, input_size: tuple[int, int, int]) -> Export
     Raises:
         UsageError: torch.export cannot follow the model's code.
     """
-    image = torch.zeros(2, *input_size)
+    images = torch.zeros(2, *input_size)
     try:
-        program = torch.export.export(model, (image,), dynamic_shapes=({0: Dim.AUTO},))
-        if _shape(_input_node(program)) != (None, *input_size):
-            program = torch.export.export(model, (image[:1],))
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO},))
+        if _shape(_input_node(program)) == (None, *input_size):
+            return program
+        reason = None
     except Exception as error:  # a different type for each thing it cannot follow
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{type(model).__name__} cannot be traced for export: {lines[0]}") from error
-    return program
+        reason = error
+    try:
+        return torch.export.export(model, (images[:1],))
+    except Exception as error:
+        reason = reason or error
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    raise UsageError(f"{type(model).__name__} cannot be traced for export: {lines[0]}") from reason
 
 
 def _input_node(program: ExportedProgram) -> FxNode:
@@ -68,28 +88,46 @@ def _input_node(program: ExportedProgram) -> FxNode:
     return next(node for node in program.graph.nodes if node.name == name)
 
 
-def _shape(node: FxNode) -> tuple | None:
-    value = node.meta.get("val")
+def _shape(fx: FxNode) -> tuple[int | None, ...] | None:
+    value = fx.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _convert(program: ExportedProgram) -> tuple[Graph, dict[str, tuple]]:
+def _sizes(fx: FxNode, batch: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor at a batch of ``BATCH``; ``batch`` is the symbol, if the batch is free."""
+    value = fx.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(size if isinstance(size, int) else _at_batch(size.node.expr, batch) for size in value.shape)
+
+
+def _at_batch(size: Any, batch: Any) -> int:
+    found = size.subs(batch, BATCH) if batch is not None else size
+    return int(found) if found.is_Integer else -1
+
+
+def _convert(program: ExportedProgram) -> Traced:
     constants, names = _constants(program)
-    nodes = []
-    shapes = {}
+    image = _input_node(program)
+    size = image.meta["val"].shape[0]
+    batch = None if isinstance(size, int) else size.node.expr
+    nodes, shapes = [], {name: constant.shape for name, constant in constants.items()}
     for fx in program.graph.nodes:
         name = names.get(fx.name, fx.name)
-        if (shape := _shape(fx)) is not None:
+        if (shape := _sizes(fx, batch)) is not None:
             shapes[name] = shape
         if fx.op == "call_function":
             nodes.append(Node(_operator_name(fx), fx.name, _arguments(fx, names)))
-    image = _input_node(program)
-    results = next(fx for fx in program.graph.nodes if fx.op == "output").args[0]
-    outputs = [TensorSpec(names.get(fx.name, fx.name), _shape(fx), _dtype_name(fx.meta["val"].dtype)) for fx in results]
+    by_name = {fx.name: fx for fx in program.graph.nodes}
+    results = output_values(program)
+    outputs = [
+        TensorSpec(names.get(fx.name, fx.name), _shape(fx), _dtype_name(fx.meta["val"].dtype))
+        for fx in (by_name[value] for value, _ in results)
+    ]
     graph = Graph([TensorSpec(image.name, _shape(image))], outputs, nodes, constants)
-    return graph, shapes
+    return Traced(graph, shapes, [name for _, name in results])
 
 
 def _constants(program: ExportedProgram) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -108,7 +146,8 @@ def _operator_name(fx: FxNode) -> str:
     if fx.target in _SYMBOLIC:
         return _SYMBOLIC[fx.target]
     schema = getattr(fx.target, "_schema", None)
-    return schema.name.rpartition("::")[2].rstrip("_") if schema else str(fx.target)
+    # Only ATen's names mean what the runtime knows under them; mylib::linear stays what it is, and is refused.
+    return schema.name.removeprefix("aten::").rstrip("_") if schema else str(fx.target)
 
 
 def _arguments(fx: FxNode, names: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""An exported graph against the model it was traced from: no file gets its name before they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import subp_ext
+from subp_ext import Graph
+
+from ..errors import UsageError
+from .outputs import flatten_outputs
+
+# Largest difference in float32, relative to the scale of the results. Sums in another order cost about 1e-6; a wrong
+# operator, or a size that is baked in, costs 1e-2 and more.
+TOLERANCE = 1e-3
+
+# What a model refuses an image with.
+REFUSALS = (RuntimeError, AssertionError, ValueError, IndexError)
+
+
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of two results of one shape, relative to their scale.
+
+    The scale is the range of what is expected, or a tenth of its largest value where that is more, because rounding
+    errors grow with the values; zeros alone are compared absolutely. Equal infinities and NaN on both sides agree. Of
+    whole numbers, such as classes, it is the share that differs.
+    """
+    if not expected.size:
+        return 0.0
+    if expected.dtype.kind != "f":
+        return float((found != expected).mean())
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(all="ignore"):
+        same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+        off = np.abs(found - expected)[~same]
+    known = expected[np.isfinite(expected)]
+    scale = max(np.ptp(known), np.abs(known).max() / 10) if known.size else 0.0
+    largest = float(off.max(initial=0.0)) / (scale or 1.0)
+    return largest if np.isfinite(largest) else float("inf")
+
+
+def describe_difference(
+    names: Sequence[str], found: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> str | None:
+    """What is wrong with results, in words; None if they agree."""
+    if len(found) != len(expected):
+        return f"there are {len(found)} outputs instead of {len(expected)}"
+    of_several = len(names) > 1
+    for name, ours, theirs in zip(names, found, expected, strict=True):
+        what = f"output {name!r}" if of_several else "the result"
+        if ours.shape != theirs.shape:
+            return f"{what} has shape {list(ours.shape)} instead of {list(theirs.shape)}"
+        if not (difference := largest_difference(ours, theirs)) <= TOLERANCE:
+            return f"{what} differs by {difference:.1e} of its range, more than {TOLERANCE:g}"
+    return None
+
+
+def random_images(count: int, size: tuple[int, int, int]) -> torch.Tensor:
+    """Images ``[count, C, H, W]``, each on another scale, so that statistics over all of them show."""
+    images = torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
+    return images * torch.linspace(0.4, 2.0, count)[:, None, None, None] if count > 1 else images
+
+
+@torch.inference_mode()
+def run_model(model: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
+    """A model's results as arrays, in the order of its file's outputs."""
+    return flatten_outputs(model(images))
+
+
+def run_session(session: subp_ext.Session, images: torch.Tensor) -> list[np.ndarray]:
+    """A session's results, one or several; overflow in a step shows in the result, not in warnings."""
+    with np.errstate(all="ignore"):
+        results = session.run(images.numpy())
+    return list(results) if isinstance(results, tuple) else [results]
+
+
+def noted(graph: Graph, note: str, **metadata: Any) -> Graph:
+    """The graph with more metadata, and a sentence for people among its ``notes``."""
+    notes = [*graph.metadata.get("notes", []), note]
+    return replace(graph, metadata=graph.metadata | metadata | {"notes": notes})
+
+
+def verified(graph: Graph, model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
+    """The graph, once it has computed what its model does at the traced size, for several images and for one.
+
+    Where images turn out to depend on each other, the graph no longer says that they are independent.
+
+    Args:
+        graph: for images ``[B, C, H, W]``.
+        model: what was traced, on the CPU, in evaluation mode.
+        input_size: (C, H, W).
+
+    Raises:
+        UsageError: a result differs; the message says by how much.
+        ValueError, RuntimeError, ImportError: as ``subp_ext.Session`` and its ``run``.
+    """
+    session = subp_ext.Session(graph)
+    names = [spec.name for spec in graph.outputs]
+    free = graph.inputs[0].shape[0] is None
+    images = random_images(3 if free else 1, input_size)
+    together = run_model(model, images)
+    _check(model, images, describe_difference(names, run_session(session, images), together))
+    if not free:
+        return graph
+    try:
+        alone = run_model(model, images[:1])
+    except REFUSALS:
+        return graph  # one image is too few for its statistics
+    _check(model, images[:1], describe_difference(names, run_session(session, images[:1]), alone))
+    if not graph.metadata.get("independent_images"):
+        return graph
+    for number in range(len(images)):
+        one = slice(number, number + 1)
+        found = run_session(session, images[one])
+        if difference := describe_difference(names, found, [part[one] for part in together]):
+            note = f"images of a batch run together: alone, {difference}"
+            return noted(graph, note, independent_images=False)
+    return graph
+
+
+def _check(model: nn.Module, images: torch.Tensor, difference: str | None) -> None:
+    if difference is not None:
+        shape = "x".join(map(str, images.shape))
+        raise UsageError(
+            f"{type(model).__name__} is not exported: on images {shape} {difference} when subp_ext runs it instead of "
+            "torch; please report it with the model"
+        )
