@@ -28,6 +28,7 @@ from subp_ext.runtime import thread_count
 from .data import Data, create_data
 from .distributed import Rank
 from .errors import UsageError, report_usage_errors
+from .export.verify import absolute_difference, run_session
 from .models import create_model, model_arguments, to_channels_last
 from .options import build_parser
 from .report import read_report, write_report
@@ -138,7 +139,7 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
         "threads": threads,
         "images": len(labels),
         "same_predictions": int((in_torch.argmax(1) == exported.argmax(1)).sum()),
-        "max_logit_difference": float(np.abs(in_torch - exported).max()),
+        "max_logit_difference": absolute_difference(exported, in_torch),
         "kernels": subp_ext.cpu_info()["kernel_set"],
     }
 
@@ -152,7 +153,7 @@ def predict(run: Run, session: subp_ext.Session | None = None, limit: int | None
             labels.append(targets.numpy())
             in_torch.append(run.model(batch).numpy())
             if session is not None:
-                exported.append(session.run(batch.numpy()))
+                exported.append(run_session(session, batch)[0])
     return tuple(np.concatenate(found) for found in (in_torch, labels, exported) if found)
 
 

@@ -59,10 +59,8 @@ def attention(x, module):
 
 
 def written(x):
-    """Assignments to slices become `slice_scatter` over every dimension."""
-    y = torch.zeros_like(x)
-    y[:, :2] = x[:, 2:]
-    return y
+    """As assignments to slices are traced: over every dimension, the images' whole one too."""
+    return torch.slice_scatter(x, torch.slice_scatter(x, x[:, 2:], 1, 0, 2), 0)
 
 
 def grouped_norm(x):
@@ -181,11 +179,18 @@ def test_what_the_rules_miss_shows_in_numbers():
     assert "images of a batch run together: alone, the result differs by" in checked.metadata["notes"][0]
 
 
-def test_a_fixed_batch_says_so():
-    class One(nn.Module):
-        def forward(self, x):
-            return x.reshape(1, 3, 8, 8).mean((2, 3))
-
-    graph = build_graph(One(), SIZE)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.reshape(1, 4, 8, 8).mean((2, 3)),
+        lambda x: x * 2 if x.shape[0] > 16 else x * 3,
+        lambda x: x * 2 if x.shape[0] % 2 else x * 3,
+    ],
+    ids=["fixed", "bounded", "divided"],
+)
+def test_code_that_depends_on_the_batch_size_is_exported_for_single_images(operation):
+    model = model_of(operation)
+    graph = build_graph(model, SIZE)
     assert graph.inputs[0].shape[0] == 1 and graph.metadata["independent_images"] is False
     assert "the batch size of input 'x' is fixed" in graph.metadata["notes"][0]
+    assert verified(graph, model, SIZE) is graph

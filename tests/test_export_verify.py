@@ -109,7 +109,7 @@ def test_why_the_image_size_is_fixed(kind, reason, tmp_path, caplog):
     assert metadata["model"] == "baked" and metadata["independent_images"] is True
     (note,) = metadata["notes"]
     assert re.match(reason, note), note
-    assert f"model.subp: {note}" in caplog.messages
+    assert f"exported: {note}" in caplog.messages
 
 
 @pytest.mark.parametrize("fill", ["zeros", "bias", "equal"])

@@ -74,6 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def cli() -> None:
     """Console entry."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("subp_dist").setLevel(logging.INFO)  # what the export found out
     args = parse_args()
     if args.source is not None:
         network = Network.open(args.source)

@@ -8,36 +8,48 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 
 from subp_ext import Graph, Node, Ref, operators
 
-from ..errors import UsageError
+# What a node takes: a value by reference, a constant, or a list of these.
+Argument: TypeAlias = "Ref | str | float | bool | None | list[Argument]"
+Shape = tuple[int, ...]
 
 _IDENTITIES = {"alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"}
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-def simplify(graph: Graph, shapes: dict[str, tuple]) -> Graph:
+def simplify(graph: Graph, shapes: dict[str, Shape]) -> Graph:
     """Fold, fuse and clean a traced graph.
 
     Args:
         graph: as ``trace`` returns it.
-        shapes: shape of each value, to tell a residual from a broadcast.
-
-    Raises:
-        UsageError: a layer is in training mode.
+        shapes: of each tensor, to tell a residual from a broadcast.
     """
-    return _Rewrite(graph, shapes).run()
+    with np.errstate(all="ignore"):  # a scale that overflows here does so in torch
+        return _Rewrite(graph, shapes).run()
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """The node with references to values by new names, where they have one; its own name stays."""
+
+    def rename(value: Argument) -> Argument:
+        if isinstance(value, Ref):
+            return Ref(names.get(value.name, value.name))
+        return [rename(item) for item in value] if isinstance(value, list) else value
+
+    return dataclasses.replace(node, args={key: rename(value) for key, value in node.args.items()})
 
 
 class _Rewrite:
     """The state of the pass: what is kept so far, and what other names stand for."""
 
-    def __init__(self, graph: Graph, shapes: dict[str, tuple]) -> None:
+    def __init__(self, graph: Graph, shapes: dict[str, Shape]) -> None:
         self.graph, self.shapes = graph, dict(shapes)
         self.constants = dict(graph.constants)
         self.kept: dict[str, Node] = {}
@@ -48,7 +60,7 @@ class _Rewrite:
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
-            node = dataclasses.replace(node, args={key: self._renamed(value) for key, value in node.args.items()})
+            node = renamed(node, self.aliases)
             source = self._alias(node)
             if source is not None:
                 self.aliases[node.output] = source
@@ -64,11 +76,6 @@ class _Rewrite:
         outputs = [dataclasses.replace(o, name=self.aliases.get(o.name, o.name)) for o in self.graph.outputs]
         return without_unused(Graph(self.graph.inputs, outputs, list(self.kept.values()), self.constants))
 
-    def _renamed(self, value: Any) -> Any:
-        if isinstance(value, Ref):
-            return Ref(self.aliases.get(value.name, value.name))
-        return [self._renamed(item) for item in value] if isinstance(value, list) else value
-
     def _alias(self, node: Node) -> str | None:
         """The value that a node merely passes on."""
         source = node.args.get("self", node.args.get("input"))
@@ -79,19 +86,20 @@ class _Rewrite:
         # A batch norm returns a tuple; folded into a convolution it is the one tensor that was read from it.
         return source.name if node.op == "getitem" and source.name in self.folded_norms else None
 
-    def _absorbable(self, value: Any, *ops: str) -> Node | None:
+    def _absorbable(self, value: Argument, *ops: str) -> Node | None:
         """The node behind a value, if nothing else reads it and it is of one of the operators."""
         node = self.kept.get(value.name) if isinstance(value, Ref) else None
-        usable = node is not None and node.op in ops and self.uses[node.output] == 1
-        return node if usable and node.args.get("activation") is None else None
+        if node is None or node.op not in ops or self.uses[node.output] != 1:
+            return None
+        return node if node.args.get("activation") is None else None
 
     def _without_norm(self, node: Node) -> Node | None:
         """A batch norm as part of the convolution before it, or as a convolution of its own."""
         if node.op != _BATCH_NORM:
             return None
         shape = self.shapes.get(node.args["input"].name)
-        computed = any(ref.name not in self.constants for key, ref in node.args.items() if key in _STATISTICS and ref)
-        if shape is None or len(shape) != 4 or computed:
+        known = all(ref.name in self.constants for key in _STATISTICS if (ref := node.args[key]) is not None)
+        if shape is None or len(shape) != 4 or not known:
             return None
         parts = {key: self._constant(node.args[key], shape[1]) for key in ("weight", "running_mean", "running_var")}
         scale = parts["weight"] / np.sqrt(parts["running_var"] + node.args["eps"])
@@ -102,8 +110,13 @@ class _Rewrite:
 
     def _fold_batch_norm(self, node: Node, scale: np.ndarray, shift: np.ndarray) -> Node | None:
         conv = self._absorbable(node.args["input"], "conv2d")
-        weight = conv and self.constants.get(conv.args["weight"].name)
-        if weight is None or conv.args.get("residual") is not None or not self._only_reader(conv.args["weight"]):
+        weight = None if conv is None else self.constants.get(conv.args["weight"].name)
+        if (
+            conv is None
+            or weight is None
+            or conv.args.get("residual") is not None
+            or not self._only_reader(conv.args["weight"])
+        ):
             return None
         bias_name = f"{conv.args['weight'].name.removesuffix('.weight')}.folded_bias"
         scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -127,7 +140,7 @@ class _Rewrite:
     def _only_reader(self, weight: Ref) -> bool:
         return self.uses[weight.name] == 1
 
-    def _constant(self, value: Any, channels: int, default: float = 1.0) -> np.ndarray:
+    def _constant(self, value: Ref | None, channels: int, default: float = 1.0) -> np.ndarray:
         if value is None:
             return np.full(channels, default)
         return self.constants[value.name].astype(np.float64)
@@ -155,8 +168,8 @@ class _Rewrite:
 
     def _fuse_activation(self, node: Node) -> tuple[str, Node] | None:
         activation = operators.fused_activation(node.op, node.args)
-        target = activation and self._absorbable(node.args.get("self", node.args.get("input")), "conv2d", "linear")
-        if not target:
+        target = self._absorbable(node.args.get("self", node.args.get("input")), "conv2d", "linear")
+        if activation is None or target is None:
             return None
         return target.output, Node(target.op, node.output, target.args | {"activation": activation})
 

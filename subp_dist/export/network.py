@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -35,8 +34,8 @@ class Network:
 
     model: nn.Module
     input_size: tuple[int, int, int]
-    arguments: dict[str, Any]
-    metadata: dict[str, Any]
+    arguments: dict[str, object]
+    metadata: dict[str, object]
 
     @classmethod
     def open(cls, source: Path) -> Network:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, count
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from subp_ext import Graph, Node, Ref
+from subp_ext import Graph, Node, Ref, TensorSpec
 
 from ..errors import UsageError
+from .fuse import renamed
 
 
 def output_values(program: ExportedProgram) -> list[tuple[str, str | None]]:
@@ -56,7 +56,7 @@ def _names(program: ExportedProgram, number: int) -> list[str | None]:
     return [_name(path) for path in paths]
 
 
-def _name(path: tuple[Any, ...]) -> str | None:
+def _name(path: pytree.KeyPath) -> str | None:
     if all(isinstance(entry, pytree.SequenceKey) for entry in path):
         return None
     parts = (getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))) for entry in path)
@@ -73,7 +73,7 @@ def name_outputs(graph: Graph, names: list[str | None]) -> Graph:
     repeated = Counter(spec.name for spec in graph.outputs)
     new: dict[str, str] = {}
     added: list[Node] = []
-    outputs = []
+    outputs: list[TensorSpec] = []
     for number, (spec, name) in enumerate(zip(graph.outputs, names, strict=True)):
         if name is None:
             name = spec.name if repeated[spec.name] == 1 else f"{spec.name}.{number}"
@@ -89,9 +89,8 @@ def name_outputs(graph: Graph, names: list[str | None]) -> Graph:
     wanted = {spec.name for spec in outputs}
     for value in sorted((produced & wanted) - set(new)):
         new[value] = _free(value, produced | taken | wanted)
-    added = [replace(node, args=_renamed(node.args, new)) for node in added]
-    nodes = [replace(n, output=new.get(n.output, n.output), args=_renamed(n.args, new)) for n in graph.nodes]
-    return replace(graph, outputs=outputs, nodes=[*nodes, *added])
+    nodes = [replace(renamed(node, new), output=new.get(node.output, node.output)) for node in graph.nodes]
+    return replace(graph, outputs=outputs, nodes=[*nodes, *(renamed(node, new) for node in added)])
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -99,14 +98,6 @@ def _free(name: str, taken: set[str]) -> str:
     return next(free for free in chain([name], (f"{name}_{n}" for n in count(1))) if free not in taken)
 
 
-def _renamed(value: Any, new: dict[str, str]) -> Any:
-    if isinstance(value, Ref):
-        return Ref(new.get(value.name, value.name))
-    if isinstance(value, dict):
-        return {key: _renamed(item, new) for key, item in value.items()}
-    return [_renamed(item, new) for item in value] if isinstance(value, list) else value
-
-
-def flatten_outputs(results: Any) -> list[np.ndarray]:
+def flatten_outputs(results: object) -> list[np.ndarray]:
     """What a model returned, as arrays in the order of its file's outputs."""
     return [leaf.numpy() for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -28,7 +27,7 @@ _logger = logging.getLogger(__name__)
 Masks = dict[str, tuple[Tensor, int]]  # by the weight's name: mask, block size
 
 
-def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], metadata: dict[str, Any]) -> Graph:
+def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], metadata: dict[str, object]) -> Graph:
     """Write a model, masked or plain, as a ``.subp`` file; the model itself stays as it is.
 
     The file is written once it computes what torch does: at this size for several images and for one, and at other
@@ -49,7 +48,7 @@ def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], 
     graph = verified(_build(plain, _masks(model), input_size), plain, input_size)
     graph = free_image_size(graph, plain, input_size)
     for note in graph.metadata.get("notes", []):
-        _logger.info("%s: %s", path.name, note)
+        _logger.info("exported: %s", note)
     graph.metadata.update({"timm": timm.__version__, **{k: v for k, v in metadata.items() if v is not None}})
     subp_ext.save(path, graph)
     return graph

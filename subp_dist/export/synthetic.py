@@ -8,7 +8,6 @@ a say in the result, so a wrong operator shows, and activations keep their scale
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import timm
 import torch
@@ -31,7 +30,7 @@ def random_network(
     image_size: int | None = None,
     num_classes: int | None = None,
     seed: int = 0,
-) -> tuple[nn.Module, tuple[int, int, int], dict[str, Any]]:
+) -> tuple[nn.Module, tuple[int, int, int], dict[str, object]]:
     """A timm network in evaluation mode with random uniform masks.
 
     Args:

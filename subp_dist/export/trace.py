@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,15 @@ from torch.fx import Node as FxNode
 from subp_ext import Graph, Node, Ref, TensorSpec
 
 from ..errors import UsageError
-from .independence import BATCH
+from .fuse import Argument, Shape
+from .image_rules import BATCH
 from .outputs import output_values
+
+if TYPE_CHECKING:
+    import sympy
+
+# Bounds on the batch size beyond which a model is not traced again.
+MAX_BOUND = 256
 
 # Arithmetic on symbolic sizes arrives as Python operators.
 _SYMBOLIC = {
@@ -37,7 +44,7 @@ class Traced(NamedTuple):
     """
 
     graph: Graph
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
     output_names: list[str | None]
 
 
@@ -62,25 +69,50 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
 def export_program(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
     """A model through ``torch.export``, for any batch size.
 
-    A model whose code fixes the batch size is traced for batches of one, and says so in its input's shape.
+    A model whose code depends on the batch size is traced for batches of one, and says so in its input's shape.
 
     Raises:
         UsageError: torch.export cannot follow the model's code.
     """
-    images = torch.zeros(2, *input_size)
     try:
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO},))
-        if _shape(_input_node(program)) == (None, *input_size):
+        program = _export_free(model, 2, input_size)
+        if _takes_any_batch(model, program, input_size):
             return program
         reason = None
     except Exception as error:  # a different type for each thing it cannot follow
         reason = error
     try:
-        return torch.export.export(model, (images[:1],))
+        return torch.export.export(model, (torch.zeros(1, *input_size),))
     except Exception as error:
         reason = reason or error
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     raise UsageError(f"{type(model).__name__} cannot be traced for export: {lines[0]}") from reason
+
+
+def _export_free(model: nn.Module, batch: int, input_size: tuple[int, int, int]) -> ExportedProgram:
+    return torch.export.export(model, (torch.zeros(batch, *input_size),), dynamic_shapes=({0: Dim.AUTO},))
+
+
+def _takes_any_batch(model: nn.Module, program: ExportedProgram, input_size: tuple[int, int, int]) -> bool:
+    """Whether the model does the same for every batch size, as far as torch.export bounds the one it was traced with.
+
+    A bound may come from how torch lays tensors out; beyond it the model is traced again, and must give the same code.
+    """
+    code, expected = program.graph_module.code, 2
+    while True:
+        image = _input_node(program)
+        if _shape(image) != (None, *input_size) or program.graph_module.code != code:
+            return False
+        batch = image.meta["val"].shape[0].node.expr
+        sizes = program.range_constraints.get(batch)
+        if not batch.is_Symbol or (sizes is not None and not sizes.lower <= expected <= sizes.upper):
+            return False
+        if sizes is None or sizes.upper >= BATCH:
+            return True
+        expected = int(sizes.upper) + 1
+        if expected > MAX_BOUND:
+            return False
+        program = _export_free(model, expected, input_size)
 
 
 def _input_node(program: ExportedProgram) -> FxNode:
@@ -95,7 +127,7 @@ def _shape(fx: FxNode) -> tuple[int | None, ...] | None:
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _sizes(fx: FxNode, batch: Any) -> tuple[int, ...] | None:
+def _sizes(fx: FxNode, batch: sympy.Expr | None) -> Shape | None:
     """The shape of a tensor at a batch of ``BATCH``; ``batch`` is the symbol, if the batch is free."""
     value = fx.meta.get("val")
     if not isinstance(value, torch.Tensor):
@@ -103,7 +135,7 @@ def _sizes(fx: FxNode, batch: Any) -> tuple[int, ...] | None:
     return tuple(size if isinstance(size, int) else _at_batch(size.node.expr, batch) for size in value.shape)
 
 
-def _at_batch(size: Any, batch: Any) -> int:
+def _at_batch(size: sympy.Expr, batch: sympy.Expr | None) -> int:
     found = size.subs(batch, BATCH) if batch is not None else size
     return int(found) if found.is_Integer else -1
 
@@ -150,7 +182,7 @@ def _operator_name(fx: FxNode) -> str:
     return schema.name.removeprefix("aten::").rstrip("_") if schema else str(fx.target)
 
 
-def _arguments(fx: FxNode, names: dict[str, str]) -> dict[str, Any]:
+def _arguments(fx: FxNode, names: dict[str, str]) -> dict[str, Argument]:
     schema = getattr(fx.target, "_schema", None)
     if schema:
         arguments = [argument.name for argument in schema.arguments]
@@ -160,7 +192,7 @@ def _arguments(fx: FxNode, names: dict[str, str]) -> dict[str, Any]:
     return {name: _value(value, names) for name, value in bound.items()}
 
 
-def _value(value: Any, names: dict[str, str]) -> Any:
+def _value(value: Any, names: dict[str, str]) -> Argument:
     if isinstance(value, FxNode):
         return Ref(names.get(value.name, value.name))
     if isinstance(value, list | tuple):

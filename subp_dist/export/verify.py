@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +34,17 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
         return 0.0
     if expected.dtype.kind != "f":
         return float((found != expected).mean())
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    scale = max(np.ptp(finite), np.abs(finite).max() / 10) if finite.size else 0.0
+    return absolute_difference(found, expected) / (scale or 1.0)
+
+
+def absolute_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of two floating-point results; infinite where one of them alone is not a number."""
     found, expected = found.astype(np.float64), expected.astype(np.float64)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     with np.errstate(all="ignore"):
-        same = (found == expected) | (np.isnan(found) & np.isnan(expected))
-        off = np.abs(found - expected)[~same]
-    known = expected[np.isfinite(expected)]
-    scale = max(np.ptp(known), np.abs(known).max() / 10) if known.size else 0.0
-    largest = float(off.max(initial=0.0)) / (scale or 1.0)
+        largest = float(np.abs(found - expected)[~same].max(initial=0.0))
     return largest if np.isfinite(largest) else float("inf")
 
 
@@ -80,7 +83,7 @@ def run_session(session: subp_ext.Session, images: torch.Tensor) -> list[np.ndar
     return list(results) if isinstance(results, tuple) else [results]
 
 
-def noted(graph: Graph, note: str, **metadata: Any) -> Graph:
+def noted(graph: Graph, note: str, **metadata: object) -> Graph:
     """The graph with more metadata, and a sentence for people among its ``notes``."""
     notes = [*graph.metadata.get("notes", []), note]
     return replace(graph, metadata=graph.metadata | metadata | {"notes": notes})
