@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import subp_ext
+from subp_dist.errors import UsageError
 from subp_dist.export import build_graph, export_subp
 from subp_dist.export.subp import verified
 
@@ -184,9 +185,8 @@ def test_what_the_rules_miss_shows_in_numbers():
     [
         lambda x: x.reshape(1, 4, 8, 8).mean((2, 3)),
         lambda x: x * 2 if x.shape[0] > 16 else x * 3,
-        lambda x: x * 2 if x.shape[0] % 2 else x * 3,
     ],
-    ids=["fixed", "bounded", "divided"],
+    ids=["fixed", "bounded"],
 )
 def test_code_that_depends_on_the_batch_size_is_exported_for_single_images(operation):
     model = model_of(operation)
@@ -194,3 +194,9 @@ def test_code_that_depends_on_the_batch_size_is_exported_for_single_images(opera
     assert graph.inputs[0].shape[0] == 1 and graph.metadata["independent_images"] is False
     assert "the batch size of input 'x' is fixed" in graph.metadata["notes"][0]
     assert verified(graph, model, SIZE) is graph
+
+
+def test_a_branch_on_the_batch_size_that_the_trace_misses_is_refused(tmp_path):
+    model = model_of(lambda x: x * 2 if x.shape[0] % 2 else x * 3)
+    with pytest.raises(UsageError, match="on images 3x3x8x8 the result differs by"):
+        export_subp(model, tmp_path / "model.subp", SIZE, {})

@@ -112,6 +112,23 @@ def test_why_the_image_size_is_fixed(kind, reason, tmp_path, caplog):
     assert f"exported: {note}" in caplog.messages
 
 
+def test_what_was_found_out_stands_above_given_metadata(tmp_path):
+    model = Function(lambda y, m: y - y.mean(0)).eval()
+    export_subp(model, tmp_path / "model.subp", SIZE, {"independent_images": True, "timm": "0"})
+    metadata = subp_ext.Session(tmp_path / "model.subp").metadata
+    assert metadata["independent_images"] is False and metadata["timm"] == "0"
+
+
+def test_what_the_runtime_cannot_run_is_named(monkeypatch, tmp_path):
+    def fail(session, images):
+        raise RuntimeError("node 'conv2d': no memory")
+
+    monkeypatch.setattr(subp_ext.Session, "run", fail)
+    with pytest.raises(UsageError, match="subp_ext does not run Function: node 'conv2d': no memory"):
+        export_subp(Function(lambda y, m: y).eval(), tmp_path / "model.subp", SIZE, {})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("fill", ["zeros", "bias", "equal"])
 def test_results_without_a_range_are_exported_without_warnings(fill, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()

@@ -109,7 +109,7 @@ def _write_timm(network: Network, path: Path) -> None:
 
 def _timm_engine(network: Network, path: Path) -> Callable[[np.ndarray], Results]:
     """A fresh timm model with the file's weights."""
-    model = create_model(network.metadata["model"], **network.arguments)
+    model = create_model(str(network.metadata["model"]), **network.arguments)
     model.load_state_dict(load_file(path))
     model.eval()
 

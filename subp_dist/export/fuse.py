@@ -149,12 +149,10 @@ class _Rewrite:
         if node.op != "add" or node.args.get("alpha", 1) != 1:
             return None
         operands = [node.args["self"], node.args["other"]]
-        order = list(self.kept)
-        candidates = [(self._absorbable(value, "conv2d"), other) for value, other in (operands, operands[::-1])]
         candidates = [
             (conv, other)
-            for conv, other in candidates
-            if conv is not None
+            for value, other in (operands, operands[::-1])
+            if (conv := self._absorbable(value, "conv2d")) is not None
             and conv.args.get("residual") is None
             and isinstance(other, Ref)
             and other.name != conv.output
@@ -163,6 +161,7 @@ class _Rewrite:
         if not candidates:
             return None
         # Of two convolutions the later one takes the sum: the earlier result is what it has to wait for anyway.
+        order = list(self.kept)
         conv, other = max(candidates, key=lambda pair: order.index(pair[0].output))
         return conv.output, Node("conv2d", node.output, conv.args | {"residual": other})
 

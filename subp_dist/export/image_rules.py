@@ -102,7 +102,7 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
-def _dims(value: Argument, ndim: int) -> tuple[int, ...]:
+def _dims(value: int | list[int] | None, ndim: int) -> tuple[int, ...]:
     """Dimensions from the first on; None and [] are all of them."""
     if value is None or value == []:
         return tuple(range(ndim))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -83,7 +84,7 @@ class Network:
         model, input_size, arguments = random_network(
             name, rate, block_size, skip=skip, image_size=image_size, num_classes=num_classes, seed=seed
         )
-        config = model.pretrained_cfg
+        config = cast("dict[str, Any]", model.pretrained_cfg)
         metadata = {
             "model": name, "num_classes": num_classes or config["num_classes"], "input_size": list(input_size),
             "mean": list(config["mean"]), "std": list(config["std"]), "block_size": block_size, "prune_rate": rate,
@@ -94,7 +95,8 @@ class Network:
 
 def _at_target(model: nn.Module, layer: LayerPlan, args: argparse.Namespace) -> bool:
     rate = args.prune_rate if layer.rate is None else layer.rate
-    return at_rate(block_mask_of(model.get_submodule(layer.name)).mask, rate, args.pattern)
+    block_mask = block_mask_of(model.get_submodule(layer.name))
+    return block_mask is not None and at_rate(block_mask.mask, rate, args.pattern)
 
 
 def _checkpoint_of(source: Path) -> Path:

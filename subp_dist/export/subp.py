@@ -44,12 +44,13 @@ def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], 
         UsageError: the model cannot be traced, uses an operator that the runtime does not have, or would compute
             something else there.
     """
-    plain = _plain(model)
-    graph = verified(_build(plain, _masks(model), input_size), plain, input_size)
+    graph, plain = _checked(model, input_size)
     graph = free_image_size(graph, plain, input_size)
     for note in graph.metadata.get("notes", []):
         _logger.info("exported: %s", note)
-    graph.metadata.update({"timm": timm.__version__, **{k: v for k, v in metadata.items() if v is not None}})
+    given = {key: value for key, value in metadata.items() if value is not None}
+    # What was found out stands above what was given: batches are split by it.
+    graph.metadata = {"timm": timm.__version__} | given | graph.metadata
     subp_ext.save(path, graph)
     return graph
 
@@ -61,12 +62,9 @@ def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None
         UsageError: it cannot; the message names the operator, or says why the runtime does not run it.
     """
     try:
-        plain = _plain(model)
-        verified(_build(plain, _masks(model), input_size), plain, input_size)
+        _checked(model, input_size)
     except UsageError as error:
         raise UsageError(f"{error}; pass --no-export to train without") from error
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(f"subp_ext does not run {type(model).__name__}: {error}; pass --no-export to train") from error
 
 
 def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
@@ -76,6 +74,22 @@ def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
         UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
     """
     return _build(_plain(model), _masks(model), input_size)
+
+
+def _checked(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Graph, nn.Module]:
+    """The graph of a model, which computes what the model does, and the model without masks.
+
+    Raises:
+        UsageError: as ``export_subp``.
+    """
+    plain = _plain(model)
+    graph = _build(plain, _masks(model), input_size)
+    try:
+        return verified(graph, plain, input_size), plain
+    except UsageError:
+        raise
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UsageError(f"subp_ext does not run {type(model).__name__}: {error}") from error
 
 
 def _build(plain: nn.Module, masks: Masks, input_size: tuple[int, int, int]) -> Graph:

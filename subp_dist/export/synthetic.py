@@ -8,6 +8,7 @@ a say in the result, so a wrong operator shows, and activations keep their scale
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import timm
 import torch
@@ -49,13 +50,13 @@ def random_network(
         UsageError: there is no such model, it cannot be pruned as asked, or it does not run on such images.
     """
     check_model_name(name)
-    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    arguments: dict[str, object] = {} if num_classes is None else {"num_classes": num_classes}
     if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
         arguments["img_size"] = image_size  # its parameters depend on the size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_model(name, **arguments)
-        channels, height, width = model.pretrained_cfg["input_size"]
+        channels, height, width = cast("dict[str, Any]", model.pretrained_cfg)["input_size"]
         input_size = (channels, image_size or height, image_size or width)
         _vary_constants(model)
         if rate > 0:
