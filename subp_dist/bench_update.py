@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from .distributed import gather
+from .agreement import gather
 from .pruner import SUBPPruner
 from .schedule import PruneSchedule
 from .scores import CRITERIA

@@ -12,7 +12,7 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .distributed import sum_over_ranks
+from .agreement import sum_over_ranks
 from .seeds import derive_seed, seed_all
 from .training import Progress, Training
 

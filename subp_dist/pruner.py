@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import masks
+from .agreement import compute_shared, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
-from .distributed import compute_shared, verify_identical
 from .parametrization import BlockMask, block_mask_of, mask_weight
 from .plan import check_prunable, plan_layers, reparametrised
 from .schedule import PruneSchedule

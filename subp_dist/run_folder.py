@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from .agreement import gather, on_primary, on_rank
 from .checkpoint import (
     BEST,
     NEWEST,
@@ -22,7 +23,6 @@ from .checkpoint import (
     write_atomically,
     write_errors_explained,
 )
-from .distributed import gather, on_primary, on_rank
 from .errors import UsageError
 
 _logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from timm.utils import distribute_bn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
+from .agreement import on_primary
 from .checkpoint import (
     BEST,
     NEWEST,
@@ -26,7 +27,6 @@ from .checkpoint import (
     write_errors_explained,
 )
 from .data import Data, ResumableLoader
-from .distributed import closing_process_group, init_process_group, lost_ranks_named, on_primary
 from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
 from .loop import check_finite, train_epoch, validate
@@ -34,6 +34,7 @@ from .memory import keep_freed_memory
 from .monitor import Monitor
 from .options import parse_args
 from .parametrization import plain_state_dict
+from .process_group import closing_process_group, init_process_group, lost_ranks_named
 from .report import run_report
 from .run_folder import find_checkpoint, folder_of, start_folder
 from .stopping import StopRequest, end_with_launcher

@@ -19,10 +19,10 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
+from .agreement import gather, on_primary
 from .checkpoint import position
 from .data import Data, create_data
 from .distillation import Distillation, create_distillation
-from .distributed import Rank, data_parallel, gather, on_primary
 from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
@@ -38,6 +38,7 @@ from .models import (
 from .monitor import Monitor
 from .options import layer_flags, parse_macs
 from .plan import LayerPlan, check_prunable, check_worth, kept_macs_at, plan_layers
+from .process_group import Rank, data_parallel
 from .pruner import SUBPPruner
 from .schedule import PruneSchedule
 

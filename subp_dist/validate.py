@@ -26,11 +26,11 @@ import subp_ext
 from subp_ext.runtime import thread_count
 
 from .data import Data, create_data
-from .distributed import Rank
 from .errors import UsageError, report_usage_errors
 from .export.verify import absolute_difference, run_session
 from .models import create_model, model_arguments, to_channels_last
 from .options import build_parser
+from .process_group import Rank
 from .report import read_report, write_report
 
 

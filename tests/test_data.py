@@ -16,9 +16,9 @@ from PIL import Image
 
 from subp_dist.data import create_data
 from subp_dist.data.digits import Digits, load_digits
-from subp_dist.distributed import Rank
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
+from subp_dist.process_group import Rank
 
 CONFIG = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 0.9}
 

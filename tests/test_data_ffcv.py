@@ -34,9 +34,9 @@ from subp_dist.data.beton import Beton, find_beton, sidecar_of
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output, choose_reading, usable_threads
 from subp_dist.data.resolutions import Resolutions
 from subp_dist.data.write import Storage, open_pictures, verify, write
-from subp_dist.distributed import Rank
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
+from subp_dist.process_group import Rank
 
 CONFIG = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "crop_pct": 0.875}
 OUTPUT = Output(CONFIG["mean"], CONFIG["std"])

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from subp_dist.distributed import Rank
 from subp_dist.loop import _optimizer_step, train_epoch, validate
 from subp_dist.monitor import Monitor
 from subp_dist.options import parse_args
+from subp_dist.process_group import Rank
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 from subp_dist.training import Training

@@ -3,7 +3,7 @@
 Sizes: up to 4 rows of 128 blocks; runs of 250 epochs under every schedule shape; draws from at most 8 candidates in
 40000 identical rows. Tolerances: counts and sets are exact; sampling frequencies lie within 5 standard deviations of
 the exact ones (generators are seeded, so a passing test stays passing).
-Out of scope: the scores (test_scores.py), several processes (test_distributed.py).
+Out of scope: the scores (test_scores.py), several processes (test_agreement.py).
 """
 
 from __future__ import annotations

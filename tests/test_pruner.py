@@ -3,7 +3,7 @@
 Sizes: timm's networks on the meta device for the choice of layers (nothing is computed); a network of six convolutions
 of at most 40 x 12 channels for the rest, pruned over 6 epochs. Tolerances: masks and counts are exact; the weights'
 seed leaves every boundary between candidates and others wider than `4 D` units of float32 rounding, which is asserted;
-gradients are compared to 4 roundings. Out of scope: several processes (test_distributed.py), MACs (test_flops.py).
+gradients are compared to 4 roundings. Out of scope: several processes (test_agreement.py), MACs (test_flops.py).
 """
 
 from __future__ import annotations

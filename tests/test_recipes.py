@@ -13,8 +13,8 @@ from photographs import write_photographs
 
 from subp_dist import train
 from subp_dist.data.write import Storage, open_pictures, verify, write
-from subp_dist.distributed import Rank
 from subp_dist.options import parse_args
+from subp_dist.process_group import Rank
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch/recipes/imagenet"
 # model, pruned blocks of 128, downsample convolutions dense, MACs kept in G

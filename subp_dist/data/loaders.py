@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..distributed import Rank
 from ..errors import UsageError
+from ..process_group import Rank
 from . import digits
 from .augment import ImageAugment, timm_transform
 from .beton import Beton, sidecar_of

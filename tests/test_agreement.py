@@ -6,7 +6,8 @@ one thread each, they go through every collective once, and the tests look at wh
 300 s is killed with all its ranks.
 Sizes: a network of five convolutions of at most 40 channels, 8 updates. Tolerances: none; conftest.py has the test
 itself on one thread too, as the order of float32 sums may depend on it.
-Out of scope: NCCL, DDP and the training loop, restarts.
+Out of scope: NCCL, DDP and the training loop, restarts; what a process without torchrun finds is in
+test_process_group.py.
 """
 
 from __future__ import annotations
@@ -27,14 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from subp_dist.distributed import (
-    compute_shared,
-    init_process_group,
-    share_out,
-    sum_over_ranks,
-    verify_identical,
-    world,
-)
+from subp_dist.agreement import compute_shared, share_out, sum_over_ranks, verify_identical
+from subp_dist.process_group import init_process_group, world
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
@@ -189,12 +184,6 @@ def ranks(request, launches) -> list[dict]:
     return launches[request.param]
 
 
-@pytest.fixture
-def no_torchrun(monkeypatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def identical(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return len(first) == len(second) and all(
         a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.int64), b.view(torch.int64))
@@ -252,18 +241,6 @@ def test_one_large_task_does_not_get_company():
 # Alone
 
 
-def test_without_torchrun_a_process_stands_alone(no_torchrun):
-    rank = init_process_group("cpu")
-    assert (rank.rank, rank.world_size, rank.device, rank.is_primary) == (0, 1, CPU, True)
-    assert not dist.is_initialized()
-    assert world() == (0, 1)
-
-
-def test_auto_takes_the_cpu_without_a_gpu(no_torchrun, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert init_process_group("auto").device == CPU
-
-
 def test_alone_everything_is_computed_here():
     assert identical(compute_shared(computed, SHAPES, COSTS, CPU), [computed(i) for i in range(len(SHAPES))])
 
@@ -274,29 +251,6 @@ def test_alone_sums_are_the_values():
 
 def test_alone_masks_are_identical():
     verify_identical(two_masks(), "masks", CPU)
-
-
-def test_cuda_without_a_gpu_is_an_error_that_points_to_the_cpu(no_torchrun, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="no CUDA device|0 CUDA devices") as error:
-        init_process_group("cuda")
-    # Fewer ranks do not help where there is no GPU at all.
-    assert "--device cpu" in str(error.value)
-    assert "NPROC" not in str(error.value)
-
-
-def test_more_ranks_than_gpus_is_an_error_that_says_how_many_to_start(no_torchrun, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    with pytest.raises(ValueError, match="4 ranks on this machine but 2 CUDA devices: set NPROC=2"):
-        init_process_group("cuda")
-
-
-@pytest.mark.parametrize("device", ["tpu", "cuda:1", ""])
-def test_an_unknown_device_is_an_error_that_lists_the_known_ones(no_torchrun, device):
-    with pytest.raises(ValueError, match=f"device '{device}': expected auto, cpu or cuda"):
-        init_process_group(device)
 
 
 # Together
