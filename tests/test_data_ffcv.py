@@ -28,7 +28,8 @@ from runs import LAUNCH, environment
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
-from subp_dist.data import bench, choice, create_data
+from subp_dist.bench import data as data_bench
+from subp_dist.data import choice, create_data
 from subp_dist.data.augment import ImageAugment
 from subp_dist.data.beton import Beton, find_beton, sidecar_of
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output, choose_reading, usable_threads
@@ -523,15 +524,14 @@ def test_runs_on_betons_count_every_validation_image_once(tmp_path, ranks):
 
 
 def test_benchmark_measures_both_loaders(photographs, betons):
-    args = bench.argparse.Namespace(workers=1, batch_size=8, img_size=32, seconds=0.1)
     betons = {Storage(140, 0.5, 90): Beton.open(betons / "train_140_0.50_90.beton")}
-    rows = bench.measure(photographs / "train", betons, args)
+    rows = data_bench.measure(photographs / "train", betons, batch_size=8, img_size=32, workers=1, seconds=0.1)
     assert [(row["loader"], row["storage"], row["resolution"]) for row in rows] == [
         ("torchvision", "jpeg", None),
         ("ffcv", "mixed", 140),
     ]
     assert all(row["images_per_s"] > 0 and row["workers"] == 1 for row in rows)
-    assert "1.00x" in bench.as_table(rows)
+    assert "1.00x" in data_bench.as_table(rows)
 
 
 @pytest.mark.parametrize(
@@ -546,5 +546,5 @@ def test_benchmark_measures_both_loaders(photographs, betons):
 def test_what_the_benchmark_refuses(photographs, monkeypatch, capsys, more, message):
     monkeypatch.setattr(sys, "argv", ["bench", str(photographs), *more])
     with pytest.raises(SystemExit) as end:
-        bench.cli()
+        data_bench.cli()
     assert end.value.code == 2 and message in capsys.readouterr().err

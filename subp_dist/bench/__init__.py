@@ -1,1 +1,1 @@
-"""Whole networks against other engines."""
+"""Benchmarks: whole networks against other engines, a training step, a mask update, the loaders of data."""

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,32 @@ from .files import NetworkFiles, engines_of
 PEERS = ("onnxruntime", "openvino", "torch")
 SWEEP_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 SWEEP_BLOCK_SIZES = (8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how: the flags of the command under their names, each checked.
+
+    Attributes:
+        sweep: pruning rates to go through, in place of ``prune_rate`` and ``block_size``; None for one network.
+        files: where exported networks are kept; None for a folder that is deleted at the end.
+        json: where the document goes; None for the table alone.
+    """
+
+    model: str
+    prune_rate: float
+    block_size: int
+    skip: tuple[str, ...]
+    threads: int
+    batch_size: int
+    image_size: int | None
+    against: tuple[str, ...]
+    rounds: int
+    seconds: float
+    seed: int
+    files: Path | None
+    json: Path | None
+    sweep: tuple[float, ...] | None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
     """Parse the command line and check what needs no network.
 
     Raises:
@@ -68,14 +95,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.threads = thread_count(args.threads)
     args.skip = tuple(args.skip)
     if args.sweep is not None:
-        args.sweep = args.sweep or SWEEP_RATES
+        args.sweep = tuple(args.sweep) or SWEEP_RATES
     for rate in (args.prune_rate, *(args.sweep or ())):
         if not 0 <= rate < 1:
             raise UsageError(f"pruning rate {rate}: expected a share of blocks in [0, 1), such as 0.5")
     for flag in ("batch_size", "rounds"):
         if getattr(args, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
-    args.against = list(dict.fromkeys(args.against))
+    args.against = tuple(dict.fromkeys(args.against))
     for peer in args.against:
         if importlib.util.find_spec(peer) is None:
             raise UsageError(f"--against {peer}: it is not installed; pip install 'subp-dist[bench]', or leave it out")
@@ -83,27 +110,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise UsageError("--sweep: a speed-up needs at least one peer; pass --against")
     if args.json:
         check_writable(args.json)
-    return args
+    return Settings(**vars(args))
 
 
 @report_usage_errors
 def cli() -> None:
     """Console entry."""
-    args = parse_args()
+    settings = parse_args()
     try:
         subp_ext.cpu_info()
     except ImportError as error:
         raise UsageError(str(error)) from error
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.files or Path(temporary)
+        folder = settings.files or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        document = sweep(args, folder) if args.sweep else bench(args, folder)
-    print(as_curves(document) if args.sweep else as_table(document))
-    if args.json:
-        write_atomically(args.json, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
+        document = sweep(settings, folder) if settings.sweep else bench(settings, folder)
+    print(as_curves(document) if settings.sweep else as_table(document))
+    if settings.json:
+        write_atomically(settings.json, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
 
 
-def bench(args: argparse.Namespace, folder: Path) -> dict:
+def bench(settings: Settings, folder: Path) -> dict:
     """Measure one network.
 
     Returns:
@@ -111,53 +138,55 @@ def bench(args: argparse.Namespace, folder: Path) -> dict:
         ``best_ms``, ``median_ms``, ``load_ms``, ``memory_mb`` and ``max_abs_diff``, its largest difference from torch
         in float64; ``speedup`` of this engine over the fastest peer; ``max_abs_diff``, the larger of this engine's two.
     """
-    files = _files(args, folder, args.prune_rate, args.block_size)
-    images, expected = files.images(args.batch_size)
+    files = _files(settings, folder, settings.prune_rate, settings.block_size)
+    images, expected = files.images(settings.batch_size)
     contenders = [Contender("subp", "subp", files.path("subp"))]
     contenders.append(Contender("subp_dense", "subp", files.path("subp_dense")))
-    contenders += _peers(args, files)
-    compete(contenders, images, args.threads, args.rounds, args.seconds)
+    contenders += _peers(settings, files)
+    compete(contenders, images, settings.threads, settings.rounds, settings.seconds)
     engines = {
         contender.name: contender.summary() | {"max_abs_diff": float(np.abs(contender.output - expected).max())}
         for contender in contenders
     }
-    document = conditions(args) | {"prune_rate": args.prune_rate, "block_size": args.block_size}
+    document = conditions(settings) | {"prune_rate": settings.prune_rate, "block_size": settings.block_size}
     document |= {"engines": _faster_torch(engines), "logits_range": float(expected.max() - expected.min())}
     document["max_abs_diff"] = max(engines[name]["max_abs_diff"] for name in ("subp", "subp_dense"))
-    return document | {"speedup": speedups(document["engines"], args.against)}
+    return document | {"speedup": speedups(document["engines"], settings.against)}
 
 
-def sweep(args: argparse.Namespace, folder: Path) -> dict:
+def sweep(settings: Settings, folder: Path) -> dict:
     """Measure a network at many rates and block sizes, all in the same rounds as the peers.
 
     Returns:
         The conditions, ``engines`` (the peers), and ``points``: ``block_size``, ``prune_rate``, ``best_ms``,
         ``median_ms`` and ``speedup`` (of the best times, over the fastest peer).
     """
-    dense = _files(args, folder, 0.0, SWEEP_BLOCK_SIZES[0])
-    images, _ = dense.images(args.batch_size)
-    peers, points = _peers(args, dense), {}
-    for block_size, rate in tqdm([(n, p) for n in SWEEP_BLOCK_SIZES for p in args.sweep], desc="export", leave=False):
-        path = _files(args, folder, rate, block_size).path("subp")
+    dense = _files(settings, folder, 0.0, SWEEP_BLOCK_SIZES[0])
+    images, _ = dense.images(settings.batch_size)
+    peers, points = _peers(settings, dense), {}
+    for block_size, rate in tqdm(
+        [(n, p) for n in SWEEP_BLOCK_SIZES for p in settings.sweep], desc="export", leave=False
+    ):
+        path = _files(settings, folder, rate, block_size).path("subp")
         points[block_size, rate] = Contender(f"1x{block_size} {rate:g}", "subp", path)
-    compete([*peers, *points.values()], images, args.threads, args.rounds, args.seconds)
+    compete([*peers, *points.values()], images, settings.threads, settings.rounds, settings.seconds)
     engines = _faster_torch({peer.name: peer.summary() for peer in peers})
     fastest = min(engine["best_ms"] for engine in engines.values())
     rows = [
         {"block_size": block_size, "prune_rate": rate, "speedup": fastest / min(contender.times)} | contender.summary()
         for (block_size, rate), contender in points.items()
     ]
-    return conditions(args) | {"engines": engines, "points": rows}
+    return conditions(settings) | {"engines": engines, "points": rows}
 
 
-def _files(args: argparse.Namespace, folder: Path, rate: float, block_size: int) -> NetworkFiles:
-    return NetworkFiles(folder, args.model, rate, block_size, args.skip, args.image_size, args.seed)
+def _files(settings: Settings, folder: Path, rate: float, block_size: int) -> NetworkFiles:
+    return NetworkFiles(folder, settings.model, rate, block_size, settings.skip, settings.image_size, settings.seed)
 
 
-def _peers(args: argparse.Namespace, files: NetworkFiles) -> list[Contender]:
+def _peers(settings: Settings, files: NetworkFiles) -> list[Contender]:
     return [
         Contender(engine, engine, files.path(engine.removesuffix("_channels_last")))
-        for engine in engines_of(args.against)
+        for engine in engines_of(settings.against)
     ]
 
 
@@ -172,10 +201,10 @@ def _faster_torch(engines: dict[str, dict]) -> dict[str, dict]:
     return others | {"torch": engines[best] | {"memory_format": formats[best]}}
 
 
-def conditions(args: argparse.Namespace) -> dict:
+def conditions(settings: Settings) -> dict:
     """Under which circumstances the figures were taken."""
     keys = ("model", "skip", "threads", "batch_size", "image_size", "rounds", "seconds", "seed")
-    return {key: getattr(args, key) for key in keys} | {"cpu": cpu_model(), **subp_ext.cpu_info()}
+    return {key: getattr(settings, key) for key in keys} | {"cpu": cpu_model(), **subp_ext.cpu_info()}
 
 
 def cpu_model() -> str:

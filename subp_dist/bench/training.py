@@ -1,4 +1,4 @@
-"""What pruning costs a training step: ``python -m subp_dist.bench_training [MODEL ...]``.
+"""What pruning costs a training step: ``python -m subp_dist.bench.training [MODEL ...]``.
 
 A step is forward, backward and optimizer (SGD with momentum), of the dense model and of the same model at half of its
 1xN blocks, in turns, so that a change in the machine's speed meets both. Convolutions limit the step; masks add passes
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import timm
 import torch
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from subp_ext.bench import peak_rss_mb
 
-from .blocks import BLOCK_SIZES
-from .memory import keep_freed_memory
-from .pruner import SUBPPruner
-from .schedule import PruneSchedule
+from ..blocks import BLOCK_SIZES
+from ..memory import keep_freed_memory
+from ..pruner import SUBPPruner
+from ..schedule import PruneSchedule
 
 RATE = 0.5
 
@@ -54,29 +55,46 @@ class Side:
         self.seconds.append(time.perf_counter() - start)
 
 
-def batch(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    if args.channels_last:
-        images = images.to(memory_format=torch.channels_last)
-    return images, torch.randint(0, 1000, (args.batch_size,))
+@dataclass(frozen=True)
+class Step:
+    """What a training step works on: images ``[batch_size, 3, img_size, img_size]``, blocks of ``block_size``."""
+
+    batch_size: int
+    img_size: int
+    block_size: int
+    channels_last: bool
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Random images and labels."""
+        images = torch.randn(self.batch_size, 3, self.img_size, self.img_size)
+        if self.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        return images, torch.randint(0, 1000, (self.batch_size,))
+
+    def model(self, name: str) -> nn.Module:
+        """A timm model with weights that are the same in every process."""
+        torch.manual_seed(0)
+        model = timm.create_model(name)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
-def make_model(args: argparse.Namespace, name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = timm.create_model(name)
-    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+def measure_times(name: str, step: Step, steps: int, warmup: int) -> dict:
+    """Median and best step of both, their ratios, also turn by turn, and the time of a mask update; in seconds.
 
-
-def measure_times(args: argparse.Namespace, name: str) -> dict:
-    """Median and best step of both, their ratios, also turn by turn, and the time of a mask update; in seconds."""
-    model = make_model(args, name)
-    sides = [Side(copy.deepcopy(model), pruned, args.block_size) for pruned in (False, True)]
-    images, labels = batch(args)
-    for turn in range(args.warmup + args.steps):
+    Args:
+        name: timm model.
+        step: what is measured.
+        steps: steps of each side that are counted.
+        warmup: steps of each side before them.
+    """
+    model = step.model(name)
+    sides = [Side(copy.deepcopy(model), pruned, step.block_size) for pruned in (False, True)]
+    images, labels = step.batch()
+    for turn in range(warmup + steps):
         # Who comes first changes with the turn: the second of two finds warmer caches.
         for side in sides if turn % 2 else sides[::-1]:
             side.step(images, labels)
-    dense, pruned = (side.seconds[args.warmup :] for side in sides)
+    dense, pruned = (side.seconds[warmup:] for side in sides)
     return {
         "dense_s": statistics.median(dense),
         "pruned_s": statistics.median(pruned),
@@ -89,19 +107,19 @@ def measure_times(args: argparse.Namespace, name: str) -> dict:
     }
 
 
-def measure_memory(args: argparse.Namespace, name: str, pruned: bool) -> int:
+def measure_memory(name: str, step: Step, threads: int, pruned: bool) -> int:
     """Peak resident memory in bytes of a process that does nothing but three steps."""
-    flags = ["--batch-size", str(args.batch_size), "--img-size", str(args.img_size), "--threads", str(args.threads)]
-    flags += ["--block-size", str(args.block_size), "--peak", "pruned" if pruned else "dense"]
-    flags += ["--channels-last"] if args.channels_last else []
-    command = [sys.executable, "-m", "subp_dist.bench_training", name, *flags]
+    flags = ["--batch-size", str(step.batch_size), "--img-size", str(step.img_size), "--threads", str(threads)]
+    flags += ["--block-size", str(step.block_size), "--peak", "pruned" if pruned else "dense"]
+    flags += ["--channels-last"] if step.channels_last else []
+    command = [sys.executable, "-m", "subp_dist.bench.training", name, *flags]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(args: argparse.Namespace) -> None:
+def print_peak(name: str, step: Step, pruned: bool) -> None:
     """What the child of ``measure_memory`` does."""
-    side = Side(make_model(args, args.models[0]), args.peak == "pruned", args.block_size)
-    images, labels = batch(args)
+    side = Side(step.model(name), pruned, step.block_size)
+    images, labels = step.batch()
     for _ in range(3):
         side.step(images, labels)
     print(round(1e6 * (peak_rss_mb() or 0)))
@@ -125,8 +143,9 @@ def cli() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as training does
+    step = Step(args.batch_size, args.img_size, args.block_size, args.channels_last)
     if args.peak:
-        print_peak(args)
+        print_peak(args.models[0], step, pruned=args.peak == "pruned")
         return
     results = []
     print(f"batch {args.batch_size}, {args.img_size} pixels, 1x{args.block_size} at {RATE:.0%}, {args.threads} threads")
@@ -134,9 +153,9 @@ def cli() -> None:
     for name in args.models:
         row = {"model": name}
         if not args.no_time:
-            row |= measure_times(args, name)
+            row |= measure_times(name, step, args.steps, args.warmup)
         if not args.no_memory:
-            peaks = [measure_memory(args, name, pruned) for pruned in (False, True)]
+            peaks = [measure_memory(name, step, args.threads, pruned) for pruned in (False, True)]
             row |= {"dense_peak_bytes": peaks[0], "pruned_peak_bytes": peaks[1], "peak_ratio": peaks[1] / peaks[0]}
         print(_line(row), flush=True)
         results.append(row)

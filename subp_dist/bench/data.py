@@ -1,4 +1,4 @@
-"""Images per second of FFCV and of torchvision, over the same photographs: ``python -m subp_dist.data.bench SRC``.
+"""Images per second of FFCV and of torchvision, over the same photographs: ``python -m subp_dist.bench.data SRC``.
 
 Both crop at random to 224 pixels, flip and normalise, with the same number of workers. What limits them: large JPEGs
 the decoder; small JPEGs the decoder and the resize; raw images memory. The first batch of each is left out, for it
@@ -19,10 +19,10 @@ from pathlib import Path
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import datasets, transforms
 
+from ..data.beton import Beton, require_ffcv
+from ..data.ffcv_loader import Crop, FFCVLoader, Output
+from ..data.write import Storage, open_pictures, verify, write
 from ..errors import UsageError, report_usage_errors
-from .beton import Beton, require_ffcv
-from .ffcv_loader import Crop, FFCVLoader, Output
-from .write import Storage, open_pictures, verify, write
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,7 +31,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def cli() -> None:
     """Console entry: a table, then one line of JSON."""
     parser = argparse.ArgumentParser(
-        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="subp-bench-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("src", metavar="SRC", help="folder with train/ of class folders of photographs")
@@ -54,7 +54,7 @@ def cli() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.betons or temporary)
         betons = {storage: _beton(args.src, folder, storage, args.workers) for storage in presets}
-        rows = measure(Path(args.src) / "train", betons, args)
+        rows = measure(Path(args.src) / "train", betons, args.batch_size, args.img_size, args.workers, args.seconds)
     print(as_table(rows))
     print(json.dumps(rows))
 
@@ -68,8 +68,18 @@ def _beton(src: str, folder: Path, storage: Storage, workers: int) -> Beton:
     return Beton.open(path)
 
 
-def measure(pictures: Path, betons: dict[Storage, Beton], args: argparse.Namespace) -> list[dict]:
+def measure(
+    pictures: Path, betons: dict[Storage, Beton], batch_size: int, img_size: int, workers: int, seconds: float
+) -> list[dict]:
     """Measure torchvision's loader over a folder of classes, and FFCV's over files of the same pictures.
+
+    Args:
+        pictures: the folder.
+        betons: FFCV's files, by how they store the pictures.
+        batch_size: images per batch.
+        img_size: pixels of a side that loaders deliver.
+        workers: threads of FFCV, processes of torchvision's loader.
+        seconds: time to measure each for.
 
     Returns:
         Rows of ``loader``, ``storage`` (jpeg, raw, mixed), ``resolution`` (largest side as stored, None: as it was),
@@ -78,20 +88,17 @@ def measure(pictures: Path, betons: dict[Storage, Beton], args: argparse.Namespa
     Raises:
         UsageError: there are fewer than three batches of pictures.
     """
-    loader = torchvision_loader(pictures, args.batch_size, args.img_size, args.workers)
+    loader = torchvision_loader(pictures, batch_size, img_size, workers)
     if len(loader) < 3:
-        count, least = len(loader.dataset), 3 * args.batch_size
+        count, least = len(loader.dataset), 3 * batch_size
         raise UsageError(f"{pictures}: {count} pictures; at least {least} are needed, or a smaller --batch-size")
-    workers = {"workers": args.workers}
-    rate = images_per_second(_epochs(loader, loader.sampler.set_epoch), args.seconds)
-    rows = [{"loader": "torchvision", "storage": "jpeg", "resolution": None, **workers, "images_per_s": rate}]
+    rate = images_per_second(_epochs(loader, loader.sampler.set_epoch), seconds)
+    rows = [{"loader": "torchvision", "storage": "jpeg", "resolution": None, "workers": workers, "images_per_s": rate}]
     for storage, beton in betons.items():
-        ffcv = FFCVLoader(
-            beton, args.batch_size, args.img_size, Crop(train=True), Output(_MEAN, _STD), workers=args.workers
-        )
+        ffcv = FFCVLoader(beton, batch_size, img_size, Crop(train=True), Output(_MEAN, _STD), workers=workers)
         kind = {0.0: "raw", 1.0: "jpeg"}.get(storage.jpeg_share, "mixed")
-        row = {"loader": "ffcv", "storage": kind, "resolution": storage.max_resolution or None, **workers}
-        rows.append(row | {"images_per_s": images_per_second(_epochs(ffcv, ffcv.set_epoch), args.seconds)})
+        row = {"loader": "ffcv", "storage": kind, "resolution": storage.max_resolution or None, "workers": workers}
+        rows.append(row | {"images_per_s": images_per_second(_epochs(ffcv, ffcv.set_epoch), seconds)})
     return rows
 
 
