@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from timm.layers import CondConv2d
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from .torch_compat import ANY_CONVOLUTION, ANY_TRANSPOSED
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
@@ -23,7 +24,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
             # conv: every output element costs one filter; linear: every output feature one row of the weight;
             # transposed: every input element is spread over one. A CondConv2d runs the mixture of its kernels.
             shape = torch.Size(module.weight_shape) if isinstance(module, CondConv2d) else module.weight.shape
-            positions = inputs[0][0].numel() if isinstance(module, _ConvTransposeNd) else output[0].numel()
+            positions = inputs[0][0].numel() if isinstance(module, ANY_TRANSPOSED) else output[0].numel()
             macs[name] = macs.get(name, 0) + positions * shape[1:].numel()
 
         return hook
@@ -31,7 +32,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
     hooks = [
         module.register_forward_hook(count(name))
         for name, module in model.named_modules()
-        if isinstance(module, _ConvNd | CondConv2d | nn.Linear)
+        if isinstance(module, ANY_CONVOLUTION | CondConv2d | nn.Linear)
     ]
     was_training = {module: module.training for module in model.modules()}
     parameter = next(model.parameters())

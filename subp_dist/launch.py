@@ -2,14 +2,13 @@
 
 torchrun itself ends a failed run with its own traceback and a report on every rank; a user wants the error of the rank
 that failed first, once. Three more things differ from plain torchrun: there is no restart for faulty input, or ranks
-that were told to stop; each attempt meets at a new store (see ``_fresh_stores``); and a machine that loses the
+that were told to stop; each attempt meets at a new store (see ``use_fresh_stores``); and a machine that loses the
 rendezvous waits for it to come back.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import socket
@@ -20,8 +19,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from torch.distributed import TCPStore, run
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.agent.server.api import RunResult
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import (
@@ -29,17 +27,17 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousTimeoutError,
 )
-from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
-from torch.distributed.launcher import api
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE, LAUNCHER
+from .torch_compat import WatchedAgent, takes_for_this_machine, use_agent, use_fresh_stores
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
 _HUNG = "it did not answer the others, nor end when it was told to, and had to be killed"
 _ENDED = "ended by torchrun, for another rank"
 
 
-class _Agent(LocalElasticAgent):
+class _Agent(WatchedAgent):
     """torchrun's agent, which also says what it restarts for, and what not to."""
 
     def run(self, *args, **kwargs) -> RunResult:
@@ -48,34 +46,26 @@ class _Agent(LocalElasticAgent):
         except RendezvousConnectionError:
             # torchrun would close the rendezvous: what it sends over a link that is cut arrives when the link is back,
             # and ends the machines that wait for this one.
-            self._worker_group.spec.rdzv_handler.shutdown = lambda: True
+            self.leave_rendezvous_open()
             raise
 
-    def _monitor_workers(self, worker_group) -> RunResult:
-        result = super()._monitor_workers(worker_group)
-        if result.state == WorkerState.FAILED:
-            # torchrun has ended those that were running still, by SIGTERM first.
-            for local_rank in getattr(self._pcontext, "_running_local_ranks", ()):
-                failure = result.failures.get(worker_group.workers[local_rank].global_rank)
-                if failure is not None and failure.exitcode < 0:
-                    failure.message = _HUNG if failure.exitcode == -signal.SIGKILL else _ENDED
-            _, first = _first(result.failures)
-            if first.exitcode in (EXIT_USAGE, EXIT_STOPPED, -signal.SIGTERM):
-                self._remaining_restarts = 0
-            if self._remaining_restarts:
-                allowed = worker_group.spec.max_restarts
-                count = allowed - self._remaining_restarts + 1
-                _say(f"{_first_error(result.failures)}; restart {count} of {allowed}, from the last checkpoint")
-        return result
+    def ranks_failed(self, failures: dict[int, ProcessFailure], ended: list[ProcessFailure]) -> None:
+        for failure in ended:
+            failure.message = _HUNG if failure.exitcode == -signal.SIGKILL else _ENDED
+        _, first = _first(failures)
+        if first.exitcode in (EXIT_USAGE, EXIT_STOPPED, -signal.SIGTERM):
+            self.restarts_left = 0
+        if self.restarts_left:
+            allowed = self.get_worker_group().spec.max_restarts
+            count = allowed - self.restarts_left + 1
+            _say(f"{_first_error(failures)}; restart {count} of {allowed}, from the last checkpoint")
 
 
 def main() -> None:
     """Run torchrun's command line; exit with the code of the rank that failed first."""
-    # It logs each process it ends and each exit code it sees; what matters of that is said below.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    _fresh_stores()
+    use_agent(_Agent)
+    use_fresh_stores()
     os.environ[LAUNCHER] = str(os.getpid())
-    api.LocalElasticAgent = _Agent
     args = run.parse_args(sys.argv[1:])
     try:
         _meet(args)
@@ -101,15 +91,6 @@ def main() -> None:
 
 def _say(text: str) -> None:
     print(f"\n{text}\n", file=sys.stderr, flush=True)
-
-
-def _fresh_stores() -> None:
-    """Have each attempt meet at a store of its own, on a free port that rank 0 opens.
-
-    By default torchrun keeps one store for all attempts: new ranks can read addresses of killed ones there, and a
-    machine that joins later waits for an address that the others have long read and do not write again.
-    """
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 
 def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
@@ -149,8 +130,7 @@ def _meet(args: argparse.Namespace) -> None:
         return
     host, port = parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=29400)
     if _is_ours_and_free(host, port):
-        # torch knows its own machine by name and first address only.
-        if not _matches_machine_hostname(host):
+        if not takes_for_this_machine(host):
             args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, "is_host=1"]))
         return
     minutes = float(os.environ.get("JOIN_MINUTES", 30))

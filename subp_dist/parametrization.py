@@ -182,9 +182,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if block_mask_of(module) is not None:
-            weight = module.weight
+            weight, module_class = module.weight, parametrize.type_before_parametrizations(module)
             del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
+            module.__class__ = module_class
             module.weight = nn.Parameter(weight)
         elif isinstance(module, STANDARDISED):
             module.weight = nn.Parameter(_standardise(module.weight, module))

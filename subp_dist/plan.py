@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from timm.layers import CondConv2d, Conv2dSame
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from . import masks
 from .parametrization import STANDARDISED
+from .torch_compat import ANY_CONVOLUTION
 
 _logger = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ def plan_layers(
         ValueError: a pattern matches no layer, a rate is out of range, or its pattern changes nothing.
     """
     layer_rates = dict(layer_rates or {})
-    kinds = (_ConvNd, CondConv2d, nn.Linear) if prune_linear else (_ConvNd, CondConv2d)
+    kinds = (ANY_CONVOLUTION, CondConv2d, nn.Linear) if prune_linear else (ANY_CONVOLUTION, CondConv2d)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     _check_patterns(layers, skip, only, layer_rates, "convolution or linear layer" if prune_linear else "convolution")
     stem, classifier = _stem(model, layers), _classifier(model)
-    users = Counter(id(module._parameters.get("weight")) for module in layers.values())
+    users = Counter(id(_own_weight(module)) for module in layers.values())
 
     def reason(name: str, module: nn.Module) -> str | None:
         if name in stem:
@@ -133,14 +133,19 @@ def _unfit(module: nn.Module) -> str | None:
         fits = any(type(module).forward is known.forward for known in _KNOWN)
     if not fits:
         return f"{kind} uses its weight in a way of its own, which may undo a mask"
-    if module._parameters.get("weight") is None:
+    if _own_weight(module) is None:
         return "its weight is computed by another parametrization"
     return None
 
 
+def _own_weight(module: nn.Module) -> nn.Parameter | None:
+    """The weight that a layer holds as a parameter of its own, or None where it is computed."""
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False)).get("weight")
+
+
 def _stem(model: nn.Module, layers: dict[str, nn.Module]) -> set[str]:
     """The convolutions of the stem: the first one, and its neighbours where timm's stem is a module of several."""
-    convolutions = [name for name, module in layers.items() if isinstance(module, _ConvNd)]
+    convolutions = [name for name, module in layers.items() if isinstance(module, ANY_CONVOLUTION)]
     first = _as_tuple((getattr(model, "pretrained_cfg", None) or {}).get("first_conv"))
     # Not every model's configuration is right about it.
     stem = {name for name in convolutions if name in first} or set(convolutions[:1])

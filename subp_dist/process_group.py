@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import LostRankError
+from .torch_compat import lay_out_gradients, reason_of_lost_rank
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,8 @@ def data_parallel(model: nn.Module, rank: Rank) -> DistributedDataParallel:
         # Newer torch announces another name for it, which older torch does not have.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         ddp = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
-    _arrange_gradients(ddp)
+    lay_out_gradients(ddp)
     return ddp
-
-
-def _arrange_gradients(ddp: DistributedDataParallel) -> None:
-    """Have DDP lay out the gradients it sends now, by a backward pass over the parameters alone.
-
-    It does so once, after its first backward pass, in the order of that. With three ranks or more the place of a
-    gradient decides in which order gloo adds what the ranks have, so that a run that starts anew in its middle would
-    differ in last bits from one that goes through: there the first step has another layout than all later ones.
-    """
-    ddp.reducer.prepare_for_backward([])
-    torch.autograd.backward([p.sum() for p in ddp.parameters() if p.requires_grad])
-    ddp.zero_grad()
 
 
 def world() -> tuple[int, int]:
@@ -133,9 +122,6 @@ def lost_ranks_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors, which name the file they come from.
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            # What gloo adds is advice to whoever calls it.
-            reason = str(error).strip().splitlines()[0].partition(" This is typically caused")[0]
-            raise LostRankError(reason.rpartition("] ")[2] if reason.startswith("[") else reason) from error
+        if (reason := reason_of_lost_rank(error)) is not None:
+            raise LostRankError(reason) from error
         raise

@@ -225,7 +225,7 @@ def _enable_grad_checkpointing(model: nn.Module, name: str) -> None:
 
 
 def _check_machine(args: argparse.Namespace, rank: Rank) -> None:
-    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
+    if args.torchcompile and args.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
         raise UsageError(f"--torchcompile {args.torchcompile}: no such backend; usual ones are {known}")
     if args.pattern != "uniform" and not args.no_export:

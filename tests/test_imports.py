@@ -16,15 +16,16 @@ ALLOWED = {
     "errors": set(),
     "schedule": set(),
     "seeds": set(),
-    "flops": set(),
-    "process_group": {"errors"},
+    "torch_compat": set(),
+    "flops": {"torch_compat"},
+    "process_group": {"errors", "torch_compat"},
     "agreement": {"errors", "process_group"},
     "stopping": {"errors"},
     "run_folder": {"agreement", "checkpoint", "errors"},
     "scores": {"blocks"},
     "masks": {"blocks"},
     "parametrization": {"blocks"},
-    "plan": {"masks", "parametrization"},
+    "plan": {"masks", "parametrization", "torch_compat"},
     "pruner": {"agreement", "blocks", "masks", "parametrization", "plan", "schedule", "scores"},
     "layer_table": {"blocks", "masks", "plan"},
     "distillation": {"errors"},
@@ -42,6 +43,7 @@ ALLOWED = {
         "pruner",
         "schedule",
         "scores",
+        "torch_compat",
     },
     "models": {"errors", "options"},
     "bench": {
@@ -59,7 +61,7 @@ ALLOWED = {
     },
     "monitor": {"checkpoint", "pruner"},
     "options": {"blocks", "errors", "masks", "schedule", "scores"},
-    "launch": {"errors", "stopping"},
+    "launch": {"errors", "stopping", "torch_compat"},
 }
 
 

@@ -572,7 +572,7 @@ def test_a_weight_average_copies_masks_and_averages_latent_weights(options):
 
 @pytest.mark.parametrize("order", ["compile-ddp", "ddp-compile"])
 def test_compile_and_ddp_in_either_order_train_as_the_bare_model(order, tmp_path):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         grads = []

@@ -23,13 +23,13 @@ import timm
 import torch
 from timm.layers import CondConv2d, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from subp_dist.flops import count_macs
 from subp_dist.parametrization import plain_state_dict
 from subp_dist.plan import check_worth, plan_layers
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
+from subp_dist.torch_compat import ANY_CONVOLUTION
 
 RATE, BLOCK_SIZE, CLASSES = 0.5, 16, 10
 SIZES = (64, 96, 128, 192, 224, 256)
@@ -73,7 +73,9 @@ def _check(name: str, prune_linear: bool) -> Outcome:
     shapes = _create(name, "meta")
     size, macs = _smallest_size(shapes)
     plan = plan_layers(shapes, prune_linear=prune_linear)
-    convolutions = [layer for layer, module in shapes.named_modules() if isinstance(module, _ConvNd | CondConv2d)]
+    convolutions = [
+        layer for layer, module in shapes.named_modules() if isinstance(module, ANY_CONVOLUTION | CondConv2d)
+    ]
     convolution_share = sum(macs.get(layer, 0) for layer in convolutions) / sum(macs.values())
     kinds = {layer.name: type(layer.module) for layer in plan if layer.reason is None}
     is_large = sum(parameter.numel() for parameter in shapes.parameters()) > LARGE

@@ -13,13 +13,13 @@ from typing import Any, cast
 import timm
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError
 from ..models import check_model_name, create_model
 from ..pruner import SUBPPruner
 from ..schedule import PruneSchedule
 from ..scores import RANDOM
+from ..torch_compat import ANY_BATCH_NORM
 
 
 def random_network(
@@ -88,7 +88,7 @@ def _put_random_masks(model: nn.Module, rate: float, block_size: int, skip: Sequ
 @torch.no_grad()
 def measure_statistics(model: nn.Module, input_size: tuple[int, int, int], images: int = 8, batches: int = 2) -> None:
     """Set all running statistics to those of random images, and the model to evaluation mode."""
-    norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.eval().modules() if isinstance(module, ANY_BATCH_NORM)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

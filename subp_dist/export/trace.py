@@ -15,6 +15,7 @@ from torch.fx import Node as FxNode
 from subp_ext import Graph, Node, Ref, TensorSpec
 
 from ..errors import UsageError
+from ..torch_compat import operator_schema
 from .fuse import Argument, Shape
 from .image_rules import BATCH
 from .outputs import output_values
@@ -177,13 +178,13 @@ def _constants(program: ExportedProgram) -> tuple[dict[str, np.ndarray], dict[st
 def _operator_name(fx: FxNode) -> str:
     if fx.target in _SYMBOLIC:
         return _SYMBOLIC[fx.target]
-    schema = getattr(fx.target, "_schema", None)
+    schema = operator_schema(fx.target)
     # Only ATen's names mean what the runtime knows under them; mylib::linear stays what it is, and is refused.
     return schema.name.removeprefix("aten::").rstrip("_") if schema else str(fx.target)
 
 
 def _arguments(fx: FxNode, names: dict[str, str]) -> dict[str, Argument]:
-    schema = getattr(fx.target, "_schema", None)
+    schema = operator_schema(fx.target)
     if schema:
         arguments = [argument.name for argument in schema.arguments]
     else:
