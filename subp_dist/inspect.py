@@ -17,7 +17,8 @@ import torch
 from .checkpoint import write_atomically
 from .errors import UsageError, report_usage_errors
 from .flops import count_macs
-from .layer_table import format_table, planned_rows
+from .layer_report import LayerReport, planned_layers
+from .layer_table import format_table
 from .models import check_model_name, create_model, model_arguments, wrong_images
 from .options import build_parser, parse_args
 from .plan import reparametrised
@@ -30,19 +31,20 @@ def cli() -> None:
     parser = build_parser("subp-inspect", __doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table to a file, too")
     args = parse_args(parser=parser)
-    rows, notes = inspect_model(args)
+    layers, notes = inspect_model(args)
     print(f"{args.model}: 1x{args.block_size} blocks, {100 * args.prune_rate:.2f} % to prune, image {args.img_size}")
-    print(format_table(rows))
+    print(format_table(layers))
     print("".join(f"\n{note}" for note in notes), end="\n" if notes else "")
     if args.json:
+        rows = [layer.as_row(all_shapes=True) for layer in layers]
         try:
             write_atomically(args.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
         except OSError as error:
             raise UsageError(str(error)) from error
 
 
-def inspect_model(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    """The rows of the table for the training's flags, and remarks on the model.
+def inspect_model(args: argparse.Namespace) -> tuple[list[LayerReport], list[str]]:
+    """The layers for the training's flags, and remarks on the model.
 
     What the model decides, or ``--target-macs``, is written back into ``args``.
 
@@ -77,7 +79,7 @@ def inspect_model(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
         notes.append(f"a training refuses this: {error}")
     if fusing := reparametrised(plan, model):
         notes.append(f"{', '.join(fusing)} can be fused after the training: the sum of branches is denser than each")
-    return planned_rows(plan, macs, args.prune_rate, args.block_size), notes
+    return planned_layers(plan, macs, args.prune_rate, args.block_size), notes
 
 
 if __name__ == "__main__":

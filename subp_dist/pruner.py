@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import masks
 from .agreement import compute_shared, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
+from .layer_report import LayerReport
 from .parametrization import BlockMask, block_mask_of, mask_weight
 from .plan import check_prunable, plan_layers, reparametrised
 from .schedule import PruneSchedule
@@ -145,7 +146,7 @@ class SUBPPruner:
         Raises:
             DivergedError: the ranks' weights or masks differ.
         """
-        latents = {name: module.parametrizations.weight.original for name, module in self.layers.items()}
+        latents = {name: self._latent(name) for name in self.layers}
         verify_identical(latents, "weights", next(iter(latents.values())).device)
         scores = self._scores()
         flipped = regrown = 0
@@ -171,11 +172,11 @@ class SUBPPruner:
             if self.criterion == RANDOM:
                 generator = masks.draw_generator(self.seed, -1.0, names[index])
                 return torch.rand(block_mask.mask.shape, generator=generator, dtype=torch.float64).to(device)
-            weight = module.parametrizations.weight.original if self.score_latent else module.weight
+            weight = self._latent(names[index]) if self.score_latent else module.weight
             return CRITERIA[self.criterion](to_blocks(weight.float(), self.block_size, block_mask.groups), self.alpha)
 
         # bpar compares each block of a row with all others of it; l1 and l2 are cheap whatever their shape.
-        latents = [module.parametrizations.weight.original for module in self.layers.values()]
+        latents = [self._latent(name) for name in names]
         costs = [latent.numel() * latent.shape[1] for latent in latents]
         shapes = [tuple(mask.shape) for mask in self.masks.values()]
         device = next(iter(self.masks.values())).device
@@ -189,8 +190,8 @@ class SUBPPruner:
         """
         if self.sr_ste_decay == 0:
             return
-        for name, module in self.layers.items():
-            latent = module.parametrizations.weight.original
+        for name in self.layers:
+            latent = self._latent(name)
             if latent.grad is not None:
                 self._masks[name].add_pruned_part(latent.grad, latent, self.sr_ste_decay)
 
@@ -204,33 +205,24 @@ class SUBPPruner:
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         return 1 - kept / sum(mask.numel() for mask in self.masks.values())
 
-    def report(self, macs: dict[str, int]) -> list[dict]:
-        """One row per convolution and linear layer that ``macs`` counts, in the order of the model.
+    def report(self, macs: dict[str, int]) -> list[LayerReport]:
+        """What the masks of now keep of each convolution and linear layer that ``macs`` counts, in the model's order.
 
-        Keys: ``name``, ``macs``, ``kept_macs``, ``reason`` (why the layer is dense, or None); of pruned layers also
-        ``shape`` of the weight, ``groups``, ``block_rows``, ``blocks_per_row`` (I), ``kept_asked`` (what the target
-        rate leaves of I, unrounded) and ``kept`` (achieved, the same in every row; the mean with pattern ``layer``).
+        Raises:
+            RuntimeError: the rows of a layer keep different counts, which pattern ``uniform`` rules out.
         """
-        reasons = {plan.name: plan for plan in self.plan}
-        rows = []
-        for name, dense in macs.items():
-            plan = reasons.get(name)
-            row = {"name": name, "macs": dense, "kept_macs": dense, "reason": plan.reason if plan else "linear layer"}
-            if name in self.layers:
-                module, block_mask = self.layers[name], self._masks[name]
-                mask = block_mask.mask
-                shape = module.parametrizations.weight.original.shape
-                kept = mask.sum(1)
-                if self.pattern == "uniform" and kept.min() != kept.max():
-                    raise RuntimeError(f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; not uniform")
-                row |= {
-                    "shape": list(shape),
-                    "groups": block_mask.groups,
-                    "block_rows": mask.shape[0],
-                    "blocks_per_row": mask.shape[1],
-                    "kept_asked": (1 - self.schedules[name].rate) * mask.shape[1],
-                    "kept": kept.double().mean().item() if self.pattern == "layer" else int(kept[0]),
-                    "kept_macs": dense * int(kept.sum()) // mask.numel(),
-                }
-            rows.append(row)
-        return rows
+        plans = {plan.name: plan for plan in self.plan}
+
+        def layer(name: str, dense: int) -> LayerReport:
+            if name not in self.layers:
+                return LayerReport.dense(name, dense, plans.get(name))
+            kept, is_uniform = self._masks[name].mask.sum(1), self.pattern == "uniform"
+            if is_uniform and kept.min() != kept.max():
+                raise RuntimeError(f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; not uniform")
+            shape, rate = tuple(self._latent(name).shape), self.schedules[name].rate
+            return LayerReport.pruned(plans[name], dense, shape, self.block_size, rate, int(kept.sum()), is_uniform)
+
+        return [layer(name, dense) for name, dense in macs.items()]
+
+    def _latent(self, name: str) -> Tensor:
+        return self.layers[name].parametrizations.weight.original

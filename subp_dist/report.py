@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from pathlib import Path
 
@@ -11,44 +10,46 @@ import timm
 import torch
 
 from .checkpoint import write_atomically
+from .layer_report import total_macs
 from .training import Training
 
 
-def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
+def run_report(
+    training: Training, folder: Path, checkpoint: dict, *, model: str, prune_rate: float, loader: str
+) -> dict:
     """Put the report of a finished run together and write it to its folder.
 
     Args:
         training: the run; its model holds the weights that were exported.
         folder: where the exported files lie and the report goes.
         checkpoint: the checkpoint that was exported.
+        model: timm's name of the model.
+        prune_rate: share of blocks that was to be pruned.
+        loader: what delivered the images.
 
     Returns:
-        ``accuracy`` (percent), ``layers`` (``SUBPPruner.report``), ``macs`` and ``parameters`` (dense and kept),
+        ``accuracy`` (percent), ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept),
         ``files`` (bytes), ``timings`` and ``versions``.
     """
-    pruner, args = training.pruner, training.args
-    layers = pruner.report(training.macs)
+    layers = training.pruner.report(training.macs)
+    dense, kept = total_macs(layers)
     total = sum(parameter.numel() for parameter in training.model.parameters())
-    pruned = sum(
-        (row["blocks_per_row"] - row["kept"]) * math.prod(row["shape"]) // row["blocks_per_row"]
-        for row in layers
-        if row["reason"] is None
-    )
+    pruned = sum(layer.pruned_parameters for layer in layers)
     rates, data_shares = sorted(training.image_rates), sorted(training.data_shares)
     exported = [path for name in ("model.safetensors", "model.subp") if (path := folder / name).exists()]
     val = checkpoint["val"]
     report = {
-        "model": args.model,
+        "model": model,
         "accuracy": {"top1": val["top1"], "top5": val["top5"], "epoch": checkpoint["epoch"]},
-        "prune_rate": {"asked": args.prune_rate, "achieved": pruner.pruned_share()},
-        "macs": {"dense": sum(row["macs"] for row in layers), "kept": sum(row["kept_macs"] for row in layers)},
+        "prune_rate": {"asked": prune_rate, "achieved": training.pruner.pruned_share()},
+        "macs": {"dense": dense, "kept": kept},
         "parameters": {"dense": total, "kept": total - pruned},
-        "layers": layers,
+        "layers": [layer.as_row() for layer in layers],
         "files": {path.name: path.stat().st_size for path in exported},
         "timings": {
             "images_per_s": rates[len(rates) // 2] if rates else None,
             "data_share": data_shares[len(data_shares) // 2] if data_shares else None,
-            "loader": args.loader,
+            "loader": loader,
             "mask_update_s": training.mask_seconds / max(1, training.mask_updates),
             "ranks": training.rank.world_size,
             "device": str(training.rank.device),

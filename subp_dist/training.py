@@ -26,7 +26,8 @@ from .distillation import Distillation, create_distillation
 from .errors import UsageError
 from .export import check_exportable
 from .flops import count_macs, rate_for_macs
-from .layer_table import format_table, planned_rows
+from .layer_report import planned_layers
+from .layer_table import format_table
 from .models import (
     check_model_name,
     create_model,
@@ -106,7 +107,7 @@ class Training:
         self.mask_updates += 1
         pictures = epoch == int(epoch) and int(epoch) % self.args.image_interval == 0
         self.monitor.mask_update(update, self.pruner.masks, global_step, pictures)
-        kept = sum(row["kept_macs"] for row in self.pruner.report(self.macs))
+        kept = sum(layer.kept_macs for layer in self.pruner.report(self.macs))
         self.monitor.scalars({"macs/dense": sum(self.macs.values()), "macs/kept": kept}, global_step)
 
 
@@ -149,7 +150,7 @@ def prepare(args: argparse.Namespace, rank: Rank, model: nn.Module, data: Data) 
     if args.target_macs:
         args.prune_rate = rate_of(args, plan, macs)
         _logger.info(
-            "rate %.4f\n%s", args.prune_rate, format_table(planned_rows(plan, macs, args.prune_rate, args.block_size))
+            "rate %.4f\n%s", args.prune_rate, format_table(planned_layers(plan, macs, args.prune_rate, args.block_size))
         )
     schedule = create_schedule(args, updates_per_epoch)
     if not args.no_export:

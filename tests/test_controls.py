@@ -44,9 +44,9 @@ def test_in_a_layer_the_lowest_blocks_of_all_rows_go():
     assert (mask.ravel() == expected).all()
     assert len(set(mask.sum(1))) > 1, "this weight was meant to give rows of different counts"
     assert pruner.at_target
-    row = pruner.report({"1": 4800})[0]
-    assert row["kept"] == pytest.approx(29 / 3)
-    assert row["kept_macs"] == 4800 * 29 // 48
+    layer = pruner.report({"1": 4800})[0]
+    assert layer.kept == pytest.approx(29 / 3)
+    assert layer.kept_macs == 4800 * 29 // 48
 
 
 def test_random_scores_stay_the_same_whatever_the_weights():

@@ -80,13 +80,13 @@ def test_kept_macs_of_a_small_net_equal_the_oracle():
     model = SmallNet()
     pruner = SUBPPruner(model, PruneSchedule(0.6, 0, 0), block_size=4)
     pruner.step(0)
-    report = {row["name"]: row for row in pruner.report(count_macs(model, (3, 16, 16)))}
+    report = {layer.name: layer for layer in pruner.report(count_macs(model, (3, 16, 16)))}
     for name in ("grouped", "twice", "tail"):
         (size, calls), conv = SMALL_OUTPUTS[name], model.get_submodule(name)
         mask = pruner.masks[name].numpy()
         dense, kept = oracle.conv_macs(tuple(conv.weight.shape), (size, size), mask, 4, conv.groups)
         assert kept < dense
-        assert (report[name]["macs"], report[name]["kept_macs"]) == (dense * calls, kept * calls)
+        assert (report[name].macs, report[name].kept_macs) == (dense * calls, kept * calls)
 
 
 def test_kept_macs_at_a_rate_are_those_the_masks_leave():
@@ -95,7 +95,7 @@ def test_kept_macs_at_a_rate_are_those_the_masks_leave():
     kept_macs = kept_macs_at(plan_layers(model), macs)
     pruner = SUBPPruner(model, PruneSchedule(0.6, 0, 0), block_size=4)
     pruner.step(0)
-    assert kept_macs(0.6) == pytest.approx(sum(row["kept_macs"] for row in pruner.report(macs)), rel=1e-12)
+    assert kept_macs(0.6) == pytest.approx(sum(layer.kept_macs for layer in pruner.report(macs)), rel=1e-12)
 
 
 def test_masks_do_not_change_the_dense_count():

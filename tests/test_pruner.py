@@ -205,8 +205,8 @@ def test_layers_with_a_rate_of_their_own_keep_to_it():
             pruned = oracle.candidate_count(rate, channels) - oracle.regrown_count(rate, due, channels)
             assert set(pruner.masks[name].sum(1).tolist()) == {channels - pruned}, (name, epoch)
     assert pruner.at_target
-    rows = {row["name"]: row for row in pruner.report(MACS)}
-    assert rows["tail"]["kept_asked"] == 0.75 * 12
+    layers = {layer.name: layer for layer in pruner.report(MACS)}
+    assert layers["tail"].kept_asked == 0.75 * 12
     pruner.masks["tail"][:, 0] = False
     assert not pruner.at_target
 
@@ -707,10 +707,11 @@ MACS = {"stem": 100, "whole": 8 * 300, "depthwise": 50, "tail": 12 * 70, "groupe
 
 def test_the_report_has_a_row_per_counted_layer_in_their_order():
     pruner = small_pruner(skip=["last"])
-    rows = pruner.report(MACS)
-    assert [row["name"] for row in rows] == list(MACS)
-    assert [row["macs"] for row in rows] == list(MACS.values())
-    assert [row["reason"] for row in rows] == [
+    layers = pruner.report(MACS)
+    assert [layer.name for layer in layers] == list(MACS)
+    assert [layer.macs for layer in layers] == list(MACS.values())
+    assert [layer.kind for layer in layers] == ["convolution"] * 6 + ["linear"]
+    assert [layer.reason for layer in layers] == [
         "stem", None, "depthwise: one input channel per group", None, None, "skipped by 'last'", "linear layer",
     ]  # fmt: skip
 
@@ -718,16 +719,19 @@ def test_the_report_has_a_row_per_counted_layer_in_their_order():
 def test_the_report_of_dense_layers_keeps_all_their_macs():
     pruner = small_pruner()
     pruner.step(5)
-    for row in pruner.report(MACS):
-        if row["reason"] is not None:
-            assert row["kept_macs"] == row["macs"]
+    for layer in pruner.report(MACS):
+        if not layer.is_pruned:
+            assert layer.kept_macs == layer.macs and layer.kept_share == 1 and layer.pruned_parameters == 0
+            assert layer.as_row().keys() == {"name", "macs", "kept_macs", "reason"}
 
 
 def test_the_report_of_a_pruned_layer_says_what_was_asked_and_achieved():
     pruner = small_pruner()
     pruner.step(5)
-    row = next(row for row in pruner.report(MACS) if row["name"] == "grouped")
-    kept = 11 - oracle.candidate_count(0.6, 11)
+    layer = next(layer for layer in pruner.report(MACS) if layer.name == "grouped")
+    row, kept = layer.as_row(), 11 - oracle.candidate_count(0.6, 11)
+    assert (layer.block_size, layer.rate, layer.parameters) == (4, 0.6, 12 * 11 * 9)
+    assert layer.kept_share == kept / 11 and layer.pruned_parameters == 12 * (11 - kept) * 9
     assert row.pop("kept_asked") == pytest.approx(0.4 * 11)
     assert row == {
         "name": "grouped", "shape": [12, 11, 3, 3], "groups": 2, "block_rows": 4, "blocks_per_row": 11,
@@ -738,10 +742,10 @@ def test_the_report_of_a_pruned_layer_says_what_was_asked_and_achieved():
 def test_the_report_tells_the_masks_of_now_and_not_the_target():
     pruner = small_pruner()
     pruner.step(3)
-    for row in pruner.report(MACS):
-        if row["reason"] is None:
-            assert row["kept"] == int(pruner.masks[row["name"]][0].sum())
-            assert row["kept"] > row["kept_asked"]
+    for layer in pruner.report(MACS):
+        if layer.is_pruned:
+            assert layer.kept == int(pruner.masks[layer.name][0].sum())
+            assert layer.kept > layer.kept_asked
 
 
 def test_the_report_refuses_rows_that_are_not_uniform():

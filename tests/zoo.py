@@ -101,8 +101,8 @@ def _check(name: str, prune_linear: bool) -> Outcome:
     pruner.step(1)
     for layer, module in pruner.layers.items():
         _assert_uniform(layer, module)
-    for row in pruner.report(macs):
-        assert (row["reason"] is None) == (row["name"] in pruner.layers) and row["reason"] != "", row
+    for layer in pruner.report(macs):
+        assert layer.is_pruned == (layer.name in pruner.layers) and layer.reason != "", layer
     _assert_plain(model, fresh, kinds)
     with torch.no_grad():
         expected, found = (_tensors(network.eval()(images))[0] for network in (model, fresh))
