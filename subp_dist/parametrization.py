@@ -134,6 +134,9 @@ def _become_plain(module: nn.Conv2d) -> None:
 def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
     """Put an all-ones block mask on ``module.weight`` and return it.
 
+    From then on the module also loads a plain ``weight`` (and ``gain``) of a state dict: it becomes the latent one. The
+    mask stays what it is, and is among the missing keys, so that a strict load still refuses such a state.
+
     Raises:
         ValueError: there is one already.
     """
@@ -147,7 +150,19 @@ def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
     else:
         block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1))
     parametrize.register_parametrization(module, "weight", block_mask, unsafe=True)
+    module.register_load_state_dict_pre_hook(_load_plain_weight)
     return block_mask
+
+
+def _load_plain_weight(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    """Give a plain weight the key of the latent one. Else a load that is not strict would leave it out in silence."""
+    block_mask = block_mask_of(module)
+    if block_mask is None:
+        return  # a plain copy
+    names = {"weight": "original"} | ({"gain": "0.gain"} if getattr(block_mask, "gain", None) is not None else {})
+    for plain, masked in names.items():
+        if f"{prefix}{plain}" in state:
+            state.setdefault(f"{prefix}parametrizations.weight.{masked}", state.pop(f"{prefix}{plain}"))
 
 
 def block_mask_of(module: nn.Module) -> BlockMask | None:

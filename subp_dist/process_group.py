@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -95,6 +96,22 @@ def data_parallel(model: nn.Module, rank: Rank) -> DistributedDataParallel:
         ddp = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
     lay_out_gradients(ddp)
     return ddp
+
+
+def is_in_ddp(model: nn.Module) -> bool:
+    """Whether a DDP holds parameters of a model. The model does not know, so DDP is looked for among all objects."""
+    if not dist.is_initialized():
+        return False
+    own = {id(parameter) for parameter in model.parameters()}
+
+    def found() -> bool:
+        wrappers = [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
+        return any(id(parameter) in own for wrapper in wrappers for parameter in wrapper.parameters())
+
+    if not found():
+        return False
+    gc.collect()  # one that nobody refers to any more, but for itself
+    return found()
 
 
 def world() -> tuple[int, int]:

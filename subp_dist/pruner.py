@@ -16,6 +16,7 @@ from .blocks import BLOCK_SIZES, to_blocks
 from .layer_report import LayerReport
 from .parametrization import BlockMask, block_mask_of, mask_weight
 from .plan import check_prunable, plan_layers, reparametrised
+from .process_group import is_in_ddp
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
 
@@ -31,6 +32,8 @@ class MaskUpdate:
         actual: share of blocks of the pruned layers that is pruned now.
         flip_rate: share of blocks whose mask bit changed.
         regrown: blocks that were pruned before and are kept now.
+        milestone: ``first`` where a model without pruned blocks gets some, ``target`` where all layers come to their
+            target rates, else None.
         scores: block scores ``[R, I]`` per layer, as they were before the update.
     """
 
@@ -38,6 +41,7 @@ class MaskUpdate:
     actual: float
     flip_rate: float
     regrown: int
+    milestone: str | None
     scores: dict[str, Tensor]
 
 
@@ -58,6 +62,9 @@ class SUBPPruner:
     The masks are buffers of the model and the schedule is stateless, so the model's state dict and the epoch are all
     that a resume needs. All ranks must call ``step`` together.
 
+    A masked ``module.weight`` is computed anew at each use. So ``nn.init`` functions, which write into it, come before
+    the pruner; ``load_state_dict`` takes weights of the network without masks at any time, see ``mask_weight``.
+
     Args:
         model: any model; its weights' parameters stay the same objects.
         schedule: target rate and its course over time.
@@ -73,7 +80,8 @@ class SUBPPruner:
         seed: seed of the draws, the same on every rank.
 
     Raises:
-        ValueError: an argument is out of range, or nothing in the model can be pruned (with the reasons).
+        ValueError: an argument is out of range, or nothing in the model can be pruned (with the reasons), or DDP has
+            the model already.
     """
 
     def __init__(
@@ -104,6 +112,12 @@ class SUBPPruner:
             raise ValueError(f"tau {tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
         if not math.isfinite(alpha):
             raise ValueError(f"alpha {alpha}: expected a finite weight of the redundancy, such as 1")
+        if is_in_ddp(model):
+            raise ValueError(
+                f"{type(model).__name__} is in DistributedDataParallel already, which would wait in vain for the "
+                "gradients of masked weights, and fail in its second step: build SUBPPruner(model, ...) first, then "
+                "DistributedDataParallel(model)"
+            )
         self.schedule, self.block_size, self.criterion, self.pattern = schedule, block_size, criterion, pattern
         self.alpha, self.tau, self.score_latent = alpha, tau, score_latent
         self.sr_ste_decay, self.seed = sr_ste_decay, seed
@@ -148,6 +162,7 @@ class SUBPPruner:
         """
         latents = {name: self._latent(name) for name in self.layers}
         verify_identical(latents, "weights", next(iter(latents.values())).device)
+        was_dense, was_at_target = self.pruned_share() == 0, self.at_target
         scores = self._scores()
         flipped = regrown = 0
         for name, score in scores.items():
@@ -161,7 +176,11 @@ class SUBPPruner:
             old.copy_(new)
         verify_identical(self.masks, "masks", next(iter(scores.values())).device)
         blocks = sum(mask.numel() for mask in self.masks.values())
-        return MaskUpdate(self.schedule.pruned_rate(epoch), self.pruned_share(), flipped / blocks, regrown, scores)
+        milestone = "first" if was_dense and flipped else None
+        if self.at_target and not was_at_target:
+            milestone = "target"
+        target, actual = self.schedule.pruned_rate(epoch), self.pruned_share()
+        return MaskUpdate(target, actual, flipped / blocks, regrown, milestone, scores)
 
     def _scores(self) -> dict[str, Tensor]:
         """Scores ``[R, I]`` of every pruned layer."""

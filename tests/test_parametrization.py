@@ -439,3 +439,34 @@ def test_a_model_of_standardised_convolutions_is_restored_from_its_state_dict():
     models[1].load_state_dict(copy.deepcopy(models[0].state_dict()))
     assert torch.equal(models[1][0].weight, models[0][0].weight)
     assert "0.parametrizations.weight.0.gain" in models[0].state_dict()
+
+
+# Weights of the network without masks
+
+
+def plain_and_masked(kind: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """A network, and the same with a mask and with weights that are all others."""
+    plain = LAYERS[kind][0]() if kind in LAYERS else STANDARDISED[kind]()
+    masked = masked_layer(kind)[0] if kind in LAYERS else standardised_layer(kind)[0]
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(1)
+    return nn.Sequential(plain), nn.Sequential(masked)
+
+
+@pytest.mark.parametrize("kind", ["whole", "scaled"])
+def test_plain_weights_become_the_latent_ones_and_masks_stay(kind):
+    plain, masked = plain_and_masked(kind)
+    mask = block_mask_of(masked[0]).mask.clone()
+    state = plain.state_dict()
+    found = masked.load_state_dict(state, strict=False)
+    assert found.missing_keys == ["0.parametrizations.weight.0.mask"] and found.unexpected_keys == []
+    assert torch.equal(masked[0].parametrizations.weight.original, plain[0].weight)
+    assert torch.equal(block_mask_of(masked[0]).mask, mask)
+    if kind == "scaled":
+        assert torch.equal(block_mask_of(masked[0]).gain, plain[0].gain)
+    assert "0.weight" in state, "the caller's dict stays as it is"
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.parametrizations\.weight\.0\.mask"):
+        masked.load_state_dict(state)
+    if kind == "whole":
+        plain_copy(masked).load_state_dict(state)  # which has no mask any more

@@ -600,6 +600,22 @@ def test_compile_and_ddp_in_either_order_train_as_the_bare_model(order, tmp_path
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("which", ["the model", "the wrapper"])
+def test_a_model_that_ddp_has_already_is_refused_with_what_to_do(which, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = small_net()
+        wrapper = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        with pytest.raises(ValueError, match="in DistributedDataParallel already.*build SUBPPruner.* first"):
+            small_pruner(model if which == "the model" else wrapper)
+        small_pruner()  # another network
+        wrapper.itself = [wrapper]
+        del wrapper
+        small_pruner(model)  # which nobody wraps any more
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("network", ["test_efficientnet", "test_resnet"])
 def test_synchronised_batch_norm_keeps_activations_and_masks(network):
     model = timm.create_model(network).eval()
@@ -754,6 +770,20 @@ def test_the_report_refuses_rows_that_are_not_uniform():
     pruner.masks["tail"][0] = True
     with pytest.raises(RuntimeError, match="tail: rows keep between 5 and 12 blocks; not uniform"):
         pruner.report(MACS)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "milestones"),
+    [
+        (SCHEDULE, range(7), [None, None, "first", None, None, "target", None]),
+        (PruneSchedule(0.6, 1, 1), range(3), [None, "target", None]),
+        (PruneSchedule(0.0, 1, 2), range(4), [None] * 4),
+    ],
+    ids=["gradual", "at once", "dense"],
+)
+def test_an_update_says_where_pruning_starts_and_is_complete(schedule, epochs, milestones):
+    pruner = small_pruner(schedule=schedule)
+    assert [pruner.step(epoch).milestone for epoch in epochs] == milestones
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 5])
