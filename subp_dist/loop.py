@@ -73,8 +73,7 @@ def train_epoch(
     if new_images:
         training.image_rates.append(metrics["img_per_s"])
         training.data_shares.append(metrics["data_time"])
-    rates = {f"train/{k}": v for k, v in metrics.items() if k != "loss"}
-    training.monitor.scalars(rates, (epoch + 1) * steps - 1)
+    training.monitor.speed(metrics["img_per_s"], metrics["data_time"], (epoch + 1) * steps - 1)
     return metrics
 
 
@@ -128,7 +127,7 @@ def _log_step(training: Training, loss: Tensor, norm: Tensor, global_step: int, 
     if not training.scaler.is_enabled():  # which skips such steps
         check_finite(value, f"the loss is {value} at epoch {epoch}, step {global_step}")
     lr = training.optimizer.param_groups[0]["lr"]
-    training.monitor.scalars({"train/loss": value, "train/lr": lr, "train/grad_norm": norm.item()}, global_step)
+    training.monitor.train_step(value, lr, norm.item(), global_step)
 
 
 def check_finite(loss: float, where: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,30 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .checkpoint import write_atomically, write_errors_explained
+from .layer_report import LayerReport, total_macs
+from .mask_picture import draw_mask
 from .pruner import MaskUpdate
+
+# What TensorBoard shows in its custom scalars. Its other pages sort by name, and names are chosen to give about the
+# same order: what was learned, how sparse it is, how the masks change, and last how it was done and what came of it.
+LAYOUT = {
+    "learning": {
+        "loss": ["Multiline", ["loss/train", "loss/val"]],
+        "accuracy, %": ["Multiline", ["accuracy/top1", "accuracy/top5"]],
+    },
+    "sparsity": {
+        "share of blocks pruned, asked and actual": ["Multiline", ["sparsity/target", "sparsity/actual"]],
+        "share of blocks that changed": ["Multiline", ["sparsity_change/flip_rate"]],
+        "blocks that came back": ["Multiline", ["sparsity_change/regrown"]],
+        "multiply-accumulates": ["Multiline", ["sparsity_macs/dense", "sparsity_macs/kept"]],
+    },
+    "training": {
+        "learning rate": ["Multiline", ["training/lr"]],
+        "images per second": ["Multiline", ["training/img_per_s"]],
+        "share of the time spent waiting for data": ["Multiline", ["training/data_time"]],
+        "norm of the gradient": ["Multiline", ["training/grad_norm"]],
+    },
+}
 
 
 class Monitor:
@@ -30,12 +52,13 @@ class Monitor:
     """
 
     def __init__(self, folder: Path | None, first_epoch: int = 0, first_step: int = 0) -> None:
-        self._folder, self._csv, self._board = folder, None, None
+        self._folder, self._csv, self._board, self._last_step = folder, None, None, max(0, first_step - 1)
         if folder is None:
             return
         self._csv = folder / "summary.csv"
         with write_errors_explained(self._folder):
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self._board.add_custom_scalars(LAYOUT)
             if self._csv.exists():
                 header, *rows = self._csv.read_text().splitlines(keepends=True)
                 kept = [row for row in rows if int(row.split(",")[0]) < first_epoch]
@@ -54,39 +77,89 @@ class Monitor:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """TensorBoard scalars at a global optimizer step."""
-        if self._board is not None:
-            with write_errors_explained(self._folder):
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
+    def train_step(self, loss: float, lr: float, grad_norm: float, step: int) -> None:
+        """Figures of one optimizer step, counted over the whole run."""
+        self._scalars({"loss/train": loss, "training/lr": lr, "training/grad_norm": grad_norm}, step)
 
-    def mask_update(self, update: MaskUpdate, masks: dict[str, Tensor], step: int, pictures: bool) -> None:
-        """Sparsity, flips and regrowth of one mask update; per layer too, with pictures and histograms if asked."""
+    def speed(self, img_per_s: float, data_time: float, step: int) -> None:
+        """Of an epoch: images/s of all ranks, and the share of the time that was spent waiting for data."""
+        self._scalars({"training/img_per_s": img_per_s, "training/data_time": data_time}, step)
+
+    def validation(self, metrics: Mapping[str, float], step: int) -> None:
+        """What ``evaluate`` found: ``loss``, ``top1``, ``top5``, and ``raw_*`` of the model beside its average."""
+        names = {"loss": "loss/val", "raw_loss": "loss/val_raw"}
+        self._scalars({names.get(key, f"accuracy/{key}"): value for key, value in metrics.items()}, step)
+
+    def mask_update(
+        self,
+        update: MaskUpdate,
+        layers: Sequence[LayerReport],
+        masks: Mapping[str, Tensor],
+        step: int,
+        pictures: bool = False,
+    ) -> None:
+        """Sparsity, flips and regrowth of one mask update, of the layers too, and at its milestones their pictures.
+
+        Args:
+            update: what it did.
+            layers: all layers as they are now.
+            masks: of the pruned ones.
+            step: the optimizer step that comes next, counted over the whole run.
+            pictures: draw masks, if anything is pruned, and record histograms of the scores, milestone or not.
+        """
         if self._board is None:
             return
-        self.scalars(
+        dense, kept = total_macs(layers)
+        self._scalars(
             {
                 "sparsity/target": update.target,
                 "sparsity/actual": update.actual,
-                "mask/flip_rate": update.flip_rate,
-                "mask/regrown": update.regrown,
-                **{f"sparsity_per_layer/{name}": 1 - mask.float().mean().item() for name, mask in masks.items()},
+                "sparsity_change/flip_rate": update.flip_rate,
+                "sparsity_change/regrown": update.regrown,
+                "sparsity_macs/dense": dense,
+                "sparsity_macs/kept": kept,
+                **{f"sparsity_per_layer/{layer.name}": 1 - layer.kept_share for layer in layers if layer.is_pruned},
             },
             step,
         )
-        if pictures:
+        if update.milestone or (pictures and update.actual):
+            self._draw(layers, masks, step)
+        if update.milestone or pictures:
             with write_errors_explained(self._folder):
-                for name, mask in masks.items():
-                    self._board.add_image(f"mask/{name}", mask.unsqueeze(0).float(), step)
-                    self._board.add_histogram(f"score/{name}", update.scores[name], step)
+                for name, scores in update.scores.items():
+                    self._board.add_histogram(f"sparsity_scores/{name}", scores, step)
 
-    def hyper_parameters(self, args: argparse.Namespace, metrics: dict[str, float]) -> None:
-        """The run's flags beside its final metrics, for TensorBoard's table of runs."""
-        if self._board is not None:
-            plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in vars(args).items()}
-            with write_errors_explained(self._folder):
-                self._board.add_hparams(plain, {f"final/{k}": v for k, v in metrics.items()}, run_name=".")
+    def finish(
+        self,
+        layers: Sequence[LayerReport],
+        masks: Mapping[str, Tensor],
+        flags: Mapping[str, object],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """What became of the run: pictures of the masks that are exported, and its flags beside its final metrics."""
+        if self._board is None:
+            return
+        if any(layer.kept_share < 1 for layer in layers):
+            self._draw(layers, masks, self._last_step)
+        plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in flags.items()}
+        with write_errors_explained(self._folder):
+            results = {f"training_result/{k}": v for k, v in metrics.items()}
+            self._board.add_hparams(plain, results, run_name=".")
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._board is None:
+            return
+        self._last_step = max(self._last_step, step)
+        with write_errors_explained(self._folder):
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def _draw(self, layers: Sequence[LayerReport], masks: Mapping[str, Tensor], step: int) -> None:
+        with write_errors_explained(self._folder):
+            for layer in layers:
+                if layer.is_pruned:
+                    picture = draw_mask(masks[layer.name], layer)
+                    self._board.add_image(f"sparsity_masks/{layer.name}", picture, step, dataformats="HWC")
 
     def summary(self, row: dict) -> None:
         """Append a row to ``summary.csv``.

@@ -151,7 +151,7 @@ class Run:
         row |= {f"val_{key}": value for key, value in self.val_metrics.items()}
         row |= {"sparsity": training.pruner.pruned_share(), "lr": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = time.perf_counter() - started
-        monitor.scalars({f"val/{k}": v for k, v in self.val_metrics.items()}, self.global_step(epoch + 1) - 1)
+        monitor.validation(self.val_metrics, self.global_step(epoch + 1) - 1)
         self._save(epoch, is_best, row)
         monitor.line(
             f"epoch {epoch:3d}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
@@ -237,7 +237,8 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     names = {"model": args.model, "prune_rate": args.prune_rate, "loader": args.loader}
     report = run_report(training, folder, checkpoint, **names)
     monitor = training.monitor
-    monitor.hyper_parameters(args, {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]})
+    results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
+    monitor.finish(training.pruner.report(training.macs), training.pruner.masks, vars(args), results)
     monitor.flush()
     monitor.line(
         f"kept {report['macs']['kept'] / 1e6:.1f} of {report['macs']['dense'] / 1e6:.1f} M MACs; best top-1 "

@@ -106,9 +106,8 @@ class Training:
         self.mask_seconds += time.perf_counter() - start
         self.mask_updates += 1
         pictures = epoch == int(epoch) and int(epoch) % self.args.image_interval == 0
-        self.monitor.mask_update(update, self.pruner.masks, global_step, pictures)
-        kept = sum(layer.kept_macs for layer in self.pruner.report(self.macs))
-        self.monitor.scalars({"macs/dense": sum(self.macs.values()), "macs/kept": kept}, global_step)
+        layers = self.pruner.report(self.macs)
+        self.monitor.mask_update(update, layers, self.pruner.masks, global_step, pictures)
 
 
 def create_model_and_data(args: argparse.Namespace) -> tuple[nn.Module, Data]:

@@ -109,6 +109,6 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    tags = set(events.Tags()["scalars"]) - {"train/img_per_s", "train/data_time"}
+    tags = set(events.Tags()["scalars"]) - {"training/img_per_s", "training/data_time"}
     curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
-    return {tag: list(dict.fromkeys(c)) if tag.startswith("final/") else c for tag, c in curves.items()}
+    return {tag: list(dict.fromkeys(c)) if tag.startswith("training_result/") else c for tag, c in curves.items()}

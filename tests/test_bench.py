@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import subp_ext
-from subp_dist.bench import contest, plot
+from subp_dist.bench import contest, plot, training, update
 from subp_dist.bench.__main__ import PEERS, as_curves, as_table, bench, parse_args, sweep
 from subp_dist.bench.files import NetworkFiles
 from subp_dist.errors import UsageError
@@ -149,3 +149,16 @@ def test_the_command_writes_its_document(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
     assert done.stdout.splitlines()[0].count("x as fast as the fastest dense peer, torch") == 1
     assert list(json.loads(output.read_text())["engines"]) == ["subp", "subp_dense", "torch"]
+
+
+def test_a_training_step_is_measured_dense_and_pruned():
+    step = training.Step(batch_size=2, img_size=32, block_size=16, channels_last=True)
+    row = training.measure_times("test_resnet", step, steps=2, warmup=1)
+    assert 0 < row["dense_best_s"] <= row["dense_s"] and row["ratio"] == row["pruned_s"] / row["dense_s"]
+    assert row["mask_update_s"] > 0 and training._line({"model": "test_resnet"} | row).startswith("test_resnet ")
+
+
+def test_a_mask_update_is_measured_by_number_of_ranks(capsys):
+    row = update.measure(update.Update("test_resnet", "l1", block_size=16, prune_rate=0.5, updates=1), ranks=1)
+    assert row["ranks"] == 1 and 0 < row["scoring_ms"] < row["update_ms"]
+    assert capsys.readouterr().out.startswith("| 1 | ")

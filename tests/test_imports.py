@@ -71,7 +71,7 @@ ALLOWED = {
         "schedule",
         "scores",
     },
-    "monitor": {"checkpoint", "pruner"},
+    "monitor": {"checkpoint", "layer_report", "mask_picture", "pruner"},
     "options": {"blocks", "errors", "masks", "schedule", "scores"},
     "launch": {"errors", "stopping", "torch_compat"},
 }

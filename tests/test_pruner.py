@@ -775,7 +775,7 @@ def test_the_report_refuses_rows_that_are_not_uniform():
 @pytest.mark.parametrize(
     ("schedule", "epochs", "milestones"),
     [
-        (SCHEDULE, range(7), [None, None, "first", None, None, "target", None]),
+        (SCHEDULE, (0, 1, 3, 4, 5, 6), [None, None, "first", None, "target", None]),
         (PruneSchedule(0.6, 1, 1), range(3), [None, "target", None]),
         (PruneSchedule(0.0, 1, 2), range(4), [None] * 4),
     ],

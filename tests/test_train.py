@@ -132,13 +132,13 @@ def test_tensorboard_holds_what_the_documentation_lists(finished):
     events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    scalars = {"train/loss", "train/lr", "train/grad_norm", "train/img_per_s", "train/data_time"}
-    scalars |= {"val/loss", "val/top1", "val/top5", "sparsity/target", "sparsity/actual", "mask/flip_rate"}
-    scalars |= {"mask/regrown", "macs/kept", "macs/dense"}
+    scalars = {"loss/train", "loss/val", "accuracy/top1", "accuracy/top5", "sparsity/target", "sparsity/actual"}
+    scalars |= {"sparsity_change/flip_rate", "sparsity_change/regrown", "sparsity_macs/kept", "sparsity_macs/dense"}
+    scalars |= {"training/lr", "training/grad_norm", "training/img_per_s", "training/data_time"}
     assert scalars <= set(tags["scalars"])
     assert any(tag.startswith("sparsity_per_layer/") for tag in tags["scalars"])
-    assert any(tag.startswith("mask/") for tag in tags["images"])
-    assert any(tag.startswith("score/") for tag in tags["histograms"])
+    assert any(tag.startswith("sparsity_masks/") for tag in tags["images"])
+    assert any(tag.startswith("sparsity_scores/") for tag in tags["histograms"])
     assert [event.value for event in events.Scalars("sparsity/target")][-1] == 0.5
 
 
