@@ -234,8 +234,7 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
     if not args.no_export:
         export_subp(model, folder / "model.subp", data.input_size, metadata)
-    names = {"model": args.model, "prune_rate": args.prune_rate, "loader": args.loader}
-    report = run_report(training, folder, checkpoint, **names)
+    report = run_report(training, folder, checkpoint, model=args.model, prune_rate=args.prune_rate, loader=args.loader)
     monitor = training.monitor
     results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
     monitor.finish(training.pruner.report(training.macs), training.pruner.masks, vars(args), results)
