@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "ext/kernels"
-DISPATCH = ["chain", "conv", "cpu", "dispatch", "winograd"]  # without kernels of their own
+DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
 # kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
@@ -66,14 +66,7 @@ if __name__ == "__main__":
             Extension(
                 "subp_ext._kernels",
                 sources=["ext/_kernels.pyx"],
-                depends=[
-                    *HEADERS,
-                    *LISTS,
-                    "ext/_c.pxi",
-                    "ext/_convolutions.pxi",
-                    "ext/_checks.pxi",
-                    "ext/_operators.pxi",
-                ],
+                depends=[*HEADERS, *LISTS, *sorted(map(str, Path("ext").glob("*.pxi")))],
                 include_dirs=[KERNELS],
                 define_macros=macros,
                 extra_compile_args=[*CFLAGS, "-fopenmp"],

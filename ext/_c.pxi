@@ -1,44 +1,61 @@
 # What _kernels.pyx uses of the C files in kernels/; the comments are there.
 
 cdef extern from "kernels.h" nogil:
-    ctypedef struct subp_kernel:
-        const char *name
-        int isa
-        int32_t channels, pixels
     ctypedef struct subp_window:
         Py_ssize_t height, width, out_h, out_w
         Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
     ctypedef struct subp_depthwise:
         const subp_window *window
         Py_ssize_t count, in_stride, out_stride
-        const float *input "in"
-        const float *padding
-        const float *values
+        const void *input "in"
+        const void *padding
+        const void *values
         const float *bias
-        const float *residual
-        float *out
+        const void *residual
+        void *out
         int activation
-    ctypedef struct subp_depthwise_kernel:
-        const char *name
-        int isa
-        int32_t size, stride
-        void (*run)(const subp_depthwise *) noexcept nogil
     ctypedef struct subp_tiles:
         Py_ssize_t height, width, out_h, out_w, pad_top, pad_left, across, first, count, position_stride
-    ctypedef struct subp_winograd_kernel:
-        const char *name
-        int isa
-        int32_t size
     ctypedef struct subp_pool:
         subp_window window
         int average
         const float *row_counts
         const float *column_counts
-    ctypedef void (*subp_halve_fn)(const float *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, float *out,
+    ctypedef void (*subp_depthwise_fn)(const subp_depthwise *) noexcept nogil
+    ctypedef void (*subp_pool_fn)(const subp_pool *p, const void *input, void *out, void *row) noexcept nogil
+    ctypedef void (*subp_mean_fn)(const void *input, Py_ssize_t count, void *out) noexcept nogil
+    ctypedef void (*subp_binary_fn)(int multiply, const void *a, const void *b, int one_b, Py_ssize_t count,
+                                    int activation, void *out) noexcept nogil
+    ctypedef void (*subp_activate_fn)(const void *input, Py_ssize_t count, int activation, void *out) noexcept nogil
+    ctypedef void (*subp_norm_pixels_fn)(const void *input, Py_ssize_t channels, Py_ssize_t stride, Py_ssize_t count,
+                                         const float *weight, const float *bias, float eps, void *out) noexcept nogil
+    ctypedef void (*subp_norm_run_fn)(const void *input, Py_ssize_t channels, Py_ssize_t pixels, const float *weight,
+                                      const float *bias, float eps, void *out) noexcept nogil
+    ctypedef void (*subp_halve_fn)(const void *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, void *out,
                                    Py_ssize_t out_step) noexcept nogil
+    ctypedef Py_ssize_t (*subp_peak_fn)(Py_ssize_t rounds, float factor) noexcept nogil
+    ctypedef union subp_run_functions:
+        subp_depthwise_fn depthwise
+        subp_pool_fn pool
+        subp_mean_fn mean
+        subp_binary_fn binary
+        subp_activate_fn activate
+        subp_norm_pixels_fn norm_pixels
+        subp_norm_run_fn norm_run
+        subp_halve_fn halve
+        subp_peak_fn peak
+    ctypedef struct subp_row:
+        const char *name
+        int op, dtype, weight_dtype, out_dtype, set
+        uint64_t features
+        int32_t channels, pixels, interleave
+        const char *packing
+        double tolerance
+        int32_t size, stride
+        subp_run_functions run
     int SUBP_TILE_SLACK
-    int SUBP_ISA_COUNT
-    int SUBP_ACT_COUNT
+    int SUBP_SET_COUNT, SUBP_DTYPE_COUNT, SUBP_OP_COUNT, SUBP_ACT_COUNT
+    int SUBP_OP_conv2d, SUBP_OP_depthwise, SUBP_OP_winograd
     Py_ssize_t SUBP_NORM_PIXELS
 
 
@@ -48,38 +65,33 @@ cdef extern from "omp.h" nogil:
 
 
 cdef extern from "cpu.h" nogil:
-    const char *const subp_cpu_features[]
-    int subp_cpu_has(const char *feature)
+    int SUBP_FEATURE_COUNT
+    const char *const subp_feature_names[]
+    uint64_t subp_cpu_known()
+    uint64_t subp_cpu_features()
 
 
 cdef extern from "dispatch.h" nogil:
     ctypedef struct subp_kernel_set:
         const char *name
         const char *needs
-        int usable
-        float (*peak)(Py_ssize_t rounds, float factor) noexcept nogil
-        int peak_flops
-        void (*pool)(const subp_pool *p, const float *input, float *out, float *row) noexcept nogil
-        float (*mean)(const float *input, Py_ssize_t count) noexcept nogil
-        void (*binary)(int multiply, const float *a, const float *b, int one_b, Py_ssize_t count, int activation,
-                       float *out) noexcept nogil
-        void (*norm_pixels)(const float *input, Py_ssize_t channels, Py_ssize_t stride, Py_ssize_t count,
-                            const float *weight, const float *bias, float eps, float *out) noexcept nogil
-        void (*norm_run)(const float *input, Py_ssize_t channels, Py_ssize_t pixels, const float *weight,
-                         const float *bias, float eps, float *out) noexcept nogil
-        subp_halve_fn halve
-        void (*activate)(const float *input, Py_ssize_t count, int activation, float *out) noexcept nogil
-    const subp_kernel subp_kernel_table[]
-    const int subp_kernel_count
-    subp_kernel_set subp_kernel_set_at(int isa)
-    const char *subp_activation_name(int activation)
-    const subp_kernel *subp_find_kernel(int isa, Py_ssize_t channels)
-    const subp_depthwise_kernel subp_depthwise_table[]
-    const int subp_depthwise_count
-    const subp_depthwise_kernel *subp_find_depthwise(int isa, const subp_window *window)
-    const subp_winograd_kernel subp_winograd_table[]
-    const int subp_winograd_count
-    const subp_winograd_kernel *subp_find_winograd(int isa, int32_t size)
+        uint64_t features
+    ctypedef struct subp_dtype_traits:
+        const char *name
+        const char *letter
+        Py_ssize_t size
+    ctypedef struct subp_request:
+        int op, dtype
+        Py_ssize_t channels, size
+        const subp_window *window
+    const subp_kernel_set subp_kernel_sets[]
+    const subp_dtype_traits subp_dtypes[]
+    const char *const subp_operator_names[]
+    const char *const subp_activation_names[]
+    const subp_row subp_row_table[]
+    const int subp_row_count
+    int subp_row_fits(const subp_row *row, const subp_request *request)
+    const subp_row *subp_choose(const subp_row *rows, int count, uint64_t features, const subp_request *request)
 
 
 cdef extern from "conv.h" nogil:
@@ -89,9 +101,11 @@ cdef extern from "conv.h" nogil:
         Py_ssize_t groups, rows, kept, block
         int32_t taps
         int activation
+        Py_ssize_t element, weight_element, out_element, packed
+        uint64_t padding
         subp_halve_fn halve
-        const subp_kernel *const *kernels
-        const float *values
+        const subp_row *const *kernels
+        const void *values
         const int32_t *channel_offsets
         const float *bias
         Py_ssize_t copies
@@ -104,37 +118,37 @@ cdef extern from "conv.h" nogil:
     ctypedef struct subp_conv_parts:
         Py_ssize_t row_step, pixel_step, parts
     ctypedef struct subp_conv_arrays:
-        const float *x
-        const float *residual
-        float *out
+        const void *x
+        const void *residual
+        void *out
     Py_ssize_t subp_conv_passes(const subp_conv *call)
     Py_ssize_t subp_conv_fills(const subp_conv *call)
     subp_conv_parts subp_conv_divide(const subp_conv *call, Py_ssize_t threads)
     void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                        float *planes)
+                        void *planes)
     void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
-                        const subp_conv_parts *parts, Py_ssize_t part, const float *planes)
-    void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes)
+                        const subp_conv_parts *parts, Py_ssize_t part, const void *planes)
+    void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes)
 
 
-cdef extern from "chain.h" nogil:
-    ctypedef struct subp_chain:
+cdef extern from "fused_depthwise.h" nogil:
+    ctypedef struct subp_fused_depthwise:
         subp_conv first
         subp_window window
-        const subp_depthwise_kernel *kernel
-        const float *values
+        const subp_row *kernel
+        const void *values
         const float *bias
-        const float *padding
+        const void *padding
         int activation
         Py_ssize_t band, pitch
-    Py_ssize_t subp_chain_passes(const subp_chain *call)
-    Py_ssize_t subp_chain_parts(const subp_chain *call)
-    void subp_chain_fill(const subp_chain *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                         float *planes)
-    void subp_chain_part(const subp_chain *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t part,
-                         const float *planes, float *between)
-    void subp_chain_pass(const subp_chain *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes,
-                         float *between)
+    Py_ssize_t subp_fused_depthwise_passes(const subp_fused_depthwise *call)
+    Py_ssize_t subp_fused_depthwise_parts(const subp_fused_depthwise *call)
+    void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
+                         void *planes)
+    void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t part,
+                         const void *planes, void *between)
+    void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes,
+                         void *between)
 
 
 cdef extern from "winograd.h" nogil:
@@ -142,12 +156,13 @@ cdef extern from "winograd.h" nogil:
         Py_ssize_t in_channels, out_channels
         Py_ssize_t groups, rows, kept, block
         int activation
-        const subp_kernel *const *kernels
+        Py_ssize_t element, weight_element, out_element
+        const subp_row *const *kernels
         Py_ssize_t tiles_of_row
-        const subp_winograd_kernel *transforms
+        const subp_row *transforms
         subp_tiles tiles
         Py_ssize_t run, call_tiles, pitch
-        const float *values
+        const void *values
         const int32_t *channel_offsets
         const float *bias
     Py_ssize_t subp_winograd_passes(const subp_winograd *call)
@@ -156,8 +171,8 @@ cdef extern from "winograd.h" nogil:
     Py_ssize_t subp_winograd_planes(const subp_winograd *call)
     Py_ssize_t subp_winograd_sums(const subp_winograd *call)
     void subp_winograd_fill(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
-                            Py_ssize_t channel, float *planes)
+                            Py_ssize_t channel, void *planes)
     void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
-                            Py_ssize_t part, const float *planes, float *sums)
-    void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *planes,
-                            float *sums)
+                            Py_ssize_t part, const void *planes, void *sums)
+    void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes,
+                            void *sums)

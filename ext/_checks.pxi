@@ -9,6 +9,10 @@ cdef enum:
 _KINDS = {letter: kind for kind, letters in (("f", "efd"), ("i", "bhilq"), ("u", "BHILQ"), ("?", "?")) for letter in letters}
 
 
+# How the buffer protocol marks this machine's byte order.
+_NATIVE_ORDER = "<" if byteorder == "little" else ">"
+
+
 cdef Py_ssize_t _whole(str name, value, Py_ssize_t least = 1, Py_ssize_t most = MAX_SIZE) except -1:
     """A whole number in a range, `least` being at least 0."""
     try:
@@ -49,19 +53,20 @@ cdef class _Array:
     cdef bint _held
     cdef void *data
     cdef tuple shape
+    cdef Py_ssize_t itemsize
 
     def __dealloc__(self):
         if self._held:
             PyBuffer_Release(&self._view)
 
 
-cdef _Array _array(str name, value, str dtype, tuple shape, bint writable = False):
+cdef _Array _array(str name, value, dtype, tuple shape, bint writable = False):
     """Takes hold of a C-contiguous array.
 
     Args:
         name: of the argument, for messages.
         value: what was passed for it.
-        dtype: a name of `_FORMATS`.
+        dtype: a name of `_FORMATS`, in _rows.pxi.
         shape: what it must be; None for any size of at least 1.
         writable: whether it is an output.
 
@@ -75,6 +80,8 @@ cdef _Array _array(str name, value, str dtype, tuple shape, bint writable = Fals
     cdef str letter
     wanted = f"expected a {'writable ' if writable else ''}C-contiguous {dtype} array of shape " \
         f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+    if not isinstance(dtype, str) or dtype not in _FORMATS:
+        raise ValueError(f"data type {dtype!r} is not known; expected one of {', '.join(_FORMATS)}")
     letter, itemsize = _FORMATS[dtype]
     try:
         PyObject_GetBuffer(value, &found._view, flags)
@@ -84,16 +91,16 @@ cdef _Array _array(str name, value, str dtype, tuple shape, bint writable = Fals
         raise ValueError(f"{name} is {_told(value)} ({error}); {wanted}") from None
     found._held = True
     given = "B" if found._view.format == NULL else found._view.format.decode()
-    kind = _KINDS.get(given.lstrip("@=" + ("<" if byteorder == "little" else ">")))  # NumPy may name its own order
+    kind = _KINDS.get(given.lstrip("@=" + _NATIVE_ORDER))
     found.shape = tuple([found._view.shape[i] for i in range(found._view.ndim)])
     fits = len(found.shape) == len(shape) and kind == _KINDS[letter] and found._view.itemsize == itemsize
     if not fits or not all([b == a if a is not None else b > 0 for a, b in zip(shape, found.shape)]):
         raise ValueError(f"{name} is {_told(value)}; {wanted}")
-    found.data = found._view.buf
+    found.data, found.itemsize = found._view.buf, itemsize
     return found
 
 
-cdef _Array _optional(str name, value, str dtype, tuple shape):
+cdef _Array _optional(str name, value, dtype, tuple shape):
     """As `_array`; None stays None."""
     return None if value is None else _array(name, value, dtype, shape)
 
@@ -101,6 +108,11 @@ cdef _Array _optional(str name, value, str dtype, tuple shape):
 cdef float *_floats(_Array array) noexcept:
     """The memory of an array that may be None."""
     return NULL if array is None else <float *>array.data
+
+
+cdef void *_data(_Array array) noexcept:
+    """As `_floats`, of any type."""
+    return NULL if array is None else array.data
 
 
 cdef class _Bound:

@@ -3,18 +3,25 @@
 cdef class _Kernels:
     """The kernels that a block row takes, one after the other."""
 
-    cdef const subp_kernel **of_row
+    cdef const subp_row **of_row
     cdef Py_ssize_t count
 
-    def __cinit__(self, int isa, Py_ssize_t block):
+    def __cinit__(self, kernel_set, dtype, Py_ssize_t block):
         cdef Py_ssize_t n = 0
-        self.of_row = <const subp_kernel **>PyMem_Malloc(block * sizeof(void *))
+        cdef const subp_row *row
+        self.of_row = <const subp_row **>PyMem_Malloc(block * sizeof(void *))
         if self.of_row == NULL:
             raise MemoryError()
         while n < block:
-            self.of_row[self.count] = subp_find_kernel(isa, block - n)
-            n += self.of_row[self.count].channels
+            row = _choose(kernel_set, _Request("conv2d", dtype, channels=block - n))
+            self.of_row[self.count] = row
+            n += row.channels
             self.count += 1
+        for n in range(self.count):
+            row = self.of_row[n]
+            same = row.weight_dtype == self.of_row[0].weight_dtype and row.out_dtype == self.of_row[0].out_dtype
+            if not same or row.interleave != self.of_row[0].interleave:
+                raise ValueError(f"kernels {self.of_row[0].name.decode()} and {row.name.decode()} do not read the same weights")
 
     def __dealloc__(self):
         PyMem_Free(self.of_row)
@@ -26,20 +33,27 @@ cdef class _InPasses:
     cdef object _arrays  # keeps alive what pointers lead to
     cdef tuple _in_shape, _out_shape  # (channels, height, width)
     cdef Py_ssize_t _passes, _fills  # of an image, of a pass
-    cdef readonly Py_ssize_t scratch  # floats for every thread
+    cdef str _dtype, _out_dtype
+    cdef Py_ssize_t _element
+    cdef readonly Py_ssize_t scratch  # float32 for every thread, whatever the data type
+
+    cdef _take_types(self, const subp_row *row):
+        """The types of a row's arrays."""
+        self._dtype, self._out_dtype = _DTYPES[row.dtype], _DTYPES[row.out_dtype]
+        self._element = _FORMATS[self._dtype][1]
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         """Cuts a pass for so many threads."""
 
     cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                    float *scratch) noexcept nogil:
+                    void *scratch) noexcept nogil:
         """Fills a channel's planes; `scratch` is shared by all threads."""
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
-                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
+                    Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
         """Computes a part from the planes in `scratch`; `own` is the thread's."""
 
-    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
         """A pass by one thread alone."""
 
     def bind(
@@ -60,12 +74,12 @@ cdef class _InPasses:
         if self._arrays is None:
             raise ValueError("this convolution was not made completely; make another")
         call.threads = _threads(threads)
-        source = _array("x", x, "float32", (None, *self._in_shape))
-        target = _array("out", out, "float32", (source.shape[0], *self._out_shape), True)
-        addend = _optional("residual", residual, "float32", target.shape)
+        source = _array("x", x, self._dtype, (None, *self._in_shape))
+        target = _array("out", out, self._out_dtype, (source.shape[0], *self._out_shape), True)
+        addend = _optional("residual", residual, self._out_dtype, target.shape)
         memory = _room(scratch, self.scratch * call.threads)
-        call.arrays.x, call.arrays.out, call.arrays.residual = <float *>source.data, <float *>target.data, _floats(addend)
-        call.scratch = _floats(memory)
+        call.arrays.x, call.arrays.out, call.arrays.residual = source.data, target.data, _data(addend)
+        call.scratch = _data(memory)
         call.what, call.passes = self, self._passes * source.shape[0]
         call.held = (source, addend, target, memory)
         return call
@@ -92,7 +106,7 @@ cdef class _Passes:
     cdef _InPasses what
     cdef tuple held  # keeps alive what pointers lead to
     cdef subp_conv_arrays arrays
-    cdef float *scratch
+    cdef void *scratch
     cdef Py_ssize_t passes
     cdef int threads
 
@@ -102,11 +116,11 @@ cdef class _Passes:
         cdef Py_ssize_t i, n, fills, size, passes = self.passes
         cdef const subp_conv_arrays *arrays = &self.arrays
         cdef int threads = self.threads
-        cdef float *memory = self.scratch
+        cdef char *memory = <char *>self.scratch
         cdef subp_conv_parts parts
         if what is None:
             raise ValueError("nothing is bound; use what `bind` returns")
-        fills, size = what._fills, what.scratch
+        fills, size = what._fills, 4 * what.scratch
         if threads == 1:
             with nogil:
                 for i in range(passes):
@@ -126,6 +140,10 @@ cdef class _Passes:
                 what._part(arrays, n, &parts, i, memory, memory + threadid() * size)
 
 
+# No kernel's tile has more output channels.
+cdef enum: MAX_TILE_CHANNELS = 64
+
+
 cdef _check_rows(rows, Py_ssize_t kept, in_channels, out_channels, groups, block, indices):
     """The block rows of a weight against the channels."""
     if in_channels % groups or out_channels % groups:
@@ -141,10 +159,10 @@ cdef _check_rows(rows, Py_ssize_t kept, in_channels, out_channels, groups, block
 
 
 cdef _Array _offsets(indices, in_channels, stride):
-    """Where the planes of kept channels are, `stride` floats apart; 32 bits, because products in 64 would compete with
+    """Where the planes of kept channels are, `stride` elements apart; 32 bits, because products in 64 would compete with
     the kernels' own for a port of the CPU."""
     if in_channels * stride >= 2**31:
-        raise ValueError(f"{in_channels} channels of {stride} floats are too large; expected less than 2**31 in all")
+        raise ValueError(f"{in_channels} channels of {stride} elements are too large; expected less than 2**31 in all")
     offsets = np.ascontiguousarray(indices, np.int32) * np.int32(stride)
     return _array("offsets", offsets, "int32", (None, None))
 
@@ -153,8 +171,10 @@ cdef class CompiledConvolution(_InPasses):
     """A convolution with packed weights for one size of input. Everything that memory safety rests on is checked here.
 
     Args:
-        kernel_set: of `kernel_sets`.
-        values: float32 [rows, kept * taps * block], a row as `tiles` of [kept, taps, channels of the tile].
+        kernel_set: as of `choose`.
+        dtype: of the activations.
+        values: [rows, kept * taps * block] in the type and packing of the kernels' rows, kept channels filled up to a
+            multiple of their interleave.
         indices: int32 [rows, kept], channels within the group.
         block, groups: as the weight's.
         bias: float32 [out_channels] or None.
@@ -164,6 +184,7 @@ cdef class CompiledConvolution(_InPasses):
         pad, stride: (height, width).
         band, plane_rows, channel_stride, tile_pixels, pixels_outside: see kernels/conv.h.
         tap_offsets: intp [taps].
+        padding: the bits of what stands beyond the edges, as a whole number.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -174,6 +195,7 @@ cdef class CompiledConvolution(_InPasses):
     def __cinit__(
         self,
         kernel_set,
+        dtype,
         values,
         indices,
         block,
@@ -192,9 +214,10 @@ cdef class CompiledConvolution(_InPasses):
         channel_stride,
         tile_pixels,
         bint pixels_outside,
+        padding=0,
     ):
         cdef subp_conv *call = &self._call
-        cdef int isa = _set_number(kernel_set)
+        cdef const subp_row *halve
         cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
         cdef _Array rows = None, columns = None, taps
         cdef _Kernels kernels
@@ -215,7 +238,15 @@ cdef class CompiledConvolution(_InPasses):
         _check_rows(kept.shape[0], kept.shape[1], in_shape[0], out_shape[0], groups, block, indices)
         taps = _array("tap_offsets", tap_offsets, "intp", (None,))
         call.taps = <int32_t>_whole("taps", taps.shape[0])
-        weights = _array("values", values, "float32", (kept.shape[0], kept.shape[1] * taps.shape[0] * block))
+        kernels = _Kernels(kernel_set, dtype, min(block, out_shape[0] + MAX_TILE_CHANNELS))
+        call.packed = -(-call.kept // kernels.of_row[0].interleave) * kernels.of_row[0].interleave
+        self._take_types(kernels.of_row[0])
+        call.element, call.weight_element = self._element, _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
+        call.out_element, call.padding = _FORMATS[self._out_dtype][1], _whole("padding", padding, 0, 2**63 - 1)
+        weights = _array(
+            "values", values, _DTYPES[kernels.of_row[0].weight_dtype],
+            (kept.shape[0], <object>call.packed * taps.shape[0] * block),
+        )
         farthest = int(tap_offsets.max()) + call.band * call.out_w
         if np.min(tap_offsets) < 0:
             raise ValueError(f"tap_offsets has {np.min(tap_offsets)}; expected none below 0")
@@ -243,12 +274,12 @@ cdef class CompiledConvolution(_InPasses):
                 f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
             )
         offsets = _offsets(indices, in_shape[0], channel_stride)
-        self.scratch = channel_stride * in_shape[0] if call.copies else 0
-        kernels = _Kernels(isa, block)
-        call.kernels, call.halve = kernels.of_row, subp_kernel_set_at(isa).halve
+        self.scratch = (channel_stride * in_shape[0] * self._element + 3) // 4 if call.copies else 0
+        halve = subp_choose(subp_row_table, subp_row_count, _admitted(kernel_set), &_Request("halve", dtype).c)
+        call.kernels, call.halve = kernels.of_row, NULL if halve == NULL else halve.run.halve
         summands = _optional("bias", bias, "float32", out_shape[:1])
         call.bias = _floats(summands)
-        call.values, call.channel_offsets = <float *>weights.data, <const int32_t *>offsets.data
+        call.values, call.channel_offsets = weights.data, <const int32_t *>offsets.data
         call.tap_offsets = <const Py_ssize_t *>taps.data
         self._arrays = (weights, offsets, taps, summands, rows, columns, kernels)
         self._in_shape, self._out_shape = in_shape, out_shape
@@ -258,14 +289,14 @@ cdef class CompiledConvolution(_InPasses):
         return subp_conv_divide(&self._call, threads)
 
     cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                    float *scratch) noexcept nogil:
+                    void *scratch) noexcept nogil:
         subp_conv_fill(&self._call, arrays, pass_, channel, scratch)
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
-                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
+                    Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
         subp_conv_part(&self._call, arrays, pass_, parts, part, scratch)
 
-    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
         subp_conv_pass(&self._call, arrays, pass_, own)
 
 
@@ -273,9 +304,9 @@ cdef class CompiledWinograd(_InPasses):
     """A 3x3 convolution with stride 1 through Winograd's transforms, for one size of input.
 
     Args:
-        kernel_set, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `CompiledConvolution`.
+        kernel_set, dtype, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `CompiledConvolution`.
         size: outputs of a tile along a side.
-        values: float32 [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile].
+        values: [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile].
         run, call_tiles, pitch: see kernels/winograd.h.
 
     Raises:
@@ -287,6 +318,7 @@ cdef class CompiledWinograd(_InPasses):
     def __cinit__(
         self,
         kernel_set,
+        dtype,
         size,
         values,
         indices,
@@ -303,13 +335,10 @@ cdef class CompiledWinograd(_InPasses):
         pitch,
     ):
         cdef subp_winograd *call = &self._call
-        cdef int isa = _set_number(kernel_set)
         cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
         cdef _Kernels kernels
         size = _whole("size", size)
-        call.transforms = subp_find_winograd(isa, size)
-        if call.transforms == NULL:
-            raise ValueError(f"kernel set {kernel_set!r} has no transforms for tiles of {size}x{size}")
+        call.transforms = _choose(kernel_set, _Request("winograd", dtype, size=size))
         in_shape, out_shape = _wholes("in_shape", in_shape, 3), _wholes("out_shape", out_shape, 3)
         block, groups, pitch = _whole("block", block), _whole("groups", groups), _whole("pitch", pitch)
         call.run, call.call_tiles, call.pitch = _whole("run", run), _whole("call_tiles", call_tiles), pitch
@@ -317,8 +346,16 @@ cdef class CompiledWinograd(_InPasses):
             raise ValueError(f"pitch is {pitch}; expected at least {call.run + SUBP_TILE_SLACK}, for a run and its slack")
         indices = np.array(indices, np.int32)
         _check_rows(kept.shape[0], kept.shape[1], in_shape[0], out_shape[0], groups, block, indices)
-        weights = _array("values", values, "float32", (kept.shape[0], (size + 2) ** 2 * kept.shape[1] * block))
-        kernels = _Kernels(isa, block)
+        kernels = _Kernels(kernel_set, dtype, min(block, out_shape[0] + MAX_TILE_CHANNELS))
+        self._take_types(kernels.of_row[0])
+        if kernels.of_row[0].interleave != 1 or kernels.of_row[0].out_dtype != kernels.of_row[0].dtype:
+            raise ValueError(f"{kernels.of_row[0].name.decode()} cannot multiply transformed numbers; run it directly")
+        call.element = call.out_element = self._element
+        call.weight_element = _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
+        weights = _array(
+            "values", values, _DTYPES[kernels.of_row[0].weight_dtype],
+            (kept.shape[0], (size + 2) ** 2 * kept.shape[1] * block),
+        )
         call.kernels, call.tiles_of_row = kernels.of_row, kernels.count
         call.activation = _activation_number(activation)
         call.in_channels, call.tiles.height, call.tiles.width = in_shape
@@ -329,11 +366,11 @@ cdef class CompiledWinograd(_InPasses):
         offsets = _offsets(indices, in_shape[0], pitch)
         summands = _optional("bias", bias, "float32", out_shape[:1])
         call.bias = _floats(summands)
-        call.values, call.channel_offsets = <float *>weights.data, <const int32_t *>offsets.data
+        call.values, call.channel_offsets = weights.data, <const int32_t *>offsets.data
         self._arrays = (weights, offsets, summands, kernels)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_winograd_passes(call), subp_winograd_fills(call)
-        self.scratch = subp_winograd_planes(call) + subp_winograd_sums(call)
+        self.scratch = ((subp_winograd_planes(call) + subp_winograd_sums(call)) * self._element + 3) // 4
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         cdef subp_conv_parts parts
@@ -341,15 +378,15 @@ cdef class CompiledWinograd(_InPasses):
         return parts
 
     cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                    float *scratch) noexcept nogil:
+                    void *scratch) noexcept nogil:
         subp_winograd_fill(&self._call, arrays, pass_, channel, scratch)
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
-                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
-        subp_winograd_part(&self._call, arrays, pass_, part, scratch, own + subp_winograd_planes(&self._call))
+                    Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
+        subp_winograd_part(&self._call, arrays, pass_, part, scratch, <char *>own + subp_winograd_planes(&self._call) * self._element)
 
-    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
-        subp_winograd_pass(&self._call, arrays, pass_, own, own + subp_winograd_planes(&self._call))
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
+        subp_winograd_pass(&self._call, arrays, pass_, own, <char *>own + subp_winograd_planes(&self._call) * self._element)
 
 
 cdef _describe(subp_window *w, in_size, out_size, kernel, stride, dilation, pad):
@@ -370,8 +407,9 @@ cdef class CompiledDepthwise:
     """A depthwise convolution for one size of input; it reads its input in place.
 
     Args:
-        kernel_set: of `kernel_sets`.
-        values: float32 [channels, kernel_h, kernel_w].
+        kernel_set: as of `choose`.
+        dtype: of the activations.
+        values: [channels, kernel_h, kernel_w] in the type of the kernel's row.
         bias: float32 [channels] or None.
         activation: a name or None.
         in_size, out_size, stride, dilation, pad: (height, width); pad is that of the top and the left.
@@ -381,19 +419,25 @@ cdef class CompiledDepthwise:
     """
 
     cdef subp_window _window
-    cdef const subp_depthwise_kernel *_kernel
+    cdef const subp_row *_kernel
+    cdef str _dtype, _out_dtype
     cdef _Array _values, _bias, _padding
     cdef int _activation
     cdef readonly Py_ssize_t scratch  # none; as that of CompiledConvolution
 
-    def __cinit__(self, kernel_set, values, bias, activation, in_size, out_size, stride, dilation, pad):
-        cdef int isa = _set_number(kernel_set)
-        cdef _Array weights = _array("values", values, "float32", (None, None, None))
+    def __cinit__(self, kernel_set, dtype, values, bias, activation, in_size, out_size, stride, dilation, pad):
+        cdef _Array weights
+        shape = np.shape(values)
+        if len(shape) != 3:
+            raise ValueError(f"values is {_told(values)}; expected an array of shape [channels, kernel_h, kernel_w]")
+        self._kernel = _choose(kernel_set, _Request("depthwise", dtype, kernel=shape[1:], stride=stride, dilation=dilation))
+        self._dtype, self._out_dtype = _DTYPES[self._kernel.dtype], _DTYPES[self._kernel.out_dtype]
+        weights = _array("values", values, _DTYPES[self._kernel.weight_dtype], (None, None, None))
         self._activation = _activation_number(activation)
         _describe(&self._window, in_size, out_size, weights.shape[1:], stride, dilation, pad)
         self._bias = _optional("bias", bias, "float32", weights.shape[:1])
-        self._padding = _array("padding", np.zeros(self._window.width, np.float32), "float32", (None,))
-        self._kernel = subp_find_depthwise(isa, &self._window)
+        letter, size = _FORMATS[self._dtype]
+        self._padding = _array("padding", np.zeros(self._window.width, letter), self._dtype, (None,))
         self._values = weights
 
     def bind(
@@ -415,18 +459,19 @@ cdef class CompiledDepthwise:
         if self._values is None:
             raise ValueError("this convolution was not made completely; make another")
         channels = self._values.shape[0]
-        source = _array("x", x, "float32", (None, channels, w.height, w.width))
-        target = _array("out", out, "float32", (source.shape[0], channels, w.out_h, w.out_w), True)
-        addend = _optional("residual", residual, "float32", target.shape)
+        source = _array("x", x, self._dtype, (None, channels, w.height, w.width))
+        target = _array("out", out, self._out_dtype, (source.shape[0], channels, w.out_h, w.out_w), True)
+        addend = _optional("residual", residual, self._out_dtype, target.shape)
         call.threads, call.channels = _threads(threads), channels
         call.step = min(PLANES_AT_ONCE, (channels + call.threads - 1) // call.threads)
         call.steps = (channels + call.step - 1) // call.step
         call.items = source.shape[0] * call.steps
-        call.kernel = self._kernel
-        call.whole.window, call.whole.activation, call.whole.padding = w, self._activation, <float *>self._padding.data
+        call.run, call.element = self._kernel.run.depthwise, _FORMATS[self._dtype][1]
+        call.weight_element, call.out_element = self._values.itemsize, _FORMATS[self._out_dtype][1]
+        call.whole.window, call.whole.activation, call.whole.padding = w, self._activation, self._padding.data
         call.whole.in_stride, call.whole.out_stride = w.height * w.width, w.out_h * w.out_w
-        call.whole.input, call.whole.out, call.whole.residual = <float *>source.data, <float *>target.data, _floats(addend)
-        call.whole.values, call.whole.bias = <float *>self._values.data, _floats(self._bias)
+        call.whole.input, call.whole.out, call.whole.residual = source.data, target.data, _data(addend)
+        call.whole.values, call.whole.bias = self._values.data, _floats(self._bias)
         call.held = (self, source, addend, target)
         return call
 
@@ -438,22 +483,23 @@ cdef class CompiledDepthwise:
 cdef class _Planes(_Bound):
     """Planes of a depthwise convolution, `step` of one image at a time."""
 
-    cdef const subp_depthwise_kernel *kernel
+    cdef subp_depthwise_fn run
     cdef subp_depthwise whole  # as for the first plane of all
     cdef Py_ssize_t channels, step, steps
+    cdef Py_ssize_t element, weight_element, out_element
 
     cdef void _item(self, Py_ssize_t i, int thread) noexcept nogil:
         cdef subp_depthwise call = self.whole
         cdef Py_ssize_t channel = i % self.steps * self.step, first = i // self.steps * self.channels + channel
         call.count = min(self.step, self.channels - channel)
-        call.input += first * call.in_stride
-        call.out += first * call.out_stride
-        call.values += channel * call.window.kernel_h * call.window.kernel_w
+        call.input = <const char *>call.input + first * call.in_stride * self.element
+        call.out = <char *>call.out + first * call.out_stride * self.out_element
+        call.values = <const char *>call.values + channel * call.window.kernel_h * call.window.kernel_w * self.weight_element
         if call.bias != NULL:
             call.bias += channel
         if call.residual != NULL:
-            call.residual += first * call.out_stride
-        self.kernel.run(&call)
+            call.residual = <const char *>call.residual + first * call.out_stride * self.out_element
+        self.run(&call)
 
 
 cdef class CompiledFusedDepthwise(_InPasses):
@@ -468,11 +514,11 @@ cdef class CompiledFusedDepthwise(_InPasses):
         TypeError, ValueError: the two do not fit, or the band is too large for the first's.
     """
 
-    cdef subp_chain _call
-    cdef Py_ssize_t _planes
+    cdef subp_fused_depthwise _call
+    cdef Py_ssize_t _planes  # bytes
 
     def __cinit__(self, CompiledConvolution first not None, CompiledDepthwise second not None, band):
-        cdef subp_chain *call = &self._call
+        cdef subp_fused_depthwise *call = &self._call
         cdef const subp_window *w = &second._window
         cdef object seen, pitch, between_rows = first._call.band  # of any size until they are checked
         cdef tuple shape
@@ -486,35 +532,37 @@ cdef class CompiledFusedDepthwise(_InPasses):
         if seen > between_rows:
             raise ValueError(f"{band} output rows see {seen} rows; the first convolution's band has {between_rows}")
         call.first, call.window, call.kernel, call.band = first._call, second._window, second._kernel, band
-        call.values, call.padding, call.bias = <float *>second._values.data, <float *>second._padding.data, NULL
-        call.bias = _floats(second._bias)
+        call.values, call.padding, call.bias = second._values.data, second._padding.data, _floats(second._bias)
         call.activation = second._activation
         # An odd number of cache lines, or all channels would compete for the same few sets of the L1 cache.
         pitch = (((between_rows * shape[2] + SUBP_LINE - 1) // SUBP_LINE) | 1) * SUBP_LINE
         if pitch * first._call.block >= 2**40:
-            raise ValueError(f"a block row of {first._call.block} channels of {pitch} floats is too large")
+            raise ValueError(f"a block row of {first._call.block} channels of {pitch} elements is too large")
+        if len({first._dtype, first._out_dtype, second._dtype, second._out_dtype}) > 1:
+            raise ValueError(f"the first convolution is of {first._dtype}, the second of {second._dtype}; expected one type")
+        self._dtype, self._out_dtype, self._element = first._dtype, first._out_dtype, first._element
         call.pitch = pitch
         self._arrays = (first, second)
         self._in_shape, self._out_shape = first._in_shape, (shape[0], w.out_h, w.out_w)
-        self._passes, self._fills = subp_chain_passes(call), first._fills
-        self._planes = first.scratch
-        self.scratch = self._planes + call.first.block * call.pitch
+        self._passes, self._fills = subp_fused_depthwise_passes(call), first._fills
+        self._planes = 4 * first.scratch
+        self.scratch = first.scratch + (call.first.block * call.pitch * self._element + 3) // 4
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         cdef subp_conv_parts parts
-        parts.row_step, parts.pixel_step, parts.parts = 1, 0, subp_chain_parts(&self._call)
+        parts.row_step, parts.pixel_step, parts.parts = 1, 0, subp_fused_depthwise_parts(&self._call)
         return parts
 
     cdef void _fill(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                    float *scratch) noexcept nogil:
-        subp_chain_fill(&self._call, arrays, pass_, channel, scratch)
+                    void *scratch) noexcept nogil:
+        subp_fused_depthwise_fill(&self._call, arrays, pass_, channel, scratch)
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
-                    Py_ssize_t part, const float *scratch, float *own) noexcept nogil:
-        subp_chain_part(&self._call, arrays, pass_, part, scratch, own + self._planes)
+                    Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
+        subp_fused_depthwise_part(&self._call, arrays, pass_, part, scratch, <char *>own + self._planes)
 
-    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, float *own) noexcept nogil:
-        subp_chain_pass(&self._call, arrays, pass_, own, own + self._planes)
+    cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
+        subp_fused_depthwise_pass(&self._call, arrays, pass_, own, <char *>own + self._planes)
 
 
 cdef tuple _common(CompiledConvolution convolution):
@@ -522,7 +570,7 @@ cdef tuple _common(CompiledConvolution convolution):
     cdef const subp_conv *call = &convolution._call
     return (
         convolution._in_shape, convolution._out_shape[1:], convolution.scratch, call.copies, call.band, call.plane_rows,
-        call.channel_stride,
+        call.channel_stride, convolution._dtype, convolution._out_dtype, call.padding,
     )
 
 
@@ -549,7 +597,7 @@ def run_rows(
     cdef _Array source, target, memory
     cdef const subp_conv **calls = NULL
     cdef subp_conv_arrays *arrays = NULL
-    cdef float *planes
+    cdef void *planes
     convolutions, outs, held = list(convolutions), list(outs), []
     count = len(convolutions)
     if not count or len(outs) != count:
@@ -560,9 +608,9 @@ def run_rows(
         if _common(each) != _common(convolutions[0]) or (<CompiledConvolution>each)._call.rows != 1:
             raise ValueError("the convolutions have several block rows, or planes that differ; expected one and the same")
     convolution = convolutions[0]
-    source = _array("x", x, "float32", (1, *convolution._in_shape))
+    source = _array("x", x, convolution._dtype, (1, *convolution._in_shape))
     memory = _room(scratch, convolution.scratch)
-    planes = _floats(memory)
+    planes = _data(memory)
     try:
         calls = <const subp_conv **>PyMem_Malloc(count * sizeof(void *))
         arrays = <subp_conv_arrays *>PyMem_Malloc(count * sizeof(subp_conv_arrays))
@@ -570,10 +618,10 @@ def run_rows(
             raise MemoryError()
         for i in range(count):
             convolution = convolutions[i]
-            target = _array("out", outs[i], "float32", (1, *convolution._out_shape), True)
+            target = _array("out", outs[i], convolution._out_dtype, (1, *convolution._out_shape), True)
             held.append(target)
             calls[i] = &convolution._call
-            arrays[i].x, arrays[i].out, arrays[i].residual = <float *>source.data, <float *>target.data, NULL
+            arrays[i].x, arrays[i].out, arrays[i].residual = source.data, target.data, NULL
         first, fills, whole = calls[0], subp_conv_fills(calls[0]), subp_conv_divide(calls[0], 1)
         for n in range(subp_conv_passes(first)):
             for i in prange(fills, nogil=True, schedule="static", num_threads=workers, use_threads_if=workers > 1):

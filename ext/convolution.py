@@ -9,7 +9,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.direct import Depthwise, Direct
-from subp_ext.geometry import Layer, pair, resolve_padding
+from subp_ext.geometry import Layer, Weight, pair, resolve_padding
 from subp_ext.memory import aligned_empty, scratch
 from subp_ext.sparse import UniformBlockSparse
 from subp_ext.winograd import Winograd, fits
@@ -39,7 +39,8 @@ class Convolution:
         padding: as `resolve_padding`.
         groups: 1 or more; must be the weight's own if it is UniformBlockSparse.
         activation: None or a name of `graph.ACTIVATIONS`.
-        kernel_set: by default the one chosen for this process.
+        kernel_set: admits the kernels that need no more than it does; by default that of `SUBP_KERNEL`, else all that
+            this CPU can run.
         winograd: whether 3x3 convolutions may take Winograd's algorithm where it is faster; by default what
             `SUBP_WINOGRAD` says, else yes.
 
@@ -84,10 +85,15 @@ class Convolution:
             resolve_padding(padding, kernel, stride, dilation),
             dilation,
             activation,
-            kernel_set or runtime.kernel_set(),
+            kernel_set or runtime.forced_kernel_set(),
+            _activations_of(getattr(weight, "dtype", "float32")),
         )
         self.kept_share = weight.kept_share
-        self.algorithms = _algorithms(self.layer, weight.values, runtime.winograd() if winograd is None else winograd)
+        self._weight = Weight(weight.values)
+        self.algorithms = _algorithms(self.layer, self._weight, runtime.winograd() if winograd is None else winograd)
+        if len(self.algorithms) == 1:
+            self.algorithms[0].packed()
+            self.release()
         self._prepared: dict[tuple[int, int], Prepared] = {}
 
     def macs(self, out_shape: Sequence[int]) -> int:
@@ -98,9 +104,18 @@ class Convolution:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of packed weights."""
+        """Bytes of weights: packed, and the plain values as long as another algorithm may pack them."""
         bias = 0 if self.layer.bias is None else self.layer.bias.nbytes
-        return sum(algorithm.nbytes for algorithm in self.algorithms) + self.layer.indices.nbytes + bias
+        packed = sum(algorithm.nbytes for algorithm in self.algorithms)
+        return packed + self._weight.nbytes + self.layer.indices.nbytes + bias
+
+    def release(self) -> None:
+        """Lets go of the plain values: input sizes yet to come have to do with the algorithms chosen so far.
+
+        For who knows that none will come; before the first size is prepared it does nothing.
+        """
+        if any(algorithm.nbytes for algorithm in self.algorithms):
+            self._weight.values = None
 
     @property
     def depthwise(self) -> bool:
@@ -108,8 +123,9 @@ class Convolution:
         return isinstance(self.algorithms[0], Depthwise)
 
     def algorithm(self, height: int, width: int) -> Direct | Depthwise | Winograd:
-        """The fastest algorithm for one input size."""
-        return min(self.algorithms, key=lambda algorithm: algorithm.cost(height, width))
+        """The fastest algorithm for one input size, of those whose weights are at hand."""
+        usable = [algorithm for algorithm in self.algorithms if algorithm.usable]
+        return min(usable, key=lambda algorithm: algorithm.cost(height, width))
 
     def prepare(self, height: int, width: int) -> Prepared:
         """Chooses the fastest algorithm for one input size, and compiles it.
@@ -167,12 +183,26 @@ class Convolution:
         return out
 
 
-def _algorithms(layer: Layer, values: np.ndarray, winograd: bool) -> list[Direct | Depthwise | Winograd]:
-    """All that can run a layer; `values` are those of its weight."""
+def _activations_of(weight_dtype: str) -> str:
+    """The data type of activations that kernels multiply such weights with.
+
+    Raises:
+        ValueError: no kernel of this build takes such weights.
+    """
+    rows = [row for row in runtime.kernels().rows() if row["operator"] == "conv2d"]
+    for row in rows:
+        if row["weight_dtype"] == weight_dtype:
+            return row["dtype"]
+    known = ", ".join(dict.fromkeys(row["weight_dtype"] for row in rows))
+    raise ValueError(f"the weight is of {weight_dtype}, which no convolution kernel takes; expected one of {known}")
+
+
+def _algorithms(layer: Layer, weight: Weight, winograd: bool) -> list[Direct | Depthwise | Winograd]:
+    """All that can run a layer."""
     if layer.shape[1] == 1 and layer.shape[0] == layer.groups:
-        return [Depthwise(layer, values)]
+        return [Depthwise(layer, weight)]
     sizes = [size for size in (2, 4) if winograd and fits(layer, size)]
-    return [Direct(layer, values), *(Winograd(layer, values, size) for size in sizes)]
+    return [Direct(layer, weight), *(Winograd(layer, weight, size) for size in sizes)]
 
 
 def _as_blocks(weight: UniformBlockSparse | np.ndarray, groups: int | None) -> UniformBlockSparse:

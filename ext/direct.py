@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from subp_ext import runtime
-from subp_ext.geometry import Layer, pack_tiles
+from subp_ext.geometry import Algorithm, Layer, Weight
 from subp_ext.memory import LINE, odd_lines
 
-# Planes of one band, in bytes: they share the second cache with the weights that pass through.
+# Planes of one band, in bytes: they share the L2 cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
 
 # Bands come in multiples of this: so many threads work on bands of their own, without an exchange between caches.
@@ -21,10 +21,10 @@ BANDS = 2
 # Least pixels of a run: what one call of a kernel is worth.
 RUN_PIXELS = 48
 
-# Bytes of input beyond which every block row would fetch it anew from outside the second cache.
+# Bytes of input beyond which every block row would fetch it anew from outside the L2 cache.
 CACHED_INPUT = 256 * 1024
 
-# What a weight costs beside its products, in products: it comes from outside the second cache.
+# What a weight costs beside its products, in products: it comes from outside the L2 cache.
 PRODUCTS_PER_WEIGHT = 32
 
 
@@ -60,22 +60,11 @@ class Split:
     pixels_outside: bool
 
 
-class Direct:
-    """The algorithm for every convolution that is not depthwise.
+class Direct(Algorithm):
+    """The algorithm for every convolution that is not depthwise."""
 
-    Args:
-        layer: to be run.
-        values: `[R, K, kh, kw, N]` of its weight.
-    """
-
-    def __init__(self, layer: Layer, values: np.ndarray) -> None:
-        self._layer, self._values = layer, pack_tiles(values, layer)
-        self.kernel = runtime.kernels().kernel_name(layer.kernel_set, layer.block_size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of packed weights."""
-        return self._values.nbytes
+    def __init__(self, layer: Layer, weight: Weight) -> None:
+        super().__init__(layer, weight, "conv2d", channels=layer.block_size)
 
     def cost(self, height: int, width: int) -> float:
         """What an image takes, in products."""
@@ -110,14 +99,15 @@ class Direct:
             band: output rows of a pass, where something else decides.
         """
         out_h, out_w = planes.out_size
-        channels, tile = self._layer.channels, run_pixels(self._layer)
+        layer = self._layer
+        channels, tile = layer.channels, run_pixels(layer)
         block = max(pixels for _, pixels in self._layer.tiles)
         if not len(planes.copies):
             band = plane_rows = band or out_h
             stride = height * width
         else:
             halo = int(planes.tap_rows.max())
-            row_bytes = 4 * channels * len(planes.copies) * out_w
+            row_bytes = layer.itemsize * channels * len(planes.copies) * out_w
             band = band or _band(out_h, out_w, -(-out_h * row_bytes // CACHED_PLANES), halo, tile)
             plane_rows = band + halo
             stride = odd_lines(len(planes.copies) * plane_rows * out_w)
@@ -126,7 +116,7 @@ class Direct:
             # An odd pixel costs next to nothing beside a single block, while what remains of a plane would be a poor
             # tile. Not where it would take the runs off the cache lines' boundaries.
             tile += 1
-        return Split(band, plane_rows, stride, tile, 4 * channels * stride > CACHED_INPUT)
+        return Split(band, plane_rows, stride, tile, layer.itemsize * channels * stride > CACHED_INPUT)
 
     def build(self, height: int, width: int, band: int | None = None) -> Any:
         """Returns the compiled convolution for one input size; `band` as for `split`."""
@@ -135,7 +125,8 @@ class Direct:
         offsets = (planes.tap_copies * split.plane_rows + planes.tap_rows) * planes.out_size[1]
         return runtime.kernels().CompiledConvolution(
             layer.kernel_set,
-            self._values,
+            layer.dtype,
+            self.packed(),
             layer.indices,
             layer.block_size,
             layer.groups,
@@ -151,17 +142,12 @@ class Direct:
         )
 
 
-class Depthwise:
-    """The algorithm for depthwise convolutions; arguments as `Direct`."""
+class Depthwise(Algorithm):
+    """The algorithm for depthwise convolutions."""
 
-    def __init__(self, layer: Layer, values: np.ndarray) -> None:
-        self._layer, self._values = layer, np.ascontiguousarray(values[:, 0, :, :, 0])
-        geometry = (layer.kernel_size, layer.stride, layer.dilation)
-        self.kernel = runtime.kernels().depthwise_name(layer.kernel_set, *geometry)
-
-    @property
-    def nbytes(self) -> int:
-        return self._values.nbytes
+    def __init__(self, layer: Layer, weight: Weight) -> None:
+        window = {"kernel": layer.kernel_size, "stride": layer.stride, "dilation": layer.dilation}
+        super().__init__(layer, weight, "depthwise", **window)
 
     def cost(self, height: int, width: int) -> float:
         return 0.0  # there is no other
@@ -170,7 +156,8 @@ class Depthwise:
         layer = self._layer
         return runtime.kernels().CompiledDepthwise(
             layer.kernel_set,
-            self._values,
+            layer.dtype,
+            self.packed(),
             layer.bias,
             layer.activation,
             (height, width),

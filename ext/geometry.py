@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from subp_ext import runtime
+from subp_ext.dtypes import DTYPES
 
 # Sizes beyond it are mistakes, and sums of a few below it fit the kernels' integers.
-MOST = 2**31 - 1
+MAX_SIZE = 2**31 - 1
 
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
@@ -21,8 +23,8 @@ def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     values = values * 2 if len(values) == 1 else values
-    if len(values) != 2 or any(not isinstance(v, (int, np.integer)) or not least <= v <= MOST for v in values):
-        raise ValueError(f"{name} is {value!r}; expected one or two whole numbers from {least} to {MOST}")
+    if len(values) != 2 or any(not isinstance(v, (int, np.integer)) or not least <= v <= MAX_SIZE for v in values):
+        raise ValueError(f"{name} is {value!r}; expected one or two whole numbers from {least} to {MAX_SIZE}")
     return int(values[0]), int(values[1])
 
 
@@ -67,7 +69,8 @@ class Layer:
         stride, dilation: (height, width).
         padding: ((top, bottom), (left, right)) zeros.
         activation: a name of `graph.ACTIVATIONS` or None.
-        kernel_set: of the kernels that run it.
+        kernel_set: admits the kernels that need no more than it does; None all that this CPU can run.
+        dtype: of the activations, as of the kernels' rows.
     """
 
     shape: tuple[int, int, int, int]
@@ -79,7 +82,8 @@ class Layer:
     padding: tuple[tuple[int, int], tuple[int, int]]
     dilation: tuple[int, int]
     activation: str | None
-    kernel_set: str
+    kernel_set: str | None
+    dtype: str = "float32"
 
     @property
     def channels(self) -> int:
@@ -93,7 +97,31 @@ class Layer:
     @property
     def tiles(self) -> list[tuple[int, int]]:
         """The (channels, pixels) of the kernels that a block row takes, one after the other."""
-        return runtime.kernels().tiles(self.kernel_set, self.block_size)
+        return runtime.kernels().tiles(self.kernel_set, self.block_size, self.dtype)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return DTYPES[self.dtype].itemsize
+
+    def choose(self, operator: str, **shape: Any) -> tuple[str, list[tuple[str, str]]]:
+        """Returns the kernel that runs an operator, and the better ones with the reason why they do not.
+
+        Args:
+            operator: of the rows.
+            shape: as of `_kernels.choose`.
+
+        Raises:
+            ValueError: there is none for the data type.
+        """
+        found = runtime.kernels().choose(self.kernel_set, operator, self.dtype, **shape)
+        if found is None:
+            raise ValueError(f"there is no {self.dtype} kernel for {operator}")
+        return found
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Returns the row of a kernel."""
+        return next(row for row in runtime.kernels().rows() if row["name"] == name)
 
     @property
     def padded_weights(self) -> int:
@@ -117,8 +145,83 @@ class Layer:
         return out_h, out_w
 
 
+@dataclass
+class Weight:
+    """The values of a weight, shared by the algorithms that may still pack them.
+
+    Attributes:
+        values: `[R, K, kh, kw, N]`; None once no algorithm will.
+    """
+
+    values: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return 0 if self.values is None else self.values.nbytes
+
+
+class Algorithm:
+    """What can run a layer. Its weights are packed when it is chosen for the first time.
+
+    Args:
+        layer: to be run.
+        weight: of the layer.
+        operator: of the kernels' rows.
+        shape: of the operator, as of `Layer.choose`.
+
+    Attributes:
+        kernel: the name of the row that runs it.
+        passed_over: the better rows, best first, each with the reason why it is not taken.
+    """
+
+    def __init__(self, layer: Layer, weight: Weight, operator: str, **shape: Any) -> None:
+        self._layer, self._weight = layer, weight
+        self.kernel, self.passed_over = layer.choose(operator, **shape)
+        self._packing = layer.row(self.kernel)["packing"]
+        self._packed: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return 0 if self._packed is None else self._packed.nbytes
+
+    @property
+    def usable(self) -> bool:
+        """Whether its weights are packed or can be."""
+        return self._packed is not None or self._weight.values is not None
+
+    def packed(self) -> np.ndarray:
+        """Returns the weights as the kernel reads them."""
+        if self._packed is None:
+            assert self._weight.values is not None
+            self._packed = PACKINGS[self._packing](self._transformed(self._weight.values), self._layer)
+        return self._packed
+
+    def _transformed(self, values: np.ndarray) -> np.ndarray:
+        """The values that are packed."""
+        return values
+
+    def cost(self, height: int, width: int) -> float:
+        """What an image of this size takes, in products."""
+        raise NotImplementedError
+
+    def build(self, height: int, width: int) -> Any:
+        """Returns what is compiled for one input size."""
+        raise NotImplementedError
+
+
 def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:
     """`[R, ..., N]` to `[R, -1]`, each row one tile of channels after the other, as the kernels read them."""
     rows, sizes = values.shape[0], [channels for channels, _ in layer.tiles]
     parts = [values[..., end - size : end].reshape(rows, -1) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def pack_planes(values: np.ndarray, layer: Layer) -> np.ndarray:
+    """Weights of a depthwise convolution, `[C, 1, kh, kw, 1]` to `[C, kh, kw]`."""
+    return np.ascontiguousarray(values[:, 0, :, :, 0])
+
+
+# How a kernel wants its weights, by the name that its row gives.
+PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {"tiles": pack_tiles, "planes": pack_planes}

@@ -34,17 +34,21 @@ def kernels() -> ModuleType:
 
 
 @cache
-def kernel_set() -> str:
-    """Returns the kernel set in use: `SUBP_KERNEL` if set, else the best this CPU can run.
+def forced_kernel_set() -> str | None:
+    """Returns the kernel set that `SUBP_KERNEL` names: kernels that need more than it does are left out.
 
     Raises:
-        ValueError: `SUBP_KERNEL` names a set that is not built, or that this CPU cannot run.
+        ValueError: it is not built, or this CPU cannot run it.
     """
+    return _forced()
+
+
+def _forced() -> str | None:
     forced = os.environ.get("SUBP_KERNEL")
+    if not forced:
+        return None
     sets = kernels().kernel_sets()
     usable = [entry["name"] for entry in sets if entry["usable"]]
-    if not forced:
-        return usable[-1]
     for entry in sets:
         if entry["name"] == forced and not entry["usable"]:
             raise ValueError(
@@ -53,6 +57,16 @@ def kernel_set() -> str:
     if forced not in usable:
         raise ValueError(f"SUBP_KERNEL={forced}: no such kernel set; available here: {', '.join(usable)}")
     return forced
+
+
+@cache
+def kernel_set() -> str:
+    """Returns the kernel set in use: the one that is forced, else the best this CPU can run.
+
+    Raises:
+        ValueError: as `forced_kernel_set`.
+    """
+    return _forced() or [entry["name"] for entry in kernels().kernel_sets() if entry["usable"]][-1]
 
 
 def winograd() -> bool:

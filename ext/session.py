@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from subp_ext import operators, runtime
-from subp_ext.chain import Chain, chain_up
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import TypedArray, ValueType
 from subp_ext.format import FormatError, load
+from subp_ext.fused_depthwise import FusedDepthwise, fuse_depthwise
 from subp_ext.graph import Graph, Node, TensorSpec
 from subp_ext.operators import NUMBER, OPERATORS
 from subp_ext.planner import MAX_CONSTANT_BYTES, Plan, Planner, State, compute_constant, guarded, resolve
@@ -90,7 +90,7 @@ class Session:
         constants, nodes = _fold(graph)
         if owned:
             graph.constants.clear()  # or every weight would be in memory twice, plain and packed
-        self._packed: dict[str, Convolution | Chain] = {}
+        self._packed: dict[str, Convolution | FusedDepthwise] = {}
         readers = Counter(ref.name for node in nodes for ref in node.refs())
         kept: list[Node] = []
         outputs = {spec.name for spec in graph.outputs}
@@ -113,7 +113,7 @@ class Session:
                         constants.pop(ref.name, None)  # the packed form takes its place
                 node = remaining
             kept.append(node)
-        kept = chain_up(kept, self._packed, outputs)
+        kept = fuse_depthwise(kept, self._packed, outputs)
         self._graph, self._constants = Graph(graph.inputs, graph.outputs, kept), constants
         shapes = self._default_shapes()
         if shapes:

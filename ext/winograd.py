@@ -15,7 +15,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.direct import PRODUCTS_PER_WEIGHT, lanes, run_pixels
-from subp_ext.geometry import Layer, pack_tiles
+from subp_ext.geometry import Algorithm, Layer, Weight
 from subp_ext.memory import odd_lines
 
 # Transforms of the three rows of a kernel, by outputs of a tile; the points are 0, 1, -1, 2, -2 and infinity.
@@ -33,7 +33,7 @@ KERNEL_TRANSFORMS = {
     ),
 }
 
-# Transformed channels of one run, in bytes: they stay in the second cache while all block rows pass.
+# Transformed channels of one run, in bytes: they stay in the L2 cache while all block rows pass.
 CACHED_RUN = 768 * 1024
 
 
@@ -47,7 +47,7 @@ SLACK = 15
 def fits(layer: Layer, size: int) -> bool:
     """Whether a layer can run on tiles of size x size outputs."""
     plain = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.dilation == (1, 1)
-    return plain and runtime.kernels().winograd_name(layer.kernel_set, size) is not None
+    return plain and runtime.kernels().choose(layer.kernel_set, "winograd", layer.dtype, size=size) is not None
 
 
 def transform_kernels(values: np.ndarray, size: int) -> np.ndarray:
@@ -57,25 +57,21 @@ def transform_kernels(values: np.ndarray, size: int) -> np.ndarray:
     return found.reshape(len(values), -1, values.shape[1], values.shape[4]).astype(np.float32)
 
 
-class Winograd:
+class Winograd(Algorithm):
     """The algorithm on tiles of one size.
 
     Args:
         layer: to be run; `fits` says which can be.
-        values: `[R, K, 3, 3, N]` of its weight.
+        weight: of the layer.
         size: outputs of a tile along a side, a key of KERNEL_TRANSFORMS.
     """
 
-    def __init__(self, layer: Layer, values: np.ndarray, size: int) -> None:
-        self._layer, self._values, self._size = layer, values, size
-        self._positions = (size + 2) ** 2
-        self._packed: np.ndarray | None = None  # until it is chosen: transformed weights are larger
-        self.kernel = runtime.kernels().winograd_name(layer.kernel_set, size)
+    def __init__(self, layer: Layer, weight: Weight, size: int) -> None:
+        super().__init__(layer, weight, "winograd", size=size)
+        self._size, self._positions = size, (size + 2) ** 2
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of packed weights."""
-        return 0 if self._packed is None else self._packed.nbytes
+    def _transformed(self, values: np.ndarray) -> np.ndarray:
+        return transform_kernels(values, self._size)
 
     def _tiles(self, height: int, width: int) -> int:
         out_h, out_w = self._layer.out_size(height, width)
@@ -90,16 +86,15 @@ class Winograd:
     def build(self, height: int, width: int) -> Any:
         """Returns the compiled convolution for one input size."""
         layer, tiles, call_tiles = self._layer, self._tiles(height, width), run_pixels(self._layer)
-        if self._packed is None:
-            self._packed = pack_tiles(transform_kernels(self._values, self._size), layer)
         # One tile more than a call takes costs next to nothing beside it; 28x28 in 4x4 and 14x14 in 2x2 have 49.
         call_tiles += tiles % (call_tiles + 1) == 0
-        room = CACHED_RUN // (4 * self._positions * layer.channels)
+        room = CACHED_RUN // (layer.itemsize * self._positions * layer.channels)
         run = min(tiles, max(1, room // call_tiles) * call_tiles)
         return runtime.kernels().CompiledWinograd(
             layer.kernel_set,
+            layer.dtype,
             self._size,
-            self._packed,
+            self.packed(),
             layer.indices,
             layer.block_size,
             layer.groups,

@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 USE = """
 import sys
 started = set(sys.modules)  # an environment may load modules of its own before anything is asked for
-import json, numpy, subp_ext, subp_ext.bench
+import json, numpy, subp_ext, subp_ext.bench.__main__
 session = subp_ext.Session(sys.argv[1], threads=2)
 result = session.run(numpy.ones((2, 4, 8, 8), numpy.float32))
 known = {"numpy", "subp_ext"}
 loaded = [(n.partition(".")[0], m) for n, m in list(sys.modules.items()) if n not in started]
 third = {n for n, m in loaded if "-packages" in (getattr(m, "__file__", "") or "")}
-assert subp_ext.bench.main([sys.argv[1], "--seconds", "0.01", "--image-size", "8", "--json", sys.argv[2]]) == 0
+assert subp_ext.bench.__main__.main([sys.argv[1], "--seconds", "0.01", "--image-size", "8", "--json", sys.argv[2]]) == 0
 print(json.dumps([result.tolist(), sorted(third - known)]))
 """
 

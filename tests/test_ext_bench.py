@@ -9,7 +9,7 @@ from test_ext_planner import dense_block
 from test_ext_session import network
 
 import subp_ext
-from subp_ext.bench import main
+from subp_ext.bench.__main__ import main
 
 
 @pytest.fixture

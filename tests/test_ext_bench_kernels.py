@@ -1,4 +1,4 @@
-"""subp_ext.bench_kernels: its tables are timm's networks, and what it counts is what was asked.
+"""subp_ext.bench.kernels: its tables are timm's networks, and what it counts is what was asked.
 
 The times themselves are not looked at. Runs of a hundredth of a second per layer, resnet18 and resnet50 at 224x224.
 """
@@ -14,8 +14,9 @@ import timm
 import torch
 from torch import nn
 
-from subp_ext import UniformBlockSparse, _kernels, bench_balance
-from subp_ext.bench_kernels import SHAPES, main, read_shapes
+from subp_ext import UniformBlockSparse, _kernels
+from subp_ext.bench import balance
+from subp_ext.bench.kernels import SHAPES, main, read_shapes
 from subp_ext.convolution import Convolution
 
 NETWORKS = sorted(path.stem for path in SHAPES.glob("*.csv"))
@@ -65,7 +66,7 @@ def test_json_counts_the_work_that_was_asked(tmp_path, capsys):
 
 def test_torch_can_stand_beside_it(tmp_path):
     file = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "subp_ext.bench_kernels", "--shapes", "resnet18", "--against", "torch"]
+    command = [sys.executable, "-m", "subp_ext.bench.kernels", "--shapes", "resnet18", "--against", "torch"]
     flags = ["--seconds", "0.01", "--rounds", "1", "--threads", "1", "--json", str(file)]
     done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=200, check=True)
     assert "torch ms" in done.stdout
@@ -88,23 +89,23 @@ def test_balance_compares_equal_totals(tmp_path, capsys):
 def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit, match="pip install matplotlib"):
-        bench_balance.plot([], [], tmp_path / "balance.png")
+        balance.plot([], [], tmp_path / "balance.png")
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.516, 0.99])
 def test_free_counts_add_up_to_the_uniform_ones(rate):
     layer = next(layer for layer in read_shapes("resnet50") if layer.pruned)
-    counts = bench_balance.free_counts(layer, rate, 16, np.random.default_rng(0))
-    uniform = bench_balance.uniform_count(layer, rate)
+    counts = balance.free_counts(layer, rate, 16, np.random.default_rng(0))
+    uniform = balance.uniform_count(layer, rate)
     assert len(counts) == 4 and counts.sum() == 4 * uniform and counts.min() >= 1
     assert (len(set(counts)) == 1) == (uniform in (1, layer.inputs))
 
 
 def test_imbalance_by_hand():
     counts = np.array([4, 2, 1, 1])
-    assert bench_balance.static_imbalance(counts, 2) == 6 / 4
-    assert bench_balance.dynamic_imbalance(counts, 2) == 4 / 4
-    assert bench_balance.static_imbalance(np.array([3, 3, 3]), 2) == 6 / 4.5
+    assert balance.static_imbalance(counts, 2) == 6 / 4
+    assert balance.dynamic_imbalance(counts, 2) == 4 / 4
+    assert balance.static_imbalance(np.array([3, 3, 3]), 2) == 6 / 4.5
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

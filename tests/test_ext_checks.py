@@ -24,9 +24,16 @@ def floats(*shape):
 
 
 POOL = {
-    "kernel_set": "generic", "x": floats(2, 6, 7), "kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1), "pad": (0, 0),
-    "counts": (floats(3), floats(3)), "out": floats(2, 3, 3), "threads": 1,
-}  # fmt: skip
+    "kernel_set": "generic",
+    "x": floats(2, 6, 7),
+    "kernel": (2, 2),
+    "stride": (2, 2),
+    "dilation": (1, 1),
+    "pad": (0, 0),
+    "counts": (floats(3), floats(3)),
+    "out": floats(2, 3, 3),
+    "threads": 1,
+}
 MEAN = {"kernel_set": "generic", "x": floats(3, 5), "out": floats(3), "threads": 1}
 BINARY = {
     "kernel_set": "generic",
@@ -57,26 +64,64 @@ NORM_RUNS = {
     "threads": 1,
 }
 CONVOLUTION = {
-    "kernel_set": "generic", "values": floats(2, 3 * 9 * 4), "indices": np.tile(np.arange(3, dtype=np.int32), (2, 1)), "block": 4,
-    "groups": 1, "bias": floats(8), "activation": "relu", "in_shape": (5, 6, 7), "out_shape": (8, 6, 7),
-    "copies": np.array([[0, 0], [0, 1], [0, 2]]), "pad": (1, 1), "stride": (1, 1),
-    "tap_offsets": np.array([(t % 3 * 8 + t // 3) * 7 for t in range(9)]), "band": 6, "plane_rows": 8, "channel_stride": 168,
-    "tile_pixels": 48, "pixels_outside": False,
-}  # fmt: skip
+    "kernel_set": "generic",
+    "dtype": "float32",
+    "values": floats(2, 3 * 9 * 4),
+    "indices": np.tile(np.arange(3, dtype=np.int32), (2, 1)),
+    "block": 4,
+    "groups": 1,
+    "bias": floats(8),
+    "activation": "relu",
+    "in_shape": (5, 6, 7),
+    "out_shape": (8, 6, 7),
+    "copies": np.array([[0, 0], [0, 1], [0, 2]]),
+    "pad": (1, 1),
+    "stride": (1, 1),
+    "tap_offsets": np.array([(t % 3 * 8 + t // 3) * 7 for t in range(9)]),
+    "band": 6,
+    "plane_rows": 8,
+    "channel_stride": 168,
+    "tile_pixels": 48,
+    "pixels_outside": False,
+}
 IN_PLACE = CONVOLUTION | {
-    "values": floats(2, 3 * 4), "copies": np.empty((0, 2), np.intp), "pad": (0, 0), "tap_offsets": np.zeros(1, np.intp),
-    "plane_rows": 6, "channel_stride": 42,
-}  # fmt: skip
+    "values": floats(2, 3 * 4),
+    "copies": np.empty((0, 2), np.intp),
+    "pad": (0, 0),
+    "tap_offsets": np.zeros(1, np.intp),
+    "plane_rows": 6,
+    "channel_stride": 42,
+}
 DEPTHWISE = {
-    "kernel_set": "generic", "values": floats(8, 3, 3), "bias": floats(8), "activation": "relu", "in_size": (6, 7), "out_size": (6, 7),
-    "stride": (1, 1), "dilation": (1, 1), "pad": (1, 1),
-}  # fmt: skip
+    "kernel_set": "generic",
+    "dtype": "float32",
+    "values": floats(8, 3, 3),
+    "bias": floats(8),
+    "activation": "relu",
+    "in_size": (6, 7),
+    "out_size": (6, 7),
+    "stride": (1, 1),
+    "dilation": (1, 1),
+    "pad": (1, 1),
+}
 VECTOR_SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"] and entry["name"] != "generic"]
 WINOGRAD = {
-    "kernel_set": VECTOR_SETS[-1] if VECTOR_SETS else "generic", "size": 2, "values": floats(2, 16 * 3 * 4),
-    "indices": np.tile(np.arange(3, dtype=np.int32), (2, 1)), "block": 4, "groups": 1, "bias": floats(8), "activation": None,
-    "in_shape": (5, 6, 7), "out_shape": (8, 6, 7), "pad": (1, 1), "run": 12, "call_tiles": 12, "pitch": 32,
-}  # fmt: skip
+    "kernel_set": VECTOR_SETS[-1] if VECTOR_SETS else "generic",
+    "dtype": "float32",
+    "size": 2,
+    "values": floats(2, 16 * 3 * 4),
+    "indices": np.tile(np.arange(3, dtype=np.int32), (2, 1)),
+    "block": 4,
+    "groups": 1,
+    "bias": floats(8),
+    "activation": None,
+    "in_shape": (5, 6, 7),
+    "out_shape": (8, 6, 7),
+    "pad": (1, 1),
+    "run": 12,
+    "call_tiles": 12,
+    "pitch": 32,
+}
 
 
 def depthwise(**change):
@@ -100,8 +145,10 @@ def bound(compiled, channels=5, **change):
 
 
 def rows(convolutions=None, outs=None, **change):
-    made = [convolution(values=floats(1, 108), indices=np.arange(3, dtype=np.int32)[None], bias=None,
-                        out_shape=(4, 6, 7)) for _ in range(2)]  # fmt: skip
+    made = [
+        convolution(values=floats(1, 108), indices=np.arange(3, dtype=np.int32)[None], bias=None, out_shape=(4, 6, 7))
+        for _ in range(2)
+    ]
     convolutions, outs = convolutions or made, [floats(1, 4, 6, 7) for _ in range(2)] if outs is None else outs
     arguments = {"x": floats(1, 5, 6, 7), "scratch": floats(made[0].scratch), "threads": 1, "dynamic": False}
     return _kernels.run_rows(convolutions=convolutions, outs=outs, **arguments | change)
@@ -134,67 +181,172 @@ def without(arguments, *names):
 
 
 CASES = {
-    "pool": (_kernels.bind_pool, POOL, [
-        *wrong_arrays(x=POOL["x"], out=POOL["out"]), *wrong_pairs("kernel", "stride", "dilation"),
-        *wrong_pairs("pad", least=0), *wrong_numbers("threads"), ("threads", 4097),
-        *(("counts", c) for c in (3, floats(2, 3), (floats(3),), (floats(2), floats(3)), (floats(3), None))),
-    ]),
+    "pool": (
+        _kernels.bind_pool,
+        POOL,
+        [
+            *wrong_arrays(x=POOL["x"], out=POOL["out"]),
+            *wrong_pairs("kernel", "stride", "dilation"),
+            *wrong_pairs("pad", least=0),
+            *wrong_numbers("threads"),
+            ("threads", 4097),
+            *(("counts", c) for c in (3, floats(2, 3), (floats(3),), (floats(2), floats(3)), (floats(3), None))),
+        ],
+    ),
     "mean": (_kernels.bind_mean, MEAN, [*wrong_arrays(**without(MEAN)), *wrong_numbers("threads")]),
-    "binary": (_kernels.bind_binary, BINARY, [*wrong_arrays(**without(BINARY)), ("b", floats(3, 2)), ("b", floats(1, 5)),
-                                              ("activation", "cube"), ("activation", 3), *wrong_numbers("threads")]),
+    "binary": (
+        _kernels.bind_binary,
+        BINARY,
+        [
+            *wrong_arrays(**without(BINARY)),
+            ("b", floats(3, 2)),
+            ("b", floats(1, 5)),
+            ("activation", "cube"),
+            ("activation", 3),
+            *wrong_numbers("threads"),
+        ],
+    ),
     "activate": (_kernels.bind_activate, ACTIVATE, [*wrong_arrays(**without(ACTIVATE)), ("activation", "cube")]),
     "norm_pixels": (_kernels.bind_norm_pixels, NORM_PIXELS, [*wrong_arrays(**without(NORM_PIXELS)), ("eps", "small")]),
-    "norm_runs": (_kernels.bind_norm_runs, NORM_RUNS, [
-        *((name, value) for name, value in wrong_arrays(**without(NORM_RUNS)) if np.shape(value) != (0, 3)),
-        ("x", floats(4, 7)), ("weight", floats(2, 4)),
-    ]),
-    "convolution": (_kernels.CompiledConvolution, CONVOLUTION, [
-        *wrong_arrays(**without(CONVOLUTION, "copies", "tap_offsets")),
-        *wrong_numbers("block", "groups", "band", "plane_rows", "channel_stride", "tile_pixels"),
-        *wrong_pairs("stride"), *wrong_pairs("pad", least=0), ("block", 3), ("block", 5), ("groups", 2), ("groups", 5),
-        *((name, value) for name in ("in_shape", "out_shape")
-          for value in (None, (1, 2), (0, 6, 7), (5, -6, 7), (2**40, 6, 7), (5, 6, 2**31), (3, 6, 7), (9, 6, 7))
-          if (name, value) != ("in_shape", (9, 6, 7)) and (name, value) != ("in_shape", (3, 6, 7))),
-        ("indices", CONVOLUTION["indices"] + 3), ("indices", CONVOLUTION["indices"] - 1), ("activation", "cube"),
-        ("copies", None), ("copies", np.zeros((3, 3))), ("copies", [[0, 0], [0, 1], [0, -1]]), ("copies", [[0, 2**40]] * 3),
-        ("tap_offsets", np.full(9, 167)), ("tap_offsets", np.full(9, -1)), ("tap_offsets", np.zeros(8)), ("band", 9),
-        ("plane_rows", 5), ("plane_rows", 9), ("channel_stride", 167), ("channel_stride", 2**30), ("copies", [[0, 0]]),
-    ]),
-    "convolution in place": (_kernels.CompiledConvolution, IN_PLACE, [
-        ("out_shape", (8, 6, 8)), ("in_shape", (5, 5, 7)), ("channel_stride", 41), ("tap_offsets", np.ones(1, np.intp)),
-    ]),
-    "depthwise": (_kernels.CompiledDepthwise, DEPTHWISE, [
-        *wrong_arrays(**without(DEPTHWISE)), *wrong_pairs("in_size", "out_size", "stride", "dilation"),
-        *wrong_pairs("pad", least=0), ("activation", "cube"),
-    ]),
-    "bind of a convolution": (lambda **a: bound(convolution(), **a), {}, [
-        *wrong_arrays(x=floats(1, 5, 6, 7), out=floats(1, 8, 6, 7), residual=floats(1, 8, 6, 7), scratch=floats(840)),
-        ("x", floats(2, 5, 6, 7)), ("threads", 2), *wrong_numbers("threads"),
-    ]),
-    "bind of a depthwise one": (lambda **a: bound(depthwise(), 8, **a), {}, [
-        *wrong_arrays(x=floats(1, 8, 6, 7), out=floats(1, 8, 6, 7), residual=floats(1, 8, 6, 7)),
-        ("x", floats(2, 8, 6, 7)), *wrong_numbers("threads"),
-    ]),
-    "both fused": (_kernels.CompiledFusedDepthwise, {"first": convolution(), "second": depthwise(), "band": 6}, [
-        ("first", None), ("first", depthwise()), ("second", None), ("second", convolution()), *wrong_numbers("band"),
-        ("second", depthwise(in_size=(6, 8))), ("second", depthwise(values=floats(7, 3, 3), bias=None)),
-        ("first", convolution(band=3, plane_rows=8)),
-    ]),
-    "rows": (rows, {}, [
-        ("outs", []), ("outs", [floats(1, 4, 6, 7)]), ("outs", [floats(1, 4, 6, 6)] * 2), ("convolutions", [convolution()] * 2),
-        ("convolutions", ["text"] * 2), ("convolutions", [depthwise()] * 2), ("x", floats(2, 5, 6, 7)),
-        ("scratch", floats(839)), ("x", floats(1, 5, 6, 7).astype(np.float64)), *wrong_numbers("threads"),
-    ]),
-}  # fmt: skip
+    "norm_runs": (
+        _kernels.bind_norm_runs,
+        NORM_RUNS,
+        [
+            *((name, value) for name, value in wrong_arrays(**without(NORM_RUNS)) if np.shape(value) != (0, 3)),
+            ("x", floats(4, 7)),
+            ("weight", floats(2, 4)),
+        ],
+    ),
+    "convolution": (
+        _kernels.CompiledConvolution,
+        CONVOLUTION,
+        [
+            *wrong_arrays(**without(CONVOLUTION, "copies", "tap_offsets")),
+            *wrong_numbers("block", "groups", "band", "plane_rows", "channel_stride", "tile_pixels"),
+            *wrong_pairs("stride"),
+            *wrong_pairs("pad", least=0),
+            ("block", 3),
+            ("block", 5),
+            ("groups", 2),
+            ("groups", 5),
+            *(
+                (name, value)
+                for name in ("in_shape", "out_shape")
+                for value in (None, (1, 2), (0, 6, 7), (5, -6, 7), (2**40, 6, 7), (5, 6, 2**31), (3, 6, 7), (9, 6, 7))
+                if (name, value) != ("in_shape", (9, 6, 7)) and (name, value) != ("in_shape", (3, 6, 7))
+            ),
+            ("indices", CONVOLUTION["indices"] + 3),
+            ("indices", CONVOLUTION["indices"] - 1),
+            ("activation", "cube"),
+            ("copies", None),
+            ("copies", np.zeros((3, 3))),
+            ("copies", [[0, 0], [0, 1], [0, -1]]),
+            ("copies", [[0, 2**40]] * 3),
+            ("tap_offsets", np.full(9, 167)),
+            ("tap_offsets", np.full(9, -1)),
+            ("tap_offsets", np.zeros(8)),
+            ("band", 9),
+            ("plane_rows", 5),
+            ("plane_rows", 9),
+            ("channel_stride", 167),
+            ("channel_stride", 2**30),
+            ("copies", [[0, 0]]),
+        ],
+    ),
+    "convolution in place": (
+        _kernels.CompiledConvolution,
+        IN_PLACE,
+        [
+            ("out_shape", (8, 6, 8)),
+            ("in_shape", (5, 5, 7)),
+            ("channel_stride", 41),
+            ("tap_offsets", np.ones(1, np.intp)),
+        ],
+    ),
+    "depthwise": (
+        _kernels.CompiledDepthwise,
+        DEPTHWISE,
+        [
+            *wrong_arrays(**without(DEPTHWISE)),
+            *wrong_pairs("in_size", "out_size", "stride", "dilation"),
+            *wrong_pairs("pad", least=0),
+            ("activation", "cube"),
+        ],
+    ),
+    "bind of a convolution": (
+        lambda **a: bound(convolution(), **a),
+        {},
+        [
+            *wrong_arrays(
+                x=floats(1, 5, 6, 7), out=floats(1, 8, 6, 7), residual=floats(1, 8, 6, 7), scratch=floats(840)
+            ),
+            ("x", floats(2, 5, 6, 7)),
+            ("threads", 2),
+            *wrong_numbers("threads"),
+        ],
+    ),
+    "bind of a depthwise one": (
+        lambda **a: bound(depthwise(), 8, **a),
+        {},
+        [
+            *wrong_arrays(x=floats(1, 8, 6, 7), out=floats(1, 8, 6, 7), residual=floats(1, 8, 6, 7)),
+            ("x", floats(2, 8, 6, 7)),
+            *wrong_numbers("threads"),
+        ],
+    ),
+    "both fused": (
+        _kernels.CompiledFusedDepthwise,
+        {"first": convolution(), "second": depthwise(), "band": 6},
+        [
+            ("first", None),
+            ("first", depthwise()),
+            ("second", None),
+            ("second", convolution()),
+            *wrong_numbers("band"),
+            ("second", depthwise(in_size=(6, 8))),
+            ("second", depthwise(values=floats(7, 3, 3), bias=None)),
+            ("first", convolution(band=3, plane_rows=8)),
+        ],
+    ),
+    "rows": (
+        rows,
+        {},
+        [
+            ("outs", []),
+            ("outs", [floats(1, 4, 6, 7)]),
+            ("outs", [floats(1, 4, 6, 6)] * 2),
+            ("convolutions", [convolution()] * 2),
+            ("convolutions", ["text"] * 2),
+            ("convolutions", [depthwise()] * 2),
+            ("x", floats(2, 5, 6, 7)),
+            ("scratch", floats(839)),
+            ("x", floats(1, 5, 6, 7).astype(np.float64)),
+            *wrong_numbers("threads"),
+        ],
+    ),
+}
 if VECTOR_SETS:
-    CASES["winograd"] = (_kernels.CompiledWinograd, WINOGRAD, [
-        *wrong_arrays(**without(WINOGRAD)), *wrong_numbers("block", "groups", "run", "call_tiles", "pitch", "size"),
-        ("size", 3), ("pitch", 26), ("pitch", 2**30), ("run", 18), ("indices", WINOGRAD["indices"] + 3),
-        *wrong_pairs("pad", least=0), ("out_shape", (12, 6, 7)), ("in_shape", (5, 6)), ("in_shape", (2, 6, 7)),
-    ])  # fmt: skip
+    CASES["winograd"] = (
+        _kernels.CompiledWinograd,
+        WINOGRAD,
+        [
+            *wrong_arrays(**without(WINOGRAD)),
+            *wrong_numbers("block", "groups", "run", "call_tiles", "pitch", "size"),
+            ("size", 3),
+            ("pitch", 26),
+            ("pitch", 2**30),
+            ("run", 18),
+            ("indices", WINOGRAD["indices"] + 3),
+            *wrong_pairs("pad", least=0),
+            ("out_shape", (12, 6, 7)),
+            ("in_shape", (5, 6)),
+            ("in_shape", (2, 6, 7)),
+        ],
+    )
 for _, arguments, changes in CASES.values():
     if "kernel_set" in arguments:
         changes += [("kernel_set", name) for name in ("vliw", 3, "")]
+        changes += [("dtype", name) for name in ("float31", "int32", 3, None)]
 
 
 def refused(call, arguments, name, value):
@@ -226,14 +378,18 @@ def test_outputs_that_cannot_be_written():
         _kernels.bind_activate("generic", floats(5), "relu", frozen, 1)
 
 
-@pytest.mark.parametrize("kind", ["_Pool", "_Mean", "_Binary", "_Activate", "_NormPixels", "_NormRuns", "_Planes", "_Passes"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["_Pool", "_Mean", "_Binary", "_Activate", "_NormPixels", "_NormRuns", "_Planes", "_Passes"]
+)
 def test_calls_that_nothing_is_bound_to(kind):
     call = getattr(_kernels, kind).__new__(getattr(_kernels, kind))
     with contextlib.suppress(ValueError):
         call()
 
 
-@pytest.mark.parametrize("kind", ["CompiledConvolution", "CompiledWinograd", "CompiledDepthwise", "CompiledFusedDepthwise"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["CompiledConvolution", "CompiledWinograd", "CompiledDepthwise", "CompiledFusedDepthwise"]
+)
 def test_objects_that_were_not_made(kind):
     with pytest.raises(TypeError):
         getattr(_kernels, kind).__new__(getattr(_kernels, kind))

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from subp_ext import UniformBlockSparse, _kernels, conv2d
 from subp_ext.convolution import Convolution
+from subp_ext.dtypes import DTYPES
+from subp_ext.geometry import PACKINGS
 from subp_ext.graph import ACTIVATIONS
 
 EPS = float(np.finfo(np.float32).eps)
@@ -241,19 +243,22 @@ def test_the_store_and_the_graph_know_the_same_activations():
     assert _kernels.activations() == ACTIVATIONS
 
 
-def test_every_kernel_of_the_list_has_a_decodable_name_and_a_set():
-    sets = [entry["name"] for entry in _kernels.kernel_sets()]
-    for kernel in _kernels.kernels():
-        tile = f"{kernel['channels']}x{kernel['pixels']}"
-        assert kernel["name"] == f"f32_ubsconv_{tile}__{kernel['set']}" and kernel["set"] in sets
-    for kernel in _kernels.depthwise_kernels():
-        window = f"{kernel['size']}x{kernel['size']}s{kernel['stride']}" if kernel["size"] else "any"
-        assert kernel["name"] == f"f32_dwconv_{window}__{kernel['set']}" and kernel["set"] in sets
-    for kernel in _kernels.winograd_kernels():
-        size = kernel["size"]
-        assert kernel["name"] == f"f32_winograd_{size}x{size}__{kernel['set']}" and kernel["set"] in sets
-    assert _kernels.kernel_name("generic", 1).startswith("f32_ubsconv_1x")
-    assert _kernels.depthwise_name("generic", (3, 3), (1, 1), (1, 1)) == "f32_dwconv_any__generic"
+def test_every_row_has_a_decodable_name_and_a_packing():
+    sets = {entry["name"]: entry for entry in _kernels.kernel_sets()}
+    names = [row["name"] for row in _kernels.rows()]
+    assert len(set(names)) == len(names)
+    for row in _kernels.rows():
+        window = f"{row['size']}x{row['size']}s{row['stride']}" if row["size"] else "any"
+        shape = {
+            "conv2d": f"ubsconv_{row['channels']}x{row['pixels']}",
+            "depthwise": f"dwconv_{window}",
+            "winograd": f"winograd_{row['size']}x{row['size']}",
+        }
+        kind = {"float32": "f32"}.get(row["dtype"], row["dtype"])
+        assert row["name"] == f"{kind}_{shape.get(row['operator'], row['operator'])}__{row['set']}"
+        assert row["features"] == sets[row["set"]]["features"] and row["usable"] == sets[row["set"]]["usable"]
+        assert row["tolerance"] >= 1 and row["interleave"] >= 1 and {row["dtype"], row["weight_dtype"]} <= set(DTYPES)
+        assert (row["packing"] in PACKINGS) == (row["operator"] in shape)
 
 
 def test_same_padding_and_residual_broadcast():

@@ -7,6 +7,9 @@ transforms are written here once more, and checked to be those of a convolution.
 
 from __future__ import annotations
 
+import gc
+from types import FunctionType, ModuleType
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -15,6 +18,7 @@ from test_ext_kernels import EPS, SETS, oracle, random_weight
 
 from subp_ext import Session, _kernels
 from subp_ext.convolution import Convolution, conv2d
+from subp_ext.geometry import Weight
 from subp_ext.graph import Graph, Node, Ref, TensorSpec
 from subp_ext.memory import aligned
 from subp_ext.winograd import KERNEL_TRANSFORMS, Winograd, fits
@@ -36,7 +40,7 @@ OUTPUT = {
     2: np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
     4: np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
 }
-VECTOR_SETS = [name for name in SETS if _kernels.winograd_name(name, 2)]
+VECTOR_SETS = [name for name in SETS if _kernels.choose(name, "winograd", "float32", size=2)]
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -82,7 +86,7 @@ def check(case, zeros, image, seed, extras, kernel_set, size):
         want, bound = np.maximum(want + residual, 0), bound + abs(residual) + abs(bias[:, None, None])
     layer = Convolution(weight, bias, 1, zeros, activation="relu" if extras else None, kernel_set=kernel_set).layer
     assert fits(layer, size)
-    compiled = Winograd(layer, weight.values, size).build(*plane)
+    compiled = Winograd(layer, Weight(weight.values), size).build(*plane)
     results = []
     for threads in (1, 2, 3):
         out = np.full(want.shape, np.nan, np.float32)
@@ -153,6 +157,48 @@ def test_each_layer_of_a_network_takes_what_suits_it():
     assert "winograd_2x2" in ran(256, 14)
     assert "ubsconv" in ran(512, 7)  # four times the weights for four tiles
     assert "ubsconv" in ran(16, 5)
+
+
+def held(root):
+    """Bytes of the float32 arrays of at least 1 KB that an object leads to, whoever owns them."""
+    found, seen, left = {}, set(), [root]
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(each, (type, ModuleType, FunctionType)):
+            continue
+        seen.add(id(each))
+        if isinstance(each, np.ndarray):
+            left.append(each.base)
+            if each.base is None and each.dtype == np.float32 and each.nbytes > 1024:
+                found[id(each)] = each.nbytes
+        else:
+            left += gc.get_referents(each)
+    return sum(found.values())
+
+
+@pytest.mark.skipif(not VECTOR_SETS, reason="no kernel set of this CPU has the transforms")
+@pytest.mark.parametrize("size, algorithm, times", [(56, "winograd_4x4", 4), (7, "ubsconv", 1)])
+def test_weights_are_held_as_often_as_it_says(size, algorithm, times):
+    """The plain values stay while another size may come, and go where none will."""
+    dense = np.random.default_rng(0).standard_normal((128, 128, 3, 3), np.float32)
+    layer, plain = Convolution(dense, None, 1, 1), dense.nbytes
+    small = layer.layer.indices.nbytes
+    assert layer.nbytes == plain + small == held(layer) + small
+    assert algorithm in layer.prepare(size, size).kernel
+    assert layer.nbytes == (1 + times) * plain + small == held(layer) + small
+    x = np.random.default_rng(1).standard_normal((1, 128, size, size), np.float32)
+    want = layer(x)
+    layer.release()
+    assert layer.nbytes == times * plain + small == held(layer) + small
+    np.testing.assert_array_equal(layer(x), want)
+    other = layer(np.ones((1, 128, 20, 20), np.float32))  # by what is there
+    assert algorithm in layer.prepare(20, 20).kernel
+    np.testing.assert_allclose(other, conv2d(np.ones((1, 128, 20, 20), np.float32), dense, padding=1), atol=1e-2)
+
+
+def test_a_layer_that_only_one_algorithm_can_run_is_packed_at_once():
+    layer = Convolution(np.ones((32, 16, 1, 1), np.float32))
+    assert layer.nbytes == 32 * 16 * 4 + layer.layer.indices.nbytes == held(layer) + layer.layer.indices.nbytes
 
 
 @pytest.mark.skipif(not VECTOR_SETS, reason="no kernel set of this CPU has the transforms")

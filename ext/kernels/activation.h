@@ -1,11 +1,20 @@
-/* Activations of the fused store, in plain C so that each kernel file compiles them with its own flags. */
+/* The activations that the store can fuse: their list and their functions, in plain C so that each kernel file compiles
+ * them with its own flags. A new one is a name in the list and a function here; its record in ext/operators names it. */
 #ifndef SUBP_ACTIVATION_H
 #define SUBP_ACTIVATION_H
 
 #include <math.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
+#define SUBP_ACTIVATIONS(ACTIVATION)                                                                              \
+    ACTIVATION(relu) ACTIVATION(relu6) ACTIVATION(silu) ACTIVATION(hardswish) ACTIVATION(hardsigmoid)             \
+    ACTIVATION(sigmoid) ACTIVATION(tanh) ACTIVATION(gelu) ACTIVATION(gelu_tanh) ACTIVATION(mish) ACTIVATION(leaky_relu)
+
+#define SUBP_ACTIVATION(name) SUBP_ACT_##name,
+enum subp_activation { SUBP_ACT_none, SUBP_ACTIVATIONS(SUBP_ACTIVATION) SUBP_ACT_COUNT };
+#undef SUBP_ACTIVATION
 
 /* e^x to about 1 ulp without a branch, so that loops over it vectorise; NaN stays NaN. */
 static inline float subp_exp(float x) {
@@ -52,16 +61,16 @@ static inline float subp_act_mish(float x) { return x * tanhf(x > 20.0f ? x : lo
 static inline float subp_act_leaky_relu(float x) { return x < 0.0f ? 0.01f * x : x; }
 
 static inline void subp_activate(float *x, ptrdiff_t count, int activation) {
-    switch (activation) {
 #define SUBP_ACTIVATION(name)                                                \
     case SUBP_ACT_##name:                                                    \
         for (ptrdiff_t i = 0; i < count; i++) x[i] = subp_act_##name(x[i]); \
         break;
-#include "activations.inc"
-#undef SUBP_ACTIVATION
+    switch (activation) {
+        SUBP_ACTIVATIONS(SUBP_ACTIVATION)
     default:
         break;
     }
+#undef SUBP_ACTIVATION
 }
 
 #endif

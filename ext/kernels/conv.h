@@ -8,7 +8,7 @@
 
 #include "kernels.h"
 
-enum { SUBP_LINE = 16 }; /* floats of a cache line */
+enum { SUBP_LINE = 16 }; /* float32 of a cache line */
 
 typedef struct {
     ptrdiff_t in_channels, height, width; /* of the input */
@@ -16,15 +16,18 @@ typedef struct {
     ptrdiff_t groups, rows, kept, block;
     int32_t taps;
     int activation;
-    subp_halve_fn halve;               /* of the kernel set */
-    const subp_kernel *const *kernels; /* IN those a block row takes, one after the other */
-    const float *values;    /* IN per block row and tile of it [kept][taps][channels of the tile] */
+    ptrdiff_t element, weight_element, out_element; /* bytes of an input, a weight and an output */
+    uint64_t padding;                  /* what stands beyond the edges: bits of an input */
+    subp_halve_fn halve;               /* or NULL */
+    const subp_row *const *kernels; /* IN those a block row takes, one after the other */
+    const void *values;     /* IN per block row and tile of it, as the rows' packing lays them out */
+    ptrdiff_t packed;       /* kept channels with those that fill the last of the kernels' groups of them */
     const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times channel_stride */
     const float *bias;      /* IN [out_channels] or NULL */
 
     /* Planes: copies of a channel in which every tap is a shifted run of pixels. Copy p holds, for y < band_planes
      * and x < out_w, the input at row y * stride_h + copy_rows[p] - pad_top and column x * stride_w + copy_cols[p] -
-     * pad_left, or 0 outside of it. Without copies the taps read the input itself. */
+     * pad_left, or the padding outside of it. Without copies the taps read the input itself. */
     ptrdiff_t copies;
     const ptrdiff_t *copy_rows, *copy_cols; /* IN [copies] */
     ptrdiff_t pad_top, pad_left, stride_h, stride_w;
@@ -42,9 +45,9 @@ typedef struct {
 } subp_conv_parts;
 
 typedef struct {
-    const float *x;        /* IN [batch][in_channels][height][width] */
-    const float *residual; /* IN as out, or NULL */
-    float *out;            /* OUT [batch][out_channels][out_h][out_w] */
+    const void *x;        /* IN [batch][in_channels][height][width] */
+    const void *residual; /* IN as out, or NULL */
+    void *out;            /* OUT [batch][out_channels][out_h][out_w] */
 } subp_conv_arrays;
 
 /* Passes of one image, and channels to fill in a pass. */
@@ -55,13 +58,13 @@ ptrdiff_t subp_conv_fills(const subp_conv *call);
 subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads);
 
 /* One channel of a pass's planes; nothing to do for a convolution without copies. `planes` has room for channel_stride
- * floats of each channel to fill, and what they hold does not matter. */
+ * elements of each channel to fill, and what they hold does not matter. */
 void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                    float *planes);
+                    void *planes);
 void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
-                    const subp_conv_parts *parts, ptrdiff_t part, const float *planes);
+                    const subp_conv_parts *parts, ptrdiff_t part, const void *planes);
 /* A whole pass. */
-void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes);
+void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes);
 
 /* The same for any rows of the output, as many as a band at most, and any place to put them: a channel's planes, and
  * one block row of [channels][rows][out_w], its channels `out_stride` apart and without residual. */
@@ -69,9 +72,9 @@ typedef struct {
     ptrdiff_t image, first_row, rows;
 } subp_rows;
 
-void subp_conv_fill_rows(const subp_conv *call, const float *x, subp_rows rows, ptrdiff_t channel, float *planes);
-void subp_conv_row(const subp_conv *call, const float *x, const float *planes, subp_rows rows, ptrdiff_t row,
-                   float *out, ptrdiff_t out_stride);
+void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t channel, void *planes);
+void subp_conv_row(const subp_conv *call, const void *x, const void *planes, subp_rows rows, ptrdiff_t row,
+                   void *out, ptrdiff_t out_stride);
 
 /* The first output channel of a block row, and how many it has. */
 ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width);

@@ -1,55 +1,88 @@
 #include "cpu.h"
 
-#include <string.h>
+#define SUBP_FEATURE(name, architecture) #name,
+const char *const subp_feature_names[SUBP_FEATURE_COUNT] = {
+#include "features.inc"
+};
+
+/* Architectures, and which this is compiled for. */
+enum { x86, arm, other };
 
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 
-/* __builtin_cpu_supports also asks the operating system whether it saves the registers. */
-#define SUBP_X86_FEATURES(FEATURE)                                                                                \
-    FEATURE(sse2) FEATURE(avx) FEATURE(avx2) FEATURE(fma) FEATURE(avx512f) FEATURE(avx512bw) FEATURE(avx512dq)    \
-    FEATURE(avx512vl) FEATURE(avx512vnni) FEATURE(avx512bf16)
+#include <cpuid.h>
 
-#define FEATURE_NAME(name) #name,
-const char *const subp_cpu_features[] = {SUBP_X86_FEATURES(FEATURE_NAME) 0};
+#define HERE x86
 
-int subp_cpu_has(const char *feature) {
+/* The parts of the register file that the operating system saves. */
+static uint64_t saved_state(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (uint64_t)d << 32 | a;
+}
+
+/* Whether a bit of cpuid's leaf 7 is set: of eax (register 0), ebx, ecx or edx. */
+static int leaf_7(unsigned part, int number, int bit) {
+    unsigned r[4];
+    return __get_cpuid_count(7, part, &r[0], &r[1], &r[2], &r[3]) && r[number] >> bit & 1;
+}
+
+static uint64_t found(void) {
+    uint64_t mask = 0;
     __builtin_cpu_init();
-#define FEATURE_TEST(name) \
-    if (!strcmp(feature, #name)) return __builtin_cpu_supports(#name) != 0;
-    SUBP_X86_FEATURES(FEATURE_TEST)
-    return 0;
+    /* This also asks the operating system whether it saves the registers. */
+#define TEST(name) \
+    if (__builtin_cpu_supports(#name)) mask |= SUBP_HAS(name);
+    TEST(sse2) TEST(avx) TEST(avx2) TEST(fma) TEST(avx512f) TEST(avx512bw) TEST(avx512dq) TEST(avx512vl)
+    TEST(avx512vbmi) TEST(avx512vnni) TEST(avx512bf16)
+    /* Older compilers do not know the names of these. Linux lets a process use AMX only once it has asked for it. */
+    if (mask & SUBP_HAS(avx2) && leaf_7(1, 0, 4)) mask |= SUBP_HAS(avxvnni);
+    if ((saved_state() >> 17 & 3) == 3 && leaf_7(0, 3, 24)) {
+        mask |= SUBP_HAS(amx_tile);
+        if (leaf_7(0, 3, 25)) mask |= SUBP_HAS(amx_int8);
+        if (leaf_7(0, 3, 22)) mask |= SUBP_HAS(amx_bf16);
+    }
+    return mask;
 }
 
 #elif defined(__aarch64__)
 
-/* NEON is part of the architecture; for the rest Linux has one bit each, in words that it hands to every process. */
 #ifdef __linux__
 #include <sys/auxv.h>
-#define SUBP_ARM_FEATURES(FEATURE)                                                                              \
-    FEATURE(fp16, AT_HWCAP, 10) FEATURE(dotprod, AT_HWCAP, 20) FEATURE(sve, AT_HWCAP, 22)                       \
-    FEATURE(sve2, AT_HWCAP2, 1) FEATURE(i8mm, AT_HWCAP2, 13) FEATURE(bf16, AT_HWCAP2, 14)
-#else
-#define SUBP_ARM_FEATURES(FEATURE)
 #endif
 
-#define FEATURE_NAME(name, word, bit) #name,
-const char *const subp_cpu_features[] = {"neon", SUBP_ARM_FEATURES(FEATURE_NAME) 0};
+#define HERE arm
 
-int subp_cpu_has(const char *feature) {
-    if (!strcmp(feature, "neon")) return 1;
-#define FEATURE_TEST(name, word, bit) \
-    if (!strcmp(feature, #name)) return getauxval(word) >> bit & 1;
-    SUBP_ARM_FEATURES(FEATURE_TEST)
-    return 0;
+/* NEON is part of the architecture; for the rest Linux has one bit each, in words that it hands to every process. */
+static uint64_t found(void) {
+    uint64_t mask = SUBP_HAS(neon);
+#ifdef __linux__
+#define TEST(name, word, bit) \
+    if (getauxval(word) >> bit & 1) mask |= SUBP_HAS(name);
+    TEST(fp16, AT_HWCAP, 10)
+    TEST(dotprod, AT_HWCAP, 20)
+    TEST(sve, AT_HWCAP, 22)
+    TEST(sve2, AT_HWCAP2, 1)
+    TEST(i8mm, AT_HWCAP2, 13)
+    TEST(bf16, AT_HWCAP2, 14)
+#endif
+    return mask;
 }
 
 #else
 
-const char *const subp_cpu_features[] = {0};
+#define HERE other
 
-int subp_cpu_has(const char *feature) {
-    (void)feature;
-    return 0;
-}
+static uint64_t found(void) { return 0; }
 
 #endif
+
+uint64_t subp_cpu_known(void) {
+    uint64_t mask = 0;
+#define SUBP_FEATURE(name, architecture) mask |= architecture == HERE ? SUBP_HAS(name) : 0;
+#include "features.inc"
+    return mask;
+}
+
+uint64_t subp_cpu_features(void) { return found(); }

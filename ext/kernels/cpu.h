@@ -2,10 +2,23 @@
 #ifndef SUBP_CPU_H
 #define SUBP_CPU_H
 
-/* 1 if the named feature (one of subp_cpu_features) can be used, else 0. */
-int subp_cpu_has(const char *feature);
+#include <stdint.h>
 
-/* The names subp_cpu_has knows for this architecture, ended by NULL. */
-extern const char *const subp_cpu_features[];
+#define SUBP_FEATURE(name, architecture) SUBP_FEATURE_##name,
+enum subp_feature {
+#include "features.inc"
+    SUBP_FEATURE_COUNT
+};
+
+/* A set of features is a mask of them. */
+#define SUBP_HAS(feature) (1ull << SUBP_FEATURE_##feature)
+
+extern const char *const subp_feature_names[SUBP_FEATURE_COUNT];
+
+/* Those of the architecture that this was compiled for. */
+uint64_t subp_cpu_known(void);
+
+/* Those that can be used here. */
+uint64_t subp_cpu_features(void);
 
 #endif

@@ -1,97 +1,83 @@
 #include "dispatch.h"
 
-#include "cpu.h"
-
-#define SUBP_CONVOLUTION(name, isa, channels, pixels) {#name, SUBP_ISA_##isa, channels, pixels, name},
-const subp_kernel subp_kernel_table[] = {
-#include "kernels.inc"
+#define SUBP_SET(name, needs, features) {#name, needs, features},
+const subp_kernel_set subp_kernel_sets[SUBP_SET_COUNT] = {
+#include "sets.inc"
 };
 
-#define SUBP_DEPTHWISE(name, isa, size, stride) {#name, SUBP_ISA_##isa, size, stride, name},
-const subp_depthwise_kernel subp_depthwise_table[] = {
-#include "kernels.inc"
+#define SUBP_DTYPE(name, type, letter, to_double, from_double) {#name, letter, sizeof(type)},
+const subp_dtype_traits subp_dtypes[SUBP_DTYPE_COUNT] = {
+#include "dtypes.inc"
 };
 
-#define SUBP_WINOGRAD(name, isa, size) {#name, SUBP_ISA_##isa, size, name##_in, name##_out},
-const subp_winograd_kernel subp_winograd_table[] = {
-#include "kernels.inc"
-    {0}, /* a build may have none */
-};
+#define SUBP_OPERATOR(name) #name,
+const char *const subp_operator_names[SUBP_OP_COUNT] = {SUBP_OPERATORS(SUBP_OPERATOR)};
 
-const int subp_kernel_count = sizeof(subp_kernel_table) / sizeof(subp_kernel_table[0]);
-const int subp_depthwise_count = sizeof(subp_depthwise_table) / sizeof(subp_depthwise_table[0]);
-const int subp_winograd_count = sizeof(subp_winograd_table) / sizeof(subp_winograd_table[0]) - 1;
-
-subp_kernel_set subp_kernel_set_at(int isa) {
-    switch (isa) {
-#define SUBP_ISA(set, need, can_run)           \
-    case SUBP_ISA_##set:                       \
-        return (subp_kernel_set){              \
-            .name = #set,                      \
-            .needs = need,                     \
-            .usable = can_run,                 \
-            .peak = subp_peak_##set,           \
-            .peak_flops = subp_peak_flops_##set, \
-            .pool = subp_pool_##set,           \
-            .mean = subp_mean_##set,           \
-            .binary = subp_binary_##set,       \
-            .activate = subp_activate_##set,   \
-            .norm_pixels = subp_norm_pixels_##set, \
-            .norm_run = subp_norm_run_##set,   \
-            .halve = subp_halve_##set,         \
-        };
-#include "isas.inc"
-#undef SUBP_ISA
-    default:
-        return (subp_kernel_set){0};
-    }
-}
-
-const char *subp_activation_name(int activation) {
-    static const char *const names[] = {
-        "none",
 #define SUBP_ACTIVATION(name) #name,
-#include "activations.inc"
-#undef SUBP_ACTIVATION
-    };
-    return names[activation];
+const char *const subp_activation_names[SUBP_ACT_COUNT] = {"none", SUBP_ACTIVATIONS(SUBP_ACTIVATION)};
+
+#define SUBP_SET(name, needs, features) FEATURES_OF_##name = features,
+enum { /* of each set */
+#include "sets.inc"
+};
+
+/* A row's function, or functions, from its name. */
+#define RUN_conv2d(name) name
+#define RUN_depthwise(name) name
+#define RUN_winograd(name) {name##_in, name##_out}
+#define RUN_pool(name) name
+#define RUN_mean(name) name
+#define RUN_binary(name) name
+#define RUN_activate(name) name
+#define RUN_norm_pixels(name) name
+#define RUN_norm_run(name) name
+#define RUN_halve(name) name
+#define RUN_peak(name) name
+
+#define SUBP_ROW(operator, own_name, type, weights, outputs, own_set, tile_channels, tile_pixels, interleaved, packed, \
+                 bound, window_size, window_stride)                                                                  \
+    {.name = #own_name,                                                                                              \
+     .op = SUBP_OP_##operator,                                                                                       \
+     .dtype = SUBP_DTYPE_##type,                                                                                     \
+     .weight_dtype = SUBP_DTYPE_##weights,                                                                           \
+     .out_dtype = SUBP_DTYPE_##outputs,                                                                              \
+     .set = SUBP_SET_##own_set,                                                                                      \
+     .features = FEATURES_OF_##own_set,                                                                              \
+     .channels = tile_channels,                                                                                      \
+     .pixels = tile_pixels,                                                                                          \
+     .interleave = interleaved,                                                                                      \
+     .packing = packed,                                                                                              \
+     .tolerance = bound,                                                                                             \
+     .size = window_size,                                                                                            \
+     .stride = window_stride,                                                                                        \
+     .run = {.operator = RUN_##operator(own_name)}},
+const subp_row subp_row_table[] = {
+#include "dtypes.inc"
+};
+
+const int subp_row_count = sizeof(subp_row_table) / sizeof(subp_row_table[0]);
+
+static int fits_window(const subp_row *row, const subp_window *w) {
+    return !row->size || (w->kernel_h == row->size && w->kernel_w == row->size && w->stride_h == row->stride &&
+                          w->stride_w == row->stride && w->dilation_h == 1 && w->dilation_w == 1);
 }
 
-/* Whether a kernel of one set may stand in for another's. */
-static int serves(enum subp_isa own, enum subp_isa isa) {
-    return own == isa || (own < isa && subp_kernel_set_at(own).usable);
-}
-
-const subp_kernel *subp_find_kernel(enum subp_isa isa, ptrdiff_t channels) {
-    const subp_kernel *best = NULL;
-    for (int i = 0; i < subp_kernel_count; i++) {
-        const subp_kernel *k = &subp_kernel_table[i];
-        if (k->channels > channels || !serves(k->isa, isa)) continue;
-        if (!best || k->isa > best->isa || (k->isa == best->isa && k->channels > best->channels)) best = k;
+int subp_row_fits(const subp_row *row, const subp_request *request) {
+    if (row->op != request->op || row->dtype != request->dtype) return 0;
+    switch (row->op) {
+    case SUBP_OP_conv2d:
+        return row->channels <= request->channels;
+    case SUBP_OP_depthwise:
+        return fits_window(row, request->window);
+    case SUBP_OP_winograd:
+        return row->size == request->size;
+    default:
+        return 1;
     }
-    return best; /* never NULL: the generic set has tiles of one channel */
 }
 
-static int fits(const subp_depthwise_kernel *k, const subp_window *w) {
-    return !k->size || (w->kernel_h == k->size && w->kernel_w == k->size && w->stride_h == k->stride &&
-                        w->stride_w == k->stride && w->dilation_h == 1 && w->dilation_w == 1);
-}
-
-const subp_depthwise_kernel *subp_find_depthwise(enum subp_isa isa, const subp_window *window) {
-    const subp_depthwise_kernel *best = NULL;
-    for (int i = 0; i < subp_depthwise_count; i++) {
-        const subp_depthwise_kernel *k = &subp_depthwise_table[i];
-        if (!fits(k, window) || !serves(k->isa, isa)) continue;
-        if (!best || k->isa > best->isa || (k->isa == best->isa && k->size > best->size)) best = k;
-    }
-    return best; /* never NULL: the generic set has one for any window */
-}
-
-const subp_winograd_kernel *subp_find_winograd(enum subp_isa isa, int32_t size) {
-    const subp_winograd_kernel *best = NULL;
-    for (int i = 0; i < subp_winograd_count; i++) {
-        const subp_winograd_kernel *k = &subp_winograd_table[i];
-        if (k->size == size && serves(k->isa, isa) && (!best || k->isa > best->isa)) best = k;
-    }
-    return best;
+const subp_row *subp_choose(const subp_row *rows, int count, uint64_t features, const subp_request *request) {
+    for (int i = count - 1; i >= 0; i--)
+        if (!(rows[i].features & ~features) && subp_row_fits(&rows[i], request)) return &rows[i];
+    return NULL;
 }

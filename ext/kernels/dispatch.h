@@ -1,43 +1,43 @@
-/* The kernels and kernel sets of this build, and what this CPU can run. */
+/* The rows and kernel sets of this build, and which row runs what. */
 #ifndef SUBP_DISPATCH_H
 #define SUBP_DISPATCH_H
 
+#include "cpu.h"
 #include "kernels.h"
 
 typedef struct {
     const char *name, *needs;
-    int usable; /* on this CPU */
-    float (*peak)(ptrdiff_t rounds, float factor);
-    int peak_flops; /* of one round */
-    void (*pool)(const subp_pool *p, const float *in, float *out, float *row);
-    float (*mean)(const float *in, ptrdiff_t count);
-    void (*binary)(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count, int activation,
-                   float *out);
-    void (*activate)(const float *in, ptrdiff_t count, int activation, float *out);
-    void (*norm_pixels)(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count, const float *weight,
-                        const float *bias, float eps, float *out);
-    void (*norm_run)(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight, const float *bias,
-                     float eps, float *out);
-    subp_halve_fn halve;
+    uint64_t features;
 } subp_kernel_set;
 
-extern const subp_kernel subp_kernel_table[];
-extern const int subp_kernel_count;
-extern const subp_depthwise_kernel subp_depthwise_table[];
-extern const int subp_depthwise_count;
-extern const subp_winograd_kernel subp_winograd_table[];
-extern const int subp_winograd_count;
+extern const subp_kernel_set subp_kernel_sets[SUBP_SET_COUNT];
 
-subp_kernel_set subp_kernel_set_at(int isa);
-const char *subp_activation_name(int activation);
+typedef struct {
+    const char *name, *letter; /* of Python's buffer protocol */
+    ptrdiff_t size;            /* bytes of an element */
+} subp_dtype_traits;
 
-/* The widest tile of at most `channels` output channels: from `isa`, else from the best usable set below it. */
-const subp_kernel *subp_find_kernel(enum subp_isa isa, ptrdiff_t channels);
+extern const subp_dtype_traits subp_dtypes[SUBP_DTYPE_COUNT];
+extern const char *const subp_operator_names[SUBP_OP_COUNT];
+extern const char *const subp_activation_names[SUBP_ACT_COUNT];
 
-/* The kernel made for a window, or else one for any: from `isa`, else from the best usable set below it. */
-const subp_depthwise_kernel *subp_find_depthwise(enum subp_isa isa, const subp_window *window);
+/* All rows, worst first. */
+extern const subp_row subp_row_table[];
+extern const int subp_row_count;
 
-/* The transforms for tiles of this size, as above; NULL if there are none. */
-const subp_winograd_kernel *subp_find_winograd(enum subp_isa isa, int32_t size);
+/* What is to be run. */
+typedef struct {
+    enum subp_operator op;
+    enum subp_dtype dtype;     /* of the activations */
+    ptrdiff_t channels;        /* conv2d: those there are for a tile */
+    const subp_window *window; /* depthwise */
+    ptrdiff_t size;            /* winograd: outputs of a tile along a side */
+} subp_request;
+
+/* Whether a row can run it, on a CPU that has the features. */
+int subp_row_fits(const subp_row *row, const subp_request *request);
+
+/* The last row that fits and needs none but these features; NULL if there is none. */
+const subp_row *subp_choose(const subp_row *rows, int count, uint64_t features, const subp_request *request);
 
 #endif

@@ -13,7 +13,7 @@
         float sum[CHANNELS][PIXELS] = {{0}}, copy[PIXELS] = {0};                                  \
         const float *w = t->values;                                                               \
         for (int32_t k = 0; k < t->kept; k++) {                                                   \
-            const float *plane = t->x + t->channel_offsets[k] + at;                   \
+            const float *plane = (const float *)t->x + t->channel_offsets[k] + at;                \
             for (int32_t tap = 0; tap < t->taps; tap++, w += CHANNELS) {                          \
                 const float *x = plane + t->tap_offsets[tap];                                     \
                 if (count < PIXELS) x = memcpy(copy, x, (size_t)count * sizeof(float));           \
@@ -41,21 +41,20 @@ SUBP_DEFINE_UBSCONV(f32_ubsconv_1x32__generic, 1, 32)
 
 enum { PEAK_CHAINS = 32 };
 
-float subp_peak_generic(ptrdiff_t rounds, float factor) {
+ptrdiff_t f32_peak__generic(ptrdiff_t rounds, float factor) {
     float chains[PEAK_CHAINS];
     for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = (float)i;
     for (ptrdiff_t r = 0; r < rounds; r++)
         for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = chains[i] * factor + factor;
     for (int i = 1; i < PEAK_CHAINS; i++) chains[0] += chains[i];
-    return chains[0];
+    return chains[0] == 0.5f ? 0 : 2 * PEAK_CHAINS; /* never; but the loop is for something */
 }
-const int subp_peak_flops_generic = 2 * PEAK_CHAINS;
 
 SUBP_DEFINE_PLANES(generic)
 SUBP_DEFINE_POOL(generic)
 
-void subp_halve_generic(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
+void f32_halve__generic(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
                         ptrdiff_t out_step) {
     for (ptrdiff_t y = 0; y < rows; y++)
-        for (ptrdiff_t x = 0; x < count; x++) out[y * out_step + x] = in[y * in_step + 2 * x];
+        for (ptrdiff_t x = 0; x < count; x++) ((float *)out)[y * out_step + x] = ((const float *)in)[y * in_step + 2 * x];
 }

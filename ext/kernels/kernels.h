@@ -1,4 +1,6 @@
-/* What every file of the kernels shares: the tile a kernel computes, and the list of kernels.
+/* What every file of the kernels shares: what a kernel of each operator is handed, and the rows of kernels.
+ *
+ * Arrays are of the data type that the kernel's row names; distances are in elements. Biases are float32.
  *
  * A convolution is flat for a kernel: output pixel p and tap t meet at x[tap_offsets[t] + p] of each kept channel,
  * and pixels are one run without gaps. A 1x1 convolution reads its input that way; any other reads planes in which
@@ -9,49 +11,47 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum subp_activation {
-    SUBP_ACT_none,
-#define SUBP_ACTIVATION(name) SUBP_ACT_##name,
-#include "activations.inc"
-#undef SUBP_ACTIVATION
-    SUBP_ACT_COUNT
+#include "activation.h"
+
+#define SUBP_DTYPE(name, type, letter, to_double, from_double) SUBP_DTYPE_##name,
+enum subp_dtype {
+#include "dtypes.inc"
+    SUBP_DTYPE_COUNT
 };
 
-enum subp_isa {
-#define SUBP_ISA(name, needs, usable) SUBP_ISA_##name,
-#include "isas.inc"
-#undef SUBP_ISA
-    SUBP_ISA_COUNT
+#define SUBP_SET(name, needs, features) SUBP_SET_##name,
+enum subp_set {
+#include "sets.inc"
+    SUBP_SET_COUNT
 };
+
+#define SUBP_OPERATORS(OPERATOR)                                                                             \
+    OPERATOR(conv2d) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool) OPERATOR(mean) OPERATOR(binary)   \
+    OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run) OPERATOR(halve) OPERATOR(peak)
+
+#define SUBP_OPERATOR(name) SUBP_OP_##name,
+enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
+#undef SUBP_OPERATOR
 
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
  * Nothing needs room to spare: a kernel reads x[channel_offsets[k] + tap_offsets[t] .. + count), the arrays below in
  * the sizes given and residual where it writes out, and writes nothing but the run. Fetching in advance is no read. */
 typedef struct {
-    const float *x; /* IN first channel of the group, at the run's first pixel */
+    const void *x; /* IN first channel of the group, at the run's first pixel */
     const ptrdiff_t *tap_offsets; /* IN [taps] */
     int32_t taps;
     const int32_t *channel_offsets; /* IN [kept], of the kept channels from x */
     int32_t kept;
-    const float *values; /* IN [kept][taps][channels of the kernel's tile] */
+    const void *values; /* IN as the row's packing lays them out: "tiles" is [kept][taps][channels of the tile] */
     const float *bias;     /* IN [channels] to store, or NULL */
-    const float *residual; /* IN laid out as out and possibly the same memory, or NULL */
-    float *out;            /* OUT first channel, at the run's first pixel */
+    const void *residual; /* IN laid out as out and possibly the same memory, or NULL */
+    void *out;             /* OUT first channel, at the run's first pixel */
     ptrdiff_t out_stride;  /* from one channel to the next */
     ptrdiff_t count;       /* pixels */
     ptrdiff_t ahead;       /* pixels from here to those wanted next, to be fetched in advance; 0 for none */
     int32_t channels;      /* to store: at most those of the kernel's tile */
     int activation;        /* enum subp_activation */
 } subp_tile;
-
-typedef void (*subp_tile_fn)(const subp_tile *);
-
-typedef struct {
-    const char *name;
-    enum subp_isa isa;
-    int32_t channels, pixels;
-    subp_tile_fn run;
-} subp_kernel;
 
 /* Windows over a plane; they may hang over any edge. */
 typedef struct {
@@ -64,27 +64,18 @@ typedef struct {
     const subp_window *window;
     ptrdiff_t count;                 /* of planes */
     ptrdiff_t in_stride, out_stride; /* from one plane to the next */
-    const float *in;       /* IN planes [height][width] */
-    const float *padding;  /* IN [width] zeros */
-    const float *values;   /* IN [count][kernel_h][kernel_w] */
-    const float *bias;     /* IN [count], or NULL */
-    const float *residual; /* IN as out and possibly the same memory, or NULL */
-    float *out;            /* OUT planes [out_h][out_w] */
+    const void *in;       /* IN planes [height][width] */
+    const void *padding;  /* IN [width] zeros */
+    const void *values;   /* IN [count][kernel_h][kernel_w] */
+    const float *bias;    /* IN [count], or NULL */
+    const void *residual; /* IN as out and possibly the same memory, or NULL */
+    void *out;            /* OUT planes [out_h][out_w] */
     int activation;        /* enum subp_activation */
 } subp_depthwise;
 
-typedef void (*subp_depthwise_fn)(const subp_depthwise *);
-
-typedef struct {
-    const char *name;
-    enum subp_isa isa;
-    int32_t size, stride; /* of square windows that are not dilated; 0 for any window */
-    subp_depthwise_fn run;
-} subp_depthwise_kernel;
-
 /* Winograd's transforms of one channel of a 3x3 convolution with stride 1: a run of its tiles of size x size outputs,
  * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side. Vectors are
- * loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK floats, of any content. */
+ * loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK elements, of any content. */
 enum { SUBP_TILE_SLACK = 15 };
 
 typedef struct {
@@ -94,18 +85,6 @@ typedef struct {
     ptrdiff_t position_stride;
 } subp_tiles;
 
-typedef void (*subp_tiles_in_fn)(const subp_tiles *, const float *in, float *out);
-typedef void (*subp_tiles_out_fn)(const subp_tiles *, const float *sums, const float *bias, const float *residual,
-                                  float *out, int activation);
-
-typedef struct {
-    const char *name;
-    enum subp_isa isa;
-    int32_t size;          /* outputs of a tile along a side */
-    subp_tiles_in_fn in;   /* from a plane [height][width] */
-    subp_tiles_out_fn out; /* to a plane [out_h][out_w]: activation(outputs + bias + residual); bias is one or NULL */
-} subp_winograd_kernel;
-
 /* Pooling of a plane. Parts of a window outside of the input count for nothing; an average divides by
  * row_counts[y] * column_counts[x]. */
 typedef struct {
@@ -114,43 +93,79 @@ typedef struct {
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
 
-typedef void (*subp_halve_fn)(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,
-                              ptrdiff_t out_step);
-
-/* The operators beside convolution that each set has. `row` is room for one input row; binary is a + b or a * b with
- * b one number or as many as a; norm_pixels makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
- * channels that are `stride` apart, norm_run one run of channels * pixels numbers, both times weight[c] plus bias[c];
- * halve takes every second number of each row and reads nothing beyond the last it takes. */
 enum { SUBP_NORM_PIXELS = 64 };
-#define SUBP_ISA(name, needs, usable)                                                                           \
-    void subp_pool_##name(const subp_pool *p, const float *in, float *out, float *row);                         \
-    float subp_mean_##name(const float *in, ptrdiff_t count);                                                   \
-    void subp_binary_##name(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,           \
-                            int activation, float *out);                                                        \
-    void subp_activate_##name(const float *in, ptrdiff_t count, int activation, float *out);                    \
-    void subp_norm_pixels_##name(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,        \
-                                 const float *weight, const float *bias, float eps, float *out);                \
-    void subp_norm_run_##name(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,       \
-                              const float *bias, float eps, float *out);                                        \
-    void subp_halve_##name(const float *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, float *out,      \
-                           ptrdiff_t out_step);
-#include "isas.inc"
-#undef SUBP_ISA
 
-/* Per set a loop of nothing but products, subp_peak_flops_* of them in a round: the speed that kernels are measured
- * against. The result has no meaning; |factor| < 1 keeps it finite. */
-#define SUBP_ISA(name, needs, usable)                       \
-    float subp_peak_##name(ptrdiff_t rounds, float factor); \
-    extern const int subp_peak_flops_##name;
-#include "isas.inc"
-#undef SUBP_ISA
+/* The functions of each operator. Of `pool`, row is room for one input row. `binary` is a + b or a * b, with b one number
+ * or as many as a. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over channels that are
+ * `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus bias[c]. `halve` takes every
+ * second element of each row and reads nothing beyond the last it takes. `peak` is a loop of nothing but products, the
+ * speed that kernels are measured against: it returns how many operations a round has; |factor| < 1 keeps it finite. */
+typedef void (*subp_conv2d_fn)(const subp_tile *tile);
+typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);
+typedef struct {
+    void (*in)(const subp_tiles *tiles, const void *in, void *out); /* from a plane [height][width] */
+    /* To a plane [out_h][out_w]: activation(outputs + bias + residual); bias is one or NULL. */
+    void (*out)(const subp_tiles *tiles, const void *sums, const float *bias, const void *residual, void *out,
+                int activation);
+} subp_winograd_fn;
+typedef void (*subp_pool_fn)(const subp_pool *pool, const void *in, void *out, void *row);
+typedef void (*subp_mean_fn)(const void *in, ptrdiff_t count, void *out);
+typedef void (*subp_binary_fn)(int multiply, const void *a, const void *b, int one_b, ptrdiff_t count, int activation,
+                               void *out);
+typedef void (*subp_activate_fn)(const void *in, ptrdiff_t count, int activation, void *out);
+typedef void (*subp_norm_pixels_fn)(const void *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,
+                                    const float *weight, const float *bias, float eps, void *out);
+typedef void (*subp_norm_run_fn)(const void *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,
+                                 const float *bias, float eps, void *out);
+typedef void (*subp_halve_fn)(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
+                              ptrdiff_t out_step);
+typedef ptrdiff_t (*subp_peak_fn)(ptrdiff_t rounds, float factor);
 
-#define SUBP_CONVOLUTION(name, isa, channels, pixels) void name(const subp_tile *);
-#define SUBP_DEPTHWISE(name, isa, size, stride) void name(const subp_depthwise *);
-#define SUBP_WINOGRAD(name, isa, size)                                                                      \
-    void name##_in(const subp_tiles *, const float *in, float *out);                                        \
-    void name##_out(const subp_tiles *, const float *sums, const float *bias, const float *residual, float *out, \
-                    int activation);
-#include "kernels.inc"
+typedef union {
+    subp_conv2d_fn conv2d;
+    subp_depthwise_fn depthwise;
+    subp_winograd_fn winograd;
+    subp_pool_fn pool;
+    subp_mean_fn mean;
+    subp_binary_fn binary;
+    subp_activate_fn activate;
+    subp_norm_pixels_fn norm_pixels;
+    subp_norm_run_fn norm_run;
+    subp_halve_fn halve;
+    subp_peak_fn peak;
+} subp_run_functions;
+
+/* A kernel; what the fields mean is told in the lists. */
+typedef struct {
+    const char *name;
+    enum subp_operator op;
+    enum subp_dtype dtype, weight_dtype, out_dtype;
+    enum subp_set set;
+    uint64_t features; /* of its set */
+    int32_t channels, pixels, interleave;
+    const char *packing;
+    double tolerance;
+    int32_t size, stride;
+    subp_run_functions run; /* the one of its operator */
+} subp_row;
+
+/* The declarations of a row's functions. */
+#define SUBP_DECLARE_conv2d(name) void name(const subp_tile *);
+#define SUBP_DECLARE_depthwise(name) void name(const subp_depthwise *);
+#define SUBP_DECLARE_winograd(name)                                                                          \
+    void name##_in(const subp_tiles *, const void *, void *);                                                \
+    void name##_out(const subp_tiles *, const void *, const float *, const void *, void *, int);
+#define SUBP_DECLARE_pool(name) void name(const subp_pool *, const void *, void *, void *);
+#define SUBP_DECLARE_mean(name) void name(const void *, ptrdiff_t, void *);
+#define SUBP_DECLARE_binary(name) void name(int, const void *, const void *, int, ptrdiff_t, int, void *);
+#define SUBP_DECLARE_activate(name) void name(const void *, ptrdiff_t, int, void *);
+#define SUBP_DECLARE_norm_pixels(name) \
+    void name(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float *, const float *, float, void *);
+#define SUBP_DECLARE_norm_run(name) \
+    void name(const void *, ptrdiff_t, ptrdiff_t, const float *, const float *, float, void *);
+#define SUBP_DECLARE_halve(name) void name(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t);
+#define SUBP_DECLARE_peak(name) ptrdiff_t name(ptrdiff_t, float);
+#define SUBP_ROW(operator, name, ...) SUBP_DECLARE_##operator(name)
+#include "dtypes.inc"
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "activation.h"
 #include "kernels.h"
+#include "shared.h"
 
 /* As NumPy and PyTorch: a NaN in either wins. */
 static inline float subp_max(float a, float b) { return b > a || b != b ? b : a; }
@@ -79,9 +80,10 @@ static inline void subp_depthwise_planes(const subp_depthwise *d) {
         w.height = w.out_h = 1;
     }
     for (ptrdiff_t n = 0; n < d->count; n++)
-        subp_depthwise_plane(&w, d->in + n * d->in_stride, d->values + n * w.kernel_h * w.kernel_w,
-                             d->bias ? d->bias[n] : 0.0f, d->residual ? d->residual + n * d->out_stride : NULL,
-                             d->out + n * d->out_stride, d->activation);
+        subp_depthwise_plane(&w, (const float *)d->in + n * d->in_stride,
+                             (const float *)d->values + n * w.kernel_h * w.kernel_w, d->bias ? d->bias[n] : 0.0f,
+                             d->residual ? (const float *)d->residual + n * d->out_stride : NULL,
+                             (float *)d->out + n * d->out_stride, d->activation);
 }
 
 static inline void subp_pool_plane(const subp_pool *pool, const float *in, float *out, float *row) {
@@ -196,27 +198,27 @@ static inline void subp_binary_run(int multiply, const float *a, const float *b,
     subp_activate(out, count, activation);
 }
 
-#define SUBP_DEFINE_POOL(isa) \
-    void subp_pool_##isa(const subp_pool *p, const float *in, float *out, float *row) { subp_pool_plane(p, in, out, row); }
+#define SUBP_DEFINE_POOL(set) \
+    void f32_pool__##set(const subp_pool *p, const void *in, void *out, void *row) { subp_pool_plane(p, in, out, row); }
 
-#define SUBP_DEFINE_PLANES(isa)                                                                           \
-    void f32_dwconv_any__##isa(const subp_depthwise *d) { subp_depthwise_planes(d); }                     \
-    float subp_mean_##isa(const float *in, ptrdiff_t count) { return subp_mean_run(in, count); }           \
-    void subp_binary_##isa(int multiply, const float *a, const float *b, int one_b, ptrdiff_t count,      \
-                           int activation, float *out) {                                                  \
-        subp_binary_run(multiply, a, b, one_b, count, activation, out);                                   \
-    }                                                                                                     \
-    void subp_norm_pixels_##isa(const float *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,   \
-                                const float *weight, const float *bias, float eps, float *out) {          \
-        subp_norm_tile(in, channels, stride, count, weight, bias, eps, out);                              \
-    }                                                                                                     \
-    void subp_norm_run_##isa(const float *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,  \
-                             const float *bias, float eps, float *out) {                                  \
-        subp_norm_all(in, channels, pixels, weight, bias, eps, out);                                      \
-    }                                                                                                     \
-    void subp_activate_##isa(const float *in, ptrdiff_t count, int activation, float *out) {              \
-        memcpy(out, in, (size_t)count * sizeof(float));                                                   \
-        subp_activate(out, count, activation);                                                            \
+#define SUBP_DEFINE_PLANES(set)                                                                                    \
+    void f32_dwconv_any__##set(const subp_depthwise *d) { subp_depthwise_planes(d); }                              \
+    void f32_mean__##set(const void *in, ptrdiff_t count, void *out) { *(float *)out = subp_mean_run(in, count); } \
+    void f32_binary__##set(int multiply, const void *a, const void *b, int one_b, ptrdiff_t count, int activation, \
+                           void *out) {                                                                            \
+        subp_binary_run(multiply, a, b, one_b, count, activation, out);                                            \
+    }                                                                                                              \
+    void f32_norm_pixels__##set(const void *in, ptrdiff_t channels, ptrdiff_t stride, ptrdiff_t count,             \
+                                const float *weight, const float *bias, float eps, void *out) {                    \
+        subp_norm_tile(in, channels, stride, count, weight, bias, eps, out);                                       \
+    }                                                                                                              \
+    void f32_norm_run__##set(const void *in, ptrdiff_t channels, ptrdiff_t pixels, const float *weight,            \
+                             const float *bias, float eps, void *out) {                                            \
+        subp_norm_all(in, channels, pixels, weight, bias, eps, out);                                               \
+    }                                                                                                              \
+    void f32_activate__##set(const void *in, ptrdiff_t count, int activation, void *out) {                         \
+        memcpy(out, in, (size_t)count * sizeof(float));                                                            \
+        subp_activate(out, count, activation);                                                                     \
     }
 
 #endif

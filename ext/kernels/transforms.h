@@ -3,23 +3,17 @@
  *
  * A vector holds a tile in each lane. Its tiles come from one tile row, or from two where rows are short: each such piece
  * takes an equal share of the lanes, and one lane less than that of tiles, because the last two columns of a tile are
- * the first two of the lane after it. Included after vector.h; the file defines for its ISA, beside what vector.h and
- * window.h ask for: sub; next_lanes of window.h; low_pairs(a, b) and
- * high_pairs(a, b), the lanes of both in turns, from the first half and the second. If its vectors are worth two pieces
- * it defines LANE_ORDER, the type of an order of lanes; close_gap(n) and open_gap(n), the orders in which the second
- * piece follows the first n lanes, and starts at the middle; reorder(a, order). */
+ * the first two of the lane after it. */
+#ifndef SUBP_TRANSFORMS_H
+#define SUBP_TRANSFORMS_H
+
+#include "shared.h"
+#include "vector.h"
 
 enum { MAX_TILE = 4, MAX_SIDE = MAX_TILE + 2 };
 
-#ifdef LANE_ORDER
-enum { MOST_PIECES = 2 };
-#else
-enum { MOST_PIECES = 1 };
-#define LANE_ORDER int
-INLINE int close_gap(int n) { return n; }
-INLINE int open_gap(int n) { return n; }
-INLINE vec reorder(vec a, int order) { return (void)order, a; }
-#endif
+/* Of rows, that a vector may hold. */
+enum { MAX_PIECES = 1 + VF32_HAS_ORDER };
 
 typedef struct {
     ptrdiff_t row, column; /* of its first tile, in tiles */
@@ -34,106 +28,106 @@ INLINE piece piece_at(const subp_tiles *t, ptrdiff_t tile, ptrdiff_t end, int mo
 }
 
 /* The pieces of a vector from tile `done` of a run on; the ones beyond its end are empty. Returns their tiles. */
-INLINE int find_pieces(piece found[MOST_PIECES], const subp_tiles *t, ptrdiff_t done, int pieces) {
+INLINE int find_pieces(piece found[MAX_PIECES], const subp_tiles *t, ptrdiff_t done, int pieces) {
     int tiles = 0;
     UNROLL for (int p = 0; p < pieces; p++) {
-        found[p] = piece_at(t, t->first + done + tiles, t->first + t->count, LANES / pieces - 1);
+        found[p] = piece_at(t, t->first + done + tiles, t->first + t->count, VF32_LANES / pieces - 1);
         tiles += found[p].tiles;
     }
     return tiles;
 }
 
-INLINE int clipped(ptrdiff_t x) { return (int)(x < 0 ? 0 : x > LANES ? LANES : x); }
+INLINE int clipped(ptrdiff_t x) { return (int)subp_clip(x, 0, VF32_LANES); }
 
 /* One dimension of the input's transform: 0, 1, -1, and for tiles of four 2 and -2, are the points. */
-INLINE void transform_inputs(vec d[MAX_SIDE], int size) {
+INLINE void transform_inputs(vf32 d[MAX_SIDE], int size) {
     if (size == 2) {
-        vec first = sub(d[0], d[2]), last = sub(d[1], d[3]), middle = sub(d[2], d[1]);
-        d[1] = add(d[1], d[2]);
+        vf32 first = vf32_sub(d[0], d[2]), last = vf32_sub(d[1], d[3]), middle = vf32_sub(d[2], d[1]);
+        d[1] = vf32_add(d[1], d[2]);
         d[0] = first, d[2] = middle, d[3] = last;
     } else {
-        const vec four = splat(4.0f), two = splat(2.0f), minus_four = splat(-4.0f), minus_five = splat(-5.0f);
-        vec even = madd(minus_four, d[2], d[4]), odd = madd(minus_four, d[1], d[3]);
-        vec far_even = sub(d[4], d[2]), far_odd = sub(d[3], d[1]);
-        d[0] = madd(four, d[0], madd(minus_five, d[2], d[4]));
-        d[5] = madd(four, d[1], madd(minus_five, d[3], d[5]));
-        d[1] = add(even, odd), d[2] = sub(even, odd);
-        d[3] = madd(two, far_odd, far_even), d[4] = madd(splat(-2.0f), far_odd, far_even);
+        const vf32 four = vf32_splat(4.0f), two = vf32_splat(2.0f), minus_four = vf32_splat(-4.0f), minus_five = vf32_splat(-5.0f);
+        vf32 even = vf32_madd(minus_four, d[2], d[4]), odd = vf32_madd(minus_four, d[1], d[3]);
+        vf32 far_even = vf32_sub(d[4], d[2]), far_odd = vf32_sub(d[3], d[1]);
+        d[0] = vf32_madd(four, d[0], vf32_madd(minus_five, d[2], d[4]));
+        d[5] = vf32_madd(four, d[1], vf32_madd(minus_five, d[3], d[5]));
+        d[1] = vf32_add(even, odd), d[2] = vf32_sub(even, odd);
+        d[3] = vf32_madd(two, far_odd, far_even), d[4] = vf32_madd(vf32_splat(-2.0f), far_odd, far_even);
     }
 }
 
-INLINE void transform_outputs(vec y[MAX_TILE], const vec m[MAX_SIDE], int size) {
-    vec even = add(m[1], m[2]), odd = sub(m[1], m[2]);
+INLINE void transform_outputs(vf32 y[MAX_TILE], const vf32 m[MAX_SIDE], int size) {
+    vf32 even = vf32_add(m[1], m[2]), odd = vf32_sub(m[1], m[2]);
     if (size == 2) {
-        y[0] = add(m[0], even), y[1] = sub(odd, m[3]);
+        y[0] = vf32_add(m[0], even), y[1] = vf32_sub(odd, m[3]);
     } else {
-        vec far_even = add(m[3], m[4]), far_odd = sub(m[3], m[4]);
-        y[0] = add(m[0], add(even, far_even));
-        y[1] = madd(splat(2.0f), far_odd, odd);
-        y[2] = madd(splat(4.0f), far_even, even);
-        y[3] = add(madd(splat(8.0f), far_odd, odd), m[5]);
+        vf32 far_even = vf32_add(m[3], m[4]), far_odd = vf32_sub(m[3], m[4]);
+        y[0] = vf32_add(m[0], vf32_add(even, far_even));
+        y[1] = vf32_madd(vf32_splat(2.0f), far_odd, odd);
+        y[2] = vf32_madd(vf32_splat(4.0f), far_even, even);
+        y[3] = vf32_add(vf32_madd(vf32_splat(8.0f), far_odd, odd), m[5]);
     }
 }
 
 /* The columns of tiles from `size` vectors of one row, which hold the tiles of a piece one after the other. */
-INLINE void split_columns(vec d[MAX_SIDE], const vec raw[MAX_TILE], int size) {
+INLINE void unzip_columns(vf32 d[MAX_SIDE], const vf32 raw[MAX_TILE], int size) {
     if (size == 2) {
-        d[0] = evens(raw[0], raw[1]), d[1] = odds(raw[0], raw[1]);
+        d[0] = vf32_unzip_even(raw[0], raw[1]), d[1] = vf32_unzip_odd(raw[0], raw[1]);
     } else {
-        vec even[2] = {evens(raw[0], raw[1]), evens(raw[2], raw[3])};
-        vec odd[2] = {odds(raw[0], raw[1]), odds(raw[2], raw[3])};
-        d[0] = evens(even[0], even[1]), d[2] = odds(even[0], even[1]);
-        d[1] = evens(odd[0], odd[1]), d[3] = odds(odd[0], odd[1]);
+        vf32 even[2] = {vf32_unzip_even(raw[0], raw[1]), vf32_unzip_even(raw[2], raw[3])};
+        vf32 odd[2] = {vf32_unzip_odd(raw[0], raw[1]), vf32_unzip_odd(raw[2], raw[3])};
+        d[0] = vf32_unzip_even(even[0], even[1]), d[2] = vf32_unzip_odd(even[0], even[1]);
+        d[1] = vf32_unzip_even(odd[0], odd[1]), d[3] = vf32_unzip_odd(odd[0], odd[1]);
     }
-    d[size] = next_lanes(d[0], d[0]), d[size + 1] = next_lanes(d[1], d[1]);
+    d[size] = vf32_next(d[0], d[0]), d[size + 1] = vf32_next(d[1], d[1]);
 }
 
-INLINE void join_columns(vec raw[MAX_TILE], const vec y[MAX_TILE], int size) {
+INLINE void zip_columns(vf32 raw[MAX_TILE], const vf32 y[MAX_TILE], int size) {
     if (size == 2) {
-        raw[0] = low_pairs(y[0], y[1]), raw[1] = high_pairs(y[0], y[1]);
+        raw[0] = vf32_zip_low(y[0], y[1]), raw[1] = vf32_zip_high(y[0], y[1]);
     } else {
-        vec even[2] = {low_pairs(y[0], y[2]), high_pairs(y[0], y[2])};
-        vec odd[2] = {low_pairs(y[1], y[3]), high_pairs(y[1], y[3])};
-        raw[0] = low_pairs(even[0], odd[0]), raw[1] = high_pairs(even[0], odd[0]);
-        raw[2] = low_pairs(even[1], odd[1]), raw[3] = high_pairs(even[1], odd[1]);
+        vf32 even[2] = {vf32_zip_low(y[0], y[2]), vf32_zip_high(y[0], y[2])};
+        vf32 odd[2] = {vf32_zip_low(y[1], y[3]), vf32_zip_high(y[1], y[3])};
+        raw[0] = vf32_zip_low(even[0], odd[0]), raw[1] = vf32_zip_high(even[0], odd[0]);
+        raw[2] = vf32_zip_low(even[1], odd[1]), raw[3] = vf32_zip_high(even[1], odd[1]);
     }
 }
 
 INLINE void tiles_in(const subp_tiles *t, const float *in, float *out, int size, int pieces) {
     const int side = size + 2, each = size / pieces; /* vectors of a row of a piece */
     for (ptrdiff_t done = 0; done < t->count;) {
-        piece found[MOST_PIECES];
+        piece found[MAX_PIECES];
         const int tiles = find_pieces(found, t, done, pieces);
-        span inside[MAX_TILE];
+        vf32_span inside[MAX_TILE];
         int whole = 1;
         UNROLL for (int v = 0; v < size; v++) {
             const piece *p = &found[v / each];
-            ptrdiff_t from = p->column * size - t->pad_left + v % each * LANES, end = from + LANES;
-            inside[v] = p->tiles ? between(clipped(-from), clipped(t->width - from)) : between(0, 0);
+            ptrdiff_t from = p->column * size - t->pad_left + v % each * VF32_LANES, end = from + VF32_LANES;
+            inside[v] = p->tiles ? vf32_between(clipped(-from), clipped(t->width - from)) : vf32_between(0, 0);
             whole &= p->tiles && from >= 0 && end <= t->width;
         }
-        vec d[MAX_SIDE][MAX_SIDE];
+        vf32 d[MAX_SIDE][MAX_SIDE];
         UNROLL for (int i = 0; i < side; i++) {
-            vec raw[MAX_TILE];
+            vf32 raw[MAX_TILE];
             UNROLL for (int v = 0; v < size; v++) {
                 const piece *p = &found[v / each];
-                ptrdiff_t y = p->row * size - t->pad_top + i, x = p->column * size - t->pad_left + v % each * LANES;
+                ptrdiff_t y = p->row * size - t->pad_top + i, x = p->column * size - t->pad_left + v % each * VF32_LANES;
                 if (y < 0 || y >= t->height)
-                    raw[v] = splat(0.0f);
+                    raw[v] = vf32_splat(0.0f);
                 else
-                    raw[v] = whole ? load(in + y * t->width + x) : load_span(in + y * t->width + x, inside[v], splat(0.0f));
+                    raw[v] = whole ? vf32_load(in + y * t->width + x) : vf32_load_span(in + y * t->width + x, inside[v], vf32_splat(0.0f));
             }
-            split_columns(d[i], raw, size);
+            unzip_columns(d[i], raw, size);
             transform_inputs(d[i], size);
         }
-        const LANE_ORDER order = close_gap(found[0].tiles);
+        const vf32_order order = vf32_compress(found[0].tiles);
         UNROLL for (int j = 0; j < side; j++) {
-            vec column[MAX_SIDE];
+            vf32 column[MAX_SIDE];
             UNROLL for (int i = 0; i < side; i++) column[i] = d[i][j];
             transform_inputs(column, size);
             UNROLL for (int i = 0; i < side; i++) {
-                if (pieces > 1) column[i] = reorder(column[i], order);
-                store(out + (i * side + j) * t->position_stride + done, column[i]);
+                if (pieces > 1) column[i] = vf32_permute(column[i], order);
+                vf32_store(out + (i * side + j) * t->position_stride + done, column[i]);
             }
         }
         done += tiles;
@@ -143,49 +137,49 @@ INLINE void tiles_in(const subp_tiles *t, const float *in, float *out, int size,
 INLINE void tiles_out(const subp_tiles *t, const float *sums, const float *bias, const float *residual, float *out,
                       int activation, int size, int pieces) {
     const int side = size + 2, each = size / pieces;
-    const vec addend = splat(bias ? *bias : 0.0f);
+    const vf32 addend = vf32_splat(bias ? *bias : 0.0f);
     for (ptrdiff_t done = 0; done < t->count;) {
-        piece found[MOST_PIECES];
+        piece found[MAX_PIECES];
         const int tiles = find_pieces(found, t, done, pieces);
-        const LANE_ORDER order = open_gap(found[0].tiles);
-        vec m[MAX_SIDE][MAX_TILE], y[MAX_TILE][MAX_TILE];
+        const vf32_order order = vf32_expand(found[0].tiles);
+        vf32 m[MAX_SIDE][MAX_TILE], y[MAX_TILE][MAX_TILE];
         UNROLL for (int i = 0; i < side; i++) {
-            vec row[MAX_SIDE];
+            vf32 row[MAX_SIDE];
             UNROLL for (int j = 0; j < side; j++) {
-                row[j] = load(sums + (i * side + j) * t->position_stride + done);
-                if (pieces > 1) row[j] = reorder(row[j], order);
+                row[j] = vf32_load(sums + (i * side + j) * t->position_stride + done);
+                if (pieces > 1) row[j] = vf32_permute(row[j], order);
             }
             transform_outputs(m[i], row, size);
         }
         UNROLL for (int j = 0; j < size; j++) {
-            vec column[MAX_SIDE], results[MAX_TILE];
+            vf32 column[MAX_SIDE], results[MAX_TILE];
             UNROLL for (int i = 0; i < side; i++) column[i] = m[i][j];
             transform_outputs(results, column, size);
             UNROLL for (int i = 0; i < size; i++) y[i][j] = results[i];
         }
         UNROLL for (int i = 0; i < size; i++) {
-            vec raw[MAX_TILE];
-            join_columns(raw, y[i], size);
+            vf32 raw[MAX_TILE];
+            zip_columns(raw, y[i], size);
             UNROLL for (int v = 0; v < size; v++) {
                 const piece *p = &found[v / each];
-                ptrdiff_t row = p->row * size + i, column = p->column * size + v % each * LANES;
+                ptrdiff_t row = p->row * size + i, column = p->column * size + v % each * VF32_LANES;
                 ptrdiff_t end = (p->column + p->tiles) * size, at = row * t->out_w + column;
                 const int count = clipped((end < t->out_w ? end : t->out_w) - column);
                 if (row >= t->out_h || !count) continue;
-                const lanes part = first_lanes(count);
-                vec result = add(raw[v], addend);
-                if (residual) result = add(result, load_part(residual + at, count < LANES, part));
-                if (activation == SUBP_ACT_relu) result = relu(result);
-                if (activation == SUBP_ACT_relu6) result = relu6(result);
-                store_part(out + at, result, count < LANES, part);
-                if (activation > SUBP_ACT_relu6) activate(out + at, count, activation);
+                const vf32_mask part = vf32_first(count);
+                vf32 result = vf32_add(raw[v], addend);
+                if (residual) result = vf32_add(result, load_part(residual + at, count < VF32_LANES, part));
+                if (activation == SUBP_ACT_relu) result = vf32_relu(result);
+                if (activation == SUBP_ACT_relu6) result = vf32_relu6(result);
+                store_part(out + at, result, count < VF32_LANES, part);
+                if (!in_vectors(activation)) activate(out + at, count, activation);
             }
         }
         done += tiles;
     }
 }
 
-#define DEFINE_TRANSFORMS(isa, size)                                                                               \
+#define DEFINE_TRANSFORMS(set, size)                                                                               \
     static NOINLINE void tiles_in_##size(const subp_tiles *t, const float *in, float *out) {                       \
         tiles_in(t, in, out, size, 1);                                                                             \
     }                                                                                                              \
@@ -194,17 +188,19 @@ INLINE void tiles_out(const subp_tiles *t, const float *sums, const float *bias,
         tiles_out(t, sums, bias, residual, out, activation, size, 1);                                              \
     }                                                                                                              \
     static NOINLINE void short_tiles_in_##size(const subp_tiles *t, const float *in, float *out) {                 \
-        tiles_in(t, in, out, size, MOST_PIECES);                                                                   \
+        tiles_in(t, in, out, size, MAX_PIECES);                                                                   \
     }                                                                                                              \
     static NOINLINE void short_tiles_out_##size(const subp_tiles *t, const float *sums, const float *bias,         \
                                                 const float *residual, float *out, int activation) {               \
-        tiles_out(t, sums, bias, residual, out, activation, size, MOST_PIECES);                                    \
+        tiles_out(t, sums, bias, residual, out, activation, size, MAX_PIECES);                                    \
     }                                                                                                              \
-    void f32_winograd_##size##x##size##__##isa##_in(const subp_tiles *t, const float *in, float *out) {            \
-        (t->across < LANES / MOST_PIECES ? short_tiles_in_##size : tiles_in_##size)(t, in, out);                   \
+    void f32_winograd_##size##x##size##__##set##_in(const subp_tiles *t, const void *in, void *out) {              \
+        (t->across < VF32_LANES / MAX_PIECES ? short_tiles_in_##size : tiles_in_##size)(t, in, out);               \
     }                                                                                                              \
-    void f32_winograd_##size##x##size##__##isa##_out(const subp_tiles *t, const float *sums, const float *bias,    \
-                                                     const float *residual, float *out, int activation) {          \
-        (t->across < LANES / MOST_PIECES ? short_tiles_out_##size : tiles_out_##size)(t, sums, bias, residual, out, \
-                                                                                      activation);                 \
+    void f32_winograd_##size##x##size##__##set##_out(const subp_tiles *t, const void *sums, const float *bias,     \
+                                                     const void *residual, void *out, int activation) {            \
+        (t->across < VF32_LANES / MAX_PIECES ? short_tiles_out_##size : tiles_out_##size)(t, sums, bias, residual, \
+                                                                                          out, activation);        \
     }
+
+#endif

@@ -1,12 +1,12 @@
 /* Depthwise convolution and maximum pooling of planes, for every vector ISA: a vector of output columns, several output
  * rows in registers, and of each input row no more than `stride` vectors loaded: the other columns of the windows are those
  * moved by a lane, with one number more. The input is read in place: where a vector hangs over the left or right edge only
- * its lanes inside are loaded, and rows above and below are read from a row of padding. Included after vector.h; the file
- * defines for its ISA, beside what vector.h asks for:
- *   span, some lanes of a vec, and between(from, to), those from <= lane < to, which may be none;
- *   load_span(p, span, fill), the other lanes are those of fill and not read;
- *   odds(a, b), the odd lanes of both; maximum(a, b), of which a NaN wins;
- *   next_lanes(a, b), the lanes of a from the second on, then the first of b. */
+ * its lanes inside are loaded, and rows above and below are read from a row of padding. */
+#ifndef SUBP_WINDOW_H
+#define SUBP_WINDOW_H
+
+#include "planes.h"
+#include "vector.h"
 
 enum { MAX_WINDOW = 7, MAX_ROWS = 8, MAX_EDGES = 8 };
 
@@ -14,7 +14,7 @@ enum { MAX_WINDOW = 7, MAX_ROWS = 8, MAX_EDGES = 8 };
 typedef struct {
     ptrdiff_t column; /* the first */
     int count;
-    span inside[2];        /* of each vector that load_row loads */
+    vf32_span inside[2];        /* of each vector that load_row loads */
     int after[MAX_WINDOW]; /* whether the number for column j of the windows is */
     int all_after, none_after;
 } window_edge;
@@ -37,14 +37,14 @@ typedef struct {
     subp_tile out; /* its rows stand where a convolution has channels */
 } window_block;
 
-INLINE int clip_lane(ptrdiff_t lane) { return (int)(lane < 0 ? 0 : lane < LANES ? lane : LANES); }
+INLINE int clip_lane(ptrdiff_t lane) { return (int)subp_clip(lane, 0, VF32_LANES); }
 
 INLINE void find_edge(window_edge *e, const subp_window *g, ptrdiff_t column, int kernel, int stride) {
-    const ptrdiff_t first = column * stride - g->pad_left, behind = first + stride * LANES;
+    const ptrdiff_t first = column * stride - g->pad_left, behind = first + stride * VF32_LANES;
     e->column = column;
     e->count = clip_lane(g->out_w - column);
     for (int h = 0; h < stride; h++)
-        e->inside[h] = between(clip_lane(-first - h * LANES), clip_lane(g->width - first - h * LANES));
+        e->inside[h] = vf32_between(clip_lane(-first - h * VF32_LANES), clip_lane(g->width - first - h * VF32_LANES));
     e->all_after = e->none_after = 1;
     for (int j = stride; j < kernel; j++) {
         ptrdiff_t at = behind + j - stride;
@@ -56,17 +56,17 @@ INLINE void find_edge(window_edge *e, const subp_window *g, ptrdiff_t column, in
 
 /* Returns 0 where there are more edges than room for them: in planes with more padding than a window reaches. */
 INLINE int find_columns(window_columns *c, const subp_window *g, int kernel, int stride) {
-    ptrdiff_t last = g->width + g->pad_left - kernel + stride - stride * LANES; /* first column times stride of a whole one */
+    ptrdiff_t last = g->width + g->pad_left - kernel + stride - stride * VF32_LANES; /* first column times stride of a whole one */
     c->begin = c->edges = 0;
     while (c->begin < g->out_w && c->begin * stride < g->pad_left) {
         if (c->edges == MAX_EDGES) return 0;
         find_edge(&c->edge[c->edges++], g, c->begin, kernel, stride);
-        c->begin += LANES;
+        c->begin += VF32_LANES;
     }
     c->left = c->edges;
     c->end = c->begin;
-    while (c->end + LANES <= g->out_w && c->end * stride <= last) c->end += LANES;
-    for (ptrdiff_t column = c->end; column < g->out_w; column += LANES) {
+    while (c->end + VF32_LANES <= g->out_w && c->end * stride <= last) c->end += VF32_LANES;
+    for (ptrdiff_t column = c->end; column < g->out_w; column += VF32_LANES) {
         if (c->edges == MAX_EDGES) return 0;
         find_edge(&c->edge[c->edges++], g, column, kernel, stride);
     }
@@ -74,38 +74,38 @@ INLINE int find_columns(window_columns *c, const subp_window *g, int kernel, int
 }
 
 /* The vectors of a row from the first window's first column on, and the numbers behind them. */
-INLINE void load_row(vec raw[MAX_WINDOW], const float *row, const window_edge *edge, int after, int kernel, int stride,
-                     vec fill) {
+INLINE void load_row(vf32 raw[MAX_WINDOW], const float *row, const window_edge *edge, int after, int kernel, int stride,
+                     vf32 fill) {
     UNROLL for (int h = 0; h < stride; h++)
-        raw[h] = edge ? load_span(row + h * LANES, edge->inside[h], fill) : load(row + h * LANES);
+        raw[h] = edge ? vf32_load_span(row + h * VF32_LANES, edge->inside[h], fill) : vf32_load(row + h * VF32_LANES);
     UNROLL for (int j = stride; j < kernel; j++)
-        raw[j] = after == INSIDE || (after == PARTLY && edge->after[j]) ? splat(row[stride * LANES + j - stride]) : fill;
+        raw[j] = after == INSIDE || (after == PARTLY && edge->after[j]) ? vf32_splat(row[stride * VF32_LANES + j - stride]) : fill;
 }
 
 /* The columns of the windows from what load_row found. */
-INLINE void pick_columns(vec x[MAX_WINDOW], const vec raw[MAX_WINDOW], int kernel, int stride) {
-    x[0] = stride == 1 ? raw[0] : evens(raw[0], raw[1]);
-    if (stride == 2) x[1] = odds(raw[0], raw[1]);
-    UNROLL for (int j = stride; j < kernel; j++) x[j] = next_lanes(x[j - stride], raw[j]);
+INLINE void pick_columns(vf32 x[MAX_WINDOW], const vf32 raw[MAX_WINDOW], int kernel, int stride) {
+    x[0] = stride == 1 ? raw[0] : vf32_unzip_even(raw[0], raw[1]);
+    if (stride == 2) x[1] = vf32_unzip_odd(raw[0], raw[1]);
+    UNROLL for (int j = stride; j < kernel; j++) x[j] = vf32_next(x[j - stride], raw[j]);
 }
 
 /* `height` rows of a vector of output columns from `column` on. */
 INLINE void depthwise_block(const window_block *b, const subp_window *g, ptrdiff_t column, int kernel, int stride,
                             int height, const window_edge *edge, int after) {
     const ptrdiff_t first = column * stride - g->pad_left;
-    vec acc[MAX_CHANNELS][MAX_VECTORS];
-    UNROLL for (int r = 0; r < height; r++) acc[r][0] = splat(b->bias);
+    vf32 acc[MAX_CHANNELS][MAX_VECTORS];
+    UNROLL for (int r = 0; r < height; r++) acc[r][0] = vf32_splat(b->bias);
     UNROLL for (int i = 0; i < (height - 1) * stride + kernel; i++) {
-        vec raw[MAX_WINDOW], x[MAX_WINDOW];
-        load_row(raw, b->rows[i] + first, edge, after, kernel, stride, splat(0.0f));
+        vf32 raw[MAX_WINDOW], x[MAX_WINDOW];
+        load_row(raw, b->rows[i] + first, edge, after, kernel, stride, vf32_splat(0.0f));
         pick_columns(x, raw, kernel, stride);
         UNROLL for (int j = 0; j < kernel; j++)
             UNROLL for (int r = 0; r < height; r++) {
                 const int tap = i - r * stride;
-                if (tap >= 0 && tap < kernel) acc[r][0] = madd(splat(b->values[tap * kernel + j]), x[j], acc[r][0]);
+                if (tap >= 0 && tap < kernel) acc[r][0] = vf32_madd(vf32_splat(b->values[tap * kernel + j]), x[j], acc[r][0]);
             }
     }
-    store_block(&b->out, acc, column, height, 1, edge != NULL, first_lanes(edge ? edge->count : LANES));
+    store_block(&b->out, acc, column, height, 1, edge != NULL, vf32_first(edge ? edge->count : VF32_LANES));
 }
 
 INLINE void find_rows(const float *rows[], const subp_window *g, const float *in, const float *padding, ptrdiff_t y,
@@ -137,7 +137,7 @@ typedef void (*depthwise_rows_fn)(window_block *, const subp_window *, const win
                                                                   const window_columns *c) {                        \
         b->out.channels = height;                                                                                   \
         for (int e = 0; e < c->left; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);         \
-        for (ptrdiff_t x = c->begin; x < c->end; x += LANES)                                                        \
+        for (ptrdiff_t x = c->begin; x < c->end; x += VF32_LANES)                                                        \
             depthwise_block(b, g, x, kernel, stride, height, NULL, INSIDE);                                         \
         for (int e = c->left; e < c->edges; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);  \
     }
@@ -152,24 +152,25 @@ INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, in
         return;
     }
     for (ptrdiff_t n = 0; n < d->count; n++) {
-        window_block b = {.values = d->values + n * kernel * kernel, .bias = d->bias ? d->bias[n] : 0.0f};
+        window_block b = {.values = (const float *)d->values + n * kernel * kernel, .bias = d->bias ? d->bias[n] : 0.0f};
         b.out = (subp_tile){.out_stride = g->out_w, .activation = d->activation};
         for (ptrdiff_t y = 0; y < g->out_h;) {
             ptrdiff_t rows = g->out_h - y >= many ? many : g->out_h - y >= 2 ? 2 : 1;
-            find_rows(b.rows, g, d->in + n * d->in_stride, d->padding, y, (int)(rows - 1) * stride + kernel);
-            b.out.out = d->out + n * d->out_stride + y * g->out_w;
-            b.out.residual = d->residual ? d->residual + n * d->out_stride + y * g->out_w : NULL;
+            find_rows(b.rows, g, (const float *)d->in + n * d->in_stride, d->padding, y, (int)(rows - 1) * stride + kernel);
+            const ptrdiff_t to = n * d->out_stride + y * g->out_w;
+            b.out.out = (float *)d->out + to;
+            b.out.residual = d->residual ? (const float *)d->residual + to : NULL;
             (rows == many ? run_many : rows == 2 ? run_2 : run_1)(&b, g, &columns);
             y += rows;
         }
     }
 }
 
-#define DEFINE_DEPTHWISE(isa, kernel, stride, many)                                                                 \
+#define DEFINE_DEPTHWISE(set, kernel, stride, many)                                                                 \
     DEFINE_DEPTHWISE_ROWS(kernel, stride, many)                                                                     \
     DEFINE_DEPTHWISE_ROWS(kernel, stride, 2)                                                                        \
     DEFINE_DEPTHWISE_ROWS(kernel, stride, 1)                                                                        \
-    void f32_dwconv_##kernel##x##kernel##s##stride##__##isa(const subp_depthwise *d) {                              \
+    void f32_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                              \
         depthwise_planes(d, kernel, stride, many, depthwise_##kernel##s##stride##x##many,                           \
                          depthwise_##kernel##s##stride##x2, depthwise_##kernel##s##stride##x1);                     \
     }
@@ -179,15 +180,15 @@ INLINE void maximum_block(const float *const rows[], const subp_window *g, float
                           int stride, const window_edge *edge) {
     const ptrdiff_t first = column * stride - g->pad_left;
     const int after = edge ? PARTLY : INSIDE;
-    vec best[MAX_WINDOW], raw[MAX_WINDOW], x[MAX_WINDOW];
-    load_row(best, rows[0] + first, edge, after, kernel, stride, splat(-INFINITY));
+    vf32 best[MAX_WINDOW], raw[MAX_WINDOW], x[MAX_WINDOW];
+    load_row(best, rows[0] + first, edge, after, kernel, stride, vf32_splat(-INFINITY));
     UNROLL for (int i = 1; i < kernel; i++) {
-        load_row(raw, rows[i] + first, edge, after, kernel, stride, splat(-INFINITY));
-        UNROLL for (int j = 0; j < kernel; j++) best[j] = maximum(best[j], raw[j]);
+        load_row(raw, rows[i] + first, edge, after, kernel, stride, vf32_splat(-INFINITY));
+        UNROLL for (int j = 0; j < kernel; j++) best[j] = vf32_max(best[j], raw[j]);
     }
     pick_columns(x, best, kernel, stride);
-    UNROLL for (int j = 1; j < kernel; j++) x[0] = maximum(x[0], x[j]);
-    store_part(out + column, x[0], edge != NULL, first_lanes(edge ? edge->count : LANES));
+    UNROLL for (int j = 1; j < kernel; j++) x[0] = vf32_max(x[0], x[j]);
+    store_part(out + column, x[0], edge != NULL, vf32_first(edge ? edge->count : VF32_LANES));
 }
 
 INLINE void maximum_plane(const subp_window *g, const window_columns *c, const float *in, const float *padding,
@@ -196,7 +197,7 @@ INLINE void maximum_plane(const subp_window *g, const window_columns *c, const f
     for (ptrdiff_t y = 0; y < g->out_h; y++, out += g->out_w) {
         find_rows(rows, g, in, padding, y, kernel);
         for (int e = 0; e < c->edges; e++) maximum_block(rows, g, out, c->edge[e].column, kernel, stride, &c->edge[e]);
-        for (ptrdiff_t x = c->begin; x < c->end; x += LANES) maximum_block(rows, g, out, x, kernel, stride, NULL);
+        for (ptrdiff_t x = c->begin; x < c->end; x += VF32_LANES) maximum_block(rows, g, out, x, kernel, stride, NULL);
     }
 }
 
@@ -224,5 +225,7 @@ static void pool_plane(const subp_pool *p, const float *in, float *out, float *r
     (g->kernel_h == 3 ? maximum_3s2 : maximum_2s2)(g, &columns, in, row, out);
 }
 
-#define DEFINE_POOL(isa) \
-    void subp_pool_##isa(const subp_pool *p, const float *in, float *out, float *row) { pool_plane(p, in, out, row); }
+#define DEFINE_POOL(set) \
+    void f32_pool__##set(const subp_pool *p, const void *in, void *out, void *row) { pool_plane(p, in, out, row); }
+
+#endif

@@ -1,8 +1,6 @@
 #include "winograd.h"
 
-static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
-
-static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+#include "shared.h"
 
 static ptrdiff_t positions(const subp_winograd *call) {
     ptrdiff_t side = call->transforms->size + 2;
@@ -10,17 +8,17 @@ static ptrdiff_t positions(const subp_winograd *call) {
 }
 
 static ptrdiff_t tiles_of_image(const subp_winograd *call) {
-    return call->tiles.across * ceil_div(call->tiles.out_h, call->transforms->size);
+    return call->tiles.across * subp_ceil_div(call->tiles.out_h, call->transforms->size);
 }
 
-ptrdiff_t subp_winograd_passes(const subp_winograd *call) { return ceil_div(tiles_of_image(call), call->run); }
+ptrdiff_t subp_winograd_passes(const subp_winograd *call) { return subp_ceil_div(tiles_of_image(call), call->run); }
 
 ptrdiff_t subp_winograd_fills(const subp_winograd *call) { return call->in_channels; }
 
 ptrdiff_t subp_winograd_parts(const subp_winograd *call) { return call->rows * call->tiles_of_row; }
 
 /* From position to position of so many channels: an odd number of cache lines, or all positions of a tile would compete
- * for the same few sets of the first cache. */
+ * for the same few sets of the L1 cache. */
 static ptrdiff_t position_stride(const subp_winograd *call, ptrdiff_t channels) {
     ptrdiff_t lines = channels * call->pitch / SUBP_LINE;
     return (lines | 1) * SUBP_LINE;
@@ -38,25 +36,25 @@ ptrdiff_t subp_winograd_sums(const subp_winograd *call) {
 static subp_tiles run_of(const subp_winograd *call, ptrdiff_t pass, ptrdiff_t channels) {
     subp_tiles run = call->tiles;
     run.first = pass % subp_winograd_passes(call) * call->run;
-    run.count = smaller(call->run, tiles_of_image(call) - run.first);
+    run.count = subp_smaller(call->run, tiles_of_image(call) - run.first);
     run.position_stride = position_stride(call, channels);
     return run;
 }
 
 void subp_winograd_fill(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                        float *planes) {
+                        void *planes) {
     const subp_tiles run = run_of(call, pass, call->in_channels);
     const ptrdiff_t image = pass / subp_winograd_passes(call);
-    const float *in = arrays->x + (image * call->in_channels + channel) * run.height * run.width;
-    call->transforms->in(&run, in, planes + channel * call->pitch);
+    const void *in = subp_at(arrays->x, (image * call->in_channels + channel) * run.height * run.width, call->element);
+    call->transforms->run.winograd.in(&run, in, subp_at_out(planes, channel * call->pitch, call->element));
 }
 
 /* The products of a tile of channels with all tiles of the run, position by position. */
-static void multiply(const subp_winograd *call, const subp_tiles *run, const subp_kernel *kernel, ptrdiff_t row,
-                     const float *values, const float *planes, float *sums) {
+static void multiply(const subp_winograd *call, const subp_tiles *run, const subp_row *kernel, ptrdiff_t row,
+                     const void *values, const void *planes, void *sums) {
     static const ptrdiff_t no_offset = 0;
     const ptrdiff_t group = row / (call->rows / call->groups), group_in = call->in_channels / call->groups;
-    const float *x = planes + group * group_in * call->pitch;
+    const void *x = subp_at(planes, group * group_in * call->pitch, call->element);
     subp_tile tile = {
         .tap_offsets = &no_offset,
         .taps = 1,
@@ -69,40 +67,43 @@ static void multiply(const subp_winograd *call, const subp_tiles *run, const sub
     };
     for (ptrdiff_t p = 0; p < positions(call); p++) {
         for (ptrdiff_t at = 0; at < run->count; at += call->call_tiles) {
-            tile.x = x + at;
-            tile.out = sums + at;
-            tile.count = smaller(call->call_tiles, run->count - at);
-            kernel->run(&tile);
+            tile.x = subp_at(x, at, call->element);
+            tile.out = subp_at_out(sums, at, call->element);
+            tile.count = subp_smaller(call->call_tiles, run->count - at);
+            kernel->run.conv2d(&tile);
         }
-        x += position_stride(call, call->in_channels);
-        sums += run->position_stride;
-        tile.values += call->kept * kernel->channels;
+        x = subp_at(x, position_stride(call, call->in_channels), call->element);
+        sums = subp_at_out(sums, run->position_stride, call->element);
+        tile.values = subp_at(tile.values, call->kept * kernel->channels, call->weight_element);
     }
 }
 
 void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
-                        const float *planes, float *sums) {
+                        const void *planes, void *sums) {
     const ptrdiff_t row = part / call->tiles_of_row, number = part % call->tiles_of_row;
     const ptrdiff_t rows_per_group = call->rows / call->groups, group_out = call->out_channels / call->groups;
-    const subp_kernel *kernel = call->kernels[number];
+    const subp_row *kernel = call->kernels[number];
     ptrdiff_t before = 0; /* channels of the block row's earlier tiles */
     for (ptrdiff_t i = 0; i < number; i++) before += call->kernels[i]->channels;
     const ptrdiff_t in_group = row % rows_per_group * call->block + before;
-    const ptrdiff_t channels = smaller(kernel->channels, group_out - in_group); /* a group's last row may be narrower */
+    const ptrdiff_t channels = subp_smaller(kernel->channels, group_out - in_group); /* a group's last row may be narrower */
     if (channels <= 0) return;
     const subp_tiles run = run_of(call, pass, kernel->channels);
-    const float *values = call->values + (row * call->block + before) * call->kept * positions(call);
+    const void *values =
+        subp_at(call->values, (row * call->block + before) * call->kept * positions(call), call->weight_element);
     multiply(call, &run, kernel, row, values, planes, sums);
     const ptrdiff_t image = pass / subp_winograd_passes(call), first = row / rows_per_group * group_out + in_group;
     for (ptrdiff_t c = 0; c < channels; c++) {
         const ptrdiff_t at = (image * call->out_channels + first + c) * run.out_h * run.out_w;
-        call->transforms->out(&run, sums + c * call->pitch, call->bias ? call->bias + first + c : NULL,
-                              arrays->residual ? arrays->residual + at : NULL, arrays->out + at, call->activation);
+        call->transforms->run.winograd.out(&run, subp_at(sums, c * call->pitch, call->element),
+                                           call->bias ? call->bias + first + c : NULL,
+                                           subp_at_if(arrays->residual, at, call->out_element),
+                                           subp_at_out(arrays->out, at, call->out_element), call->activation);
     }
 }
 
-void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes,
-                        float *sums) {
+void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes,
+                        void *sums) {
     for (ptrdiff_t channel = 0; channel < subp_winograd_fills(call); channel++)
         subp_winograd_fill(call, arrays, pass, channel, planes);
     for (ptrdiff_t part = 0; part < subp_winograd_parts(call); part++)

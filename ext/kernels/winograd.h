@@ -12,14 +12,15 @@ typedef struct {
     ptrdiff_t in_channels, out_channels;
     ptrdiff_t groups, rows, kept, block;
     int activation;
-    const subp_kernel *const *kernels; /* IN those a block row takes, one after the other */
+    ptrdiff_t element, weight_element, out_element; /* bytes; a transformed number has those of an input */
+    const subp_row *const *kernels; /* IN those a block row takes, one after the other */
     ptrdiff_t tiles_of_row;            /* and how many */
-    const subp_winograd_kernel *transforms;
+    const subp_row *transforms;
     subp_tiles tiles;       /* of an image; a run is set for each pass */
     ptrdiff_t run;          /* tiles of a pass */
     ptrdiff_t call_tiles;   /* of one call of a kernel */
-    ptrdiff_t pitch;        /* floats from channel to channel at one position: a run and its slack, in whole lines */
-    const float *values;    /* IN per block row and tile of it [positions][kept][channels of the tile] */
+    ptrdiff_t pitch;        /* elements from channel to channel at one position: a run and its slack, in whole lines */
+    const void *values;     /* IN per block row and tile of it [positions][kept][channels of the tile] */
     const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times pitch */
     const float *bias;      /* IN [out_channels] or NULL */
 } subp_winograd;
@@ -29,16 +30,16 @@ ptrdiff_t subp_winograd_passes(const subp_winograd *call);
 ptrdiff_t subp_winograd_fills(const subp_winograd *call);
 ptrdiff_t subp_winograd_parts(const subp_winograd *call);
 
-/* Floats of the planes of a pass, and of the sums of a part. */
+/* Elements of the planes of a pass, and of the sums of a part. */
 ptrdiff_t subp_winograd_planes(const subp_winograd *call);
 ptrdiff_t subp_winograd_sums(const subp_winograd *call);
 
 void subp_winograd_fill(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                        float *planes);
+                        void *planes);
 void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
-                        const float *planes, float *sums);
+                        const void *planes, void *sums);
 /* A whole pass. */
-void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, float *planes,
-                        float *sums);
+void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes,
+                        void *sums);
 
 #endif

@@ -11,8 +11,7 @@ import numpy as np
 
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType
-from subp_ext.geometry import MOST as MAX_SIZE
-from subp_ext.geometry import Layer, resolve_padding
+from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
 from subp_ext.operators.lowering import converted, no_kernel, viewed
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
@@ -21,7 +20,7 @@ from subp_ext.sparse import UniformBlockSparse
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
-    from subp_ext.chain import Chain
+    from subp_ext.fused_depthwise import FusedDepthwise
     from subp_ext.planner import Planner
 
 # Zeros around an input, against its own size and the kernel's extent.
@@ -109,7 +108,7 @@ def _as_pointwise(weight: Array | TypedArray | UniformBlockSparse) -> Any:
 
 
 def lower_conv2d(
-    planner: Planner, op: str, *, packed: Convolution | Chain | None, input: Any, residual: Any = None, **args: Any
+    planner: Planner, op: str, *, packed: Convolution | FusedDepthwise | None, input: Any, residual: Any = None, **args: Any
 ) -> Lowered | Unsupported:
     """One convolution, or two that run as one step."""
     if packed is None:

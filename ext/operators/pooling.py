@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subp_ext.dtypes import Array
-from subp_ext.geometry import MOST as MAX_SIZE
+from subp_ext.geometry import MAX_SIZE
 from subp_ext.operators.arguments import Ints, pair, sizes
 from subp_ext.operators.lowering import bound, kernel_name, no_kernel
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator

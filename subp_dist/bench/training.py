@@ -20,7 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from subp_ext.bench import peak_rss_mb
+from subp_ext.bench.__main__ import peak_rss_mb
 
 from ..blocks import BLOCK_SIZES
 from ..memory import keep_freed_memory

@@ -101,7 +101,7 @@ static void check_outputs(const subp_conv *call, const shape *s, const float *va
                 }
         if (call->bias) add_term(&total, call->bias[channel]);
         if (residual) add_term(&total, residual[at]);
-        check_sum("output", at, out[at], total, call->kept * call->taps, call->activation);
+        check_sum("output", at, out[at], total, call->kept * call->taps, call->activation, call->kernels[0]->tolerance);
     }
 }
 
@@ -128,19 +128,20 @@ static void run_parts(const subp_conv *call, const subp_conv_arrays *arrays, ptr
 
 void check_convolution(int isa) {
     const shape s = random_shape();
-    const subp_kernel *kernels[MAX_KERNELS + 8];
+    const subp_row *kernels[MAX_KERNELS + 8];
     subp_conv call = {
         .in_channels = s.groups * s.group_in, .height = s.size[0], .width = s.size[1],
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]),
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 4, .weight_element = 4, .out_element = 4,
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
-        .halve = subp_kernel_set_at(isa).halve, .kernels = kernels,
+        .halve = choose(isa, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
         .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
     };
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
-        kernels[k] = subp_find_kernel(isa, s.block - n);
+        kernels[k] = choose(isa, SUBP_OP_conv2d, s.block - n);
+    call.packed = call.kept;
     call.band = one_in(2) ? call.out_h : between(1, call.out_h);
     plan_planes(&call, &s);
     const ptrdiff_t pixels = call.band * call.out_w;
@@ -162,7 +163,7 @@ void check_convolution(int isa) {
              isa, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0], s.size[1], s.kernel[0],
              s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1], s.pad[0][0], s.pad[0][1], s.pad[1][0],
              s.pad[1][1], call.band, call.plane_rows, call.channel_stride, parts.row_step, parts.pixel_step,
-             call.tile_pixels, call.pixels_outside, subp_activation_name(call.activation), has_bias, has_residual);
+             call.tile_pixels, call.pixels_outside, subp_activation_names[call.activation], has_bias, has_residual);
 
     const size_t inputs = (size_t)(s.batch * call.in_channels * call.height * call.width);
     const size_t outputs = (size_t)(s.batch * call.out_channels * call.out_h * call.out_w);

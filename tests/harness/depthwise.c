@@ -22,9 +22,10 @@ static subp_window random_window(void) {
                          step[0], step[1], dilation[0], dilation[1], pad[0],    pad[1]};
 }
 
-static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *residual) {
+static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *residual, double tolerance) {
     const subp_window *w = d->window;
-    const float *in = d->in + n * d->in_stride, *values = d->values + n * w->kernel_h * w->kernel_w;
+    const float *in = (const float *)d->in + n * d->in_stride, *out = d->out;
+    const float *values = (const float *)d->values + n * w->kernel_h * w->kernel_w;
     for (ptrdiff_t at = 0; at < w->out_h * w->out_w; at++) {
         sum s = {0, 0};
         for (ptrdiff_t i = 0; i < w->kernel_h; i++)
@@ -36,11 +37,11 @@ static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *resid
             }
         if (d->bias) add_term(&s, d->bias[n]);
         if (residual) add_term(&s, residual[n * d->out_stride + at]);
-        check_sum("output", n * d->out_stride + at, d->out[n * d->out_stride + at], s, w->kernel_h * w->kernel_w,
-                  d->activation);
+        check_sum("output", n * d->out_stride + at, out[n * d->out_stride + at], s, w->kernel_h * w->kernel_w,
+                  d->activation, tolerance);
     }
     for (ptrdiff_t at = w->out_h * w->out_w; n + 1 < d->count && at < d->out_stride; at++) {
-        const float found = d->out[n * d->out_stride + at];
+        const float found = out[n * d->out_stride + at];
         if (found != (residual == NULL || d->residual != d->out ? CANARY : residual[n * d->out_stride + at]))
             fail("output %td, behind plane %td, was written: %g", at, n, found);
     }
@@ -48,10 +49,10 @@ static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *resid
 
 void check_depthwise(int isa) {
     const subp_window w = random_window();
-    const subp_depthwise_kernel *kernel = subp_find_depthwise(isa, &w);
-    for (int i = 0; i < subp_depthwise_count && one_in(3); i++)
-        if (subp_depthwise_table[i].isa == (enum subp_isa)isa && !subp_depthwise_table[i].size)
-            kernel = &subp_depthwise_table[i];
+    const subp_row *kernel = choose_window(isa, &w);
+    for (int i = 0; i < subp_row_count && one_in(3); i++)
+        if (subp_row_table[i].op == SUBP_OP_depthwise && subp_row_table[i].set == (enum subp_set)isa && !subp_row_table[i].size)
+            kernel = &subp_row_table[i];
     const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
     const ptrdiff_t count = one_in(2) ? 1 : between(2, 5);
@@ -61,7 +62,7 @@ void check_depthwise(int isa) {
              "%td,%td out %tdx%td activation %s bias %d residual %d in place %d",
              isa, kernel->name, count, in_stride, out_stride, w.height, w.width, w.kernel_h, w.kernel_w, w.stride_h,
              w.stride_w, w.dilation_h, w.dilation_w, w.pad_top, w.pad_left, w.out_h, w.out_w,
-             subp_activation_name(activation), has_bias, has_residual, in_place);
+             subp_activation_names[activation], has_bias, has_residual, in_place);
     const size_t outputs = (size_t)((count - 1) * out_stride + w.out_h * w.out_w);
     const float *residual = has_residual ? random_floats(outputs) : NULL;
     float *out = exact_floats(outputs, CANARY);
@@ -79,6 +80,6 @@ void check_depthwise(int isa) {
         .out = out,
         .activation = activation,
     };
-    kernel->run(&call);
-    for (ptrdiff_t n = 0; n < count; n++) check_plane(&call, n, residual);
+    kernel->run.depthwise(&call);
+    for (ptrdiff_t n = 0; n < count; n++) check_plane(&call, n, residual, kernel->tolerance);
 }

@@ -21,6 +21,13 @@ float *exact_floats(size_t count, float value); /* all `value` */
 float *random_floats(size_t count);
 void free_buffers(void); /* all of a case */
 
+/* --- elements of any data type --- */
+size_t element_size(enum subp_dtype dtype);
+double element(enum subp_dtype dtype, const void *array, ptrdiff_t i);
+void set_element(enum subp_dtype dtype, void *array, ptrdiff_t i, double value);
+void *exact_elements(enum subp_dtype dtype, size_t count, double value); /* all `value` */
+void *random_elements(enum subp_dtype dtype, size_t count);
+
 /* --- failures --- */
 void describe(const char *format, ...) __attribute__((format(printf, 1, 2))); /* the case, told if it fails */
 void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
@@ -32,23 +39,28 @@ typedef struct {
     double value, size;
 } sum;
 
-void add_product(sum *s, float a, float b);
-void add_term(sum *s, float a);
+void add_product(sum *s, double a, double b);
+void add_term(sum *s, double a);
 double activation_oracle(int activation, double x);
-/* Fails unless `got` is activation(s) up to the rounding of `terms` additions. */
-void check_sum(const char *what, ptrdiff_t at, float got, sum s, ptrdiff_t terms, int activation);
+/* Fails unless `got` is activation(s) up to the rounding of `terms` additions, times the tolerance of a row. */
+void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t terms, int activation, double tolerance);
 /* What a kernel must leave alone: in outputs CANARY, in inputs NaN, which shows in every result it reaches. */
 #define CANARY (-7.25e20f)
 
-/* --- the checks: one case each, of the kernel set `isa` --- */
-void check_tile(int isa, const subp_kernel *kernel);
-void check_convolution(int isa);
-void check_winograd(int isa);
-void check_chain(int isa);
-void check_depthwise(int isa);
-void check_pool(int isa);
-void check_elements(int isa);
-void check_norm(int isa);
-void check_halve(int isa);
+/* --- rows --- */
+/* The row of float32 that forcing a kernel set would choose: `size` is a tile's channels, or its outputs along a side. */
+const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size);
+const subp_row *choose_window(int set, const subp_window *window);
+
+/* --- the checks: one case each, of a kernel set --- */
+void check_tile(int set, const subp_row *kernel);
+void check_convolution(int set);
+void check_winograd(int set);
+void check_fused_depthwise(int set);
+void check_depthwise(int set);
+void check_pool(int set);
+void check_elements(int set);
+void check_norm(int set);
+void check_halve(int set);
 
 #endif

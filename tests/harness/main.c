@@ -21,28 +21,29 @@ int main(int argc, char **argv) {
     }
     const unsigned long long count = number(argv[1]), seed = number(argv[2]);
     catch_faults();
-    static void (*const checks[])(int) = {check_convolution, check_winograd, check_chain, check_depthwise,
+    static void (*const checks[])(int) = {check_convolution, check_winograd, check_fused_depthwise, check_depthwise,
                                          check_pool,        check_elements, check_norm,  check_halve};
-    for (int isa = 0; isa < SUBP_ISA_COUNT; isa++) {
-        const subp_kernel_set set = subp_kernel_set_at(isa);
-        if (!set.usable) {
-            printf("%s: not run, this CPU lacks %s\n", set.name, set.needs);
+    for (int set = 0; set < SUBP_SET_COUNT; set++) {
+        const char *name = subp_kernel_sets[set].name;
+        if (subp_kernel_sets[set].features & ~subp_cpu_features()) {
+            printf("%s: not run, this CPU lacks %s\n", name, subp_kernel_sets[set].needs);
             continue;
         }
         for (unsigned long long i = 0; i < count; i++) {
-            for (int k = 0; k < subp_kernel_count; k++) {
-                if (subp_kernel_table[k].isa != (enum subp_isa)isa) continue;
+            for (int k = 0; k < subp_row_count; k++) {
+                const subp_row *row = &subp_row_table[k];
+                if (row->set != (enum subp_set)set || row->op != SUBP_OP_conv2d) continue;
                 seed_case(seed + i);
-                check_tile(isa, &subp_kernel_table[k]);
+                check_tile(set, row);
                 free_buffers();
             }
             for (size_t c = 0; c < sizeof(checks) / sizeof(checks[0]); c++) {
                 seed_case(seed + i);
-                checks[c](isa);
+                checks[c](set);
                 free_buffers();
             }
         }
-        printf("%s: %llu cases of each kernel and operator, seeds %llu to %llu\n", set.name, count, seed, seed + count - 1);
+        printf("%s: %llu cases of each kernel and operator, seeds %llu to %llu\n", name, count, seed, seed + count - 1);
     }
     return 0;
 }

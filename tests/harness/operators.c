@@ -31,7 +31,7 @@ void check_pool(int isa) {
     float *in = random_floats((size_t)(w->height * w->width)), *row = exact_floats((size_t)w->width, NAN);
     if (one_in(10)) in[between(0, w->height * w->width - 1)] = NAN;
     float *out = exact_floats((size_t)(w->out_h * w->out_w), CANARY);
-    subp_kernel_set_at(isa).pool(&p, in, out, row);
+    choose(isa, SUBP_OP_pool, 0)->run.pool(&p, in, out, row);
     for (ptrdiff_t at = 0; at < w->out_h * w->out_w; at++) {
         const ptrdiff_t y = at / w->out_w, x = at % w->out_w;
         double most = -INFINITY;
@@ -49,7 +49,7 @@ void check_pool(int isa) {
             double divisor = (double)row_counts[y] * column_counts[x];
             s.value /= divisor;
             s.size /= divisor;
-            check_sum("average", at, out[at], s, w->kernel_h * w->kernel_w, SUBP_ACT_none);
+            check_sum("average", at, out[at], s, w->kernel_h * w->kernel_w, SUBP_ACT_none, 1.0);
         } else if (isnan(most) ? !isnan(out[at]) : out[at] != most) {
             fail("maximum %td is %.9g; expected %.9g", at, out[at], most);
         }
@@ -61,31 +61,32 @@ void check_elements(int isa) {
     const int multiply = one_in(2), one_b = one_in(2), activation = one_in(3) ? 0 : (int)between(1, SUBP_ACT_COUNT - 1);
     const float scale = one_in(2) ? 1.0f : (float)between(1, 60); /* up to where activations saturate */
     describe("set %d elements: count %td multiply %d one_b %d activation %s scale %g", isa, count, multiply, one_b,
-             subp_activation_name(activation), scale);
+             subp_activation_names[activation], scale);
     float *a = random_floats((size_t)count), *b = random_floats(one_b ? 1 : (size_t)count);
     for (ptrdiff_t i = 0; i < count; i++) a[i] *= scale;
     if (one_in(10)) a[between(0, count - 1)] = NAN;
     float *out = exact_floats((size_t)count, CANARY);
-    const subp_kernel_set set = subp_kernel_set_at(isa);
 
-    set.binary(multiply, a, b, one_b, count, activation, out);
+    choose(isa, SUBP_OP_binary, 0)->run.binary(multiply, a, b, one_b, count, activation, out);
     for (ptrdiff_t i = 0; i < count; i++) {
         sum s = {0, 0};
         if (multiply)
             add_product(&s, a[i], b[one_b ? 0 : i]);
         else
             add_term(&s, a[i]), add_term(&s, b[one_b ? 0 : i]);
-        check_sum("element", i, out[i], s, 1, activation);
+        check_sum("element", i, out[i], s, 1, activation, 1.0);
     }
-    set.activate(a, count, activation, out);
+    choose(isa, SUBP_OP_activate, 0)->run.activate(a, count, activation, out);
     sum total = {0, 0};
     for (ptrdiff_t i = 0; i < count; i++) {
-        check_sum("activated", i, out[i], (sum){a[i], 0}, 0, activation);
+        check_sum("activated", i, out[i], (sum){a[i], 0}, 0, activation, 1.0);
         add_term(&total, a[i]);
     }
     total.value /= (double)count;
     total.size /= (double)count;
-    check_sum("mean of", count, set.mean(a, count), total, count, SUBP_ACT_none);
+    float mean = CANARY;
+    choose(isa, SUBP_OP_mean, 0)->run.mean(a, count, &mean);
+    check_sum("mean of", count, mean, total, count, SUBP_ACT_none, 1.0);
 }
 
 /* One normalised number. */
@@ -108,7 +109,7 @@ void check_norm(int isa) {
     const float *in = random_floats((size_t)inputs);
     const float *weight = random_floats((size_t)channels), *bias = random_floats((size_t)channels);
     float *out = exact_floats((size_t)inputs, CANARY);
-    subp_kernel_set_at(isa).norm_pixels(in, channels, stride, pixels, weight, bias, eps, out);
+    choose(isa, SUBP_OP_norm_pixels, 0)->run.norm_pixels(in, channels, stride, pixels, weight, bias, eps, out);
     for (ptrdiff_t at = 0; at < inputs; at++) {
         const ptrdiff_t c = at / stride, x = at % stride;
         if (x < pixels)
@@ -119,7 +120,7 @@ void check_norm(int isa) {
     const ptrdiff_t numbers = channels * pixels;
     in = random_floats((size_t)numbers);
     out = exact_floats((size_t)numbers, CANARY);
-    subp_kernel_set_at(isa).norm_run(in, channels, pixels, weight, bias, eps, out);
+    choose(isa, SUBP_OP_norm_run, 0)->run.norm_run(in, channels, pixels, weight, bias, eps, out);
     for (ptrdiff_t at = 0; at < numbers; at++)
         check_normalised(at, out[at], in, at, 1, numbers, weight[at / pixels], bias[at / pixels], eps);
 }
@@ -131,7 +132,7 @@ void check_halve(int isa) {
     describe("set %d halve: rows %td count %td in_step %td out_step %td", isa, rows, count, in_step, out_step);
     const float *in = random_floats((size_t)inputs);
     float *out = exact_floats((size_t)outputs, CANARY);
-    subp_kernel_set_at(isa).halve(in, in_step, rows, count, out, out_step);
+    choose(isa, SUBP_OP_halve, 0)->run.halve(in, in_step, rows, count, out, out_step);
     for (ptrdiff_t at = 0; at < outputs; at++) {
         ptrdiff_t y = at / out_step, x = at % out_step;
         float want = x < count ? in[y * in_step + 2 * x] : CANARY;

@@ -93,6 +93,53 @@ void free_buffers(void) {
     }
 }
 
+/* --- elements --- */
+
+#define SUBP_DTYPE(name, type, letter, to_double, from_double) \
+    case SUBP_DTYPE_##name:                                    \
+        return sizeof(type);
+size_t element_size(enum subp_dtype dtype) {
+    switch (dtype) {
+#include "dtypes.inc"
+    default: fail("data type %d is not known", dtype);
+    }
+}
+
+#define SUBP_DTYPE(name, type, letter, to_double, from_double) \
+    case SUBP_DTYPE_##name: {                                  \
+        const type x = ((const type *)array)[i];               \
+        return to_double;                                      \
+    }
+double element(enum subp_dtype dtype, const void *array, ptrdiff_t i) {
+    switch (dtype) {
+#include "dtypes.inc"
+    default: fail("data type %d is not known", dtype);
+    }
+}
+
+#define SUBP_DTYPE(name, type, letter, to_double, from_double) \
+    case SUBP_DTYPE_##name:                                    \
+        ((type *)array)[i] = from_double;                      \
+        break;
+void set_element(enum subp_dtype dtype, void *array, ptrdiff_t i, double x) {
+    switch (dtype) {
+#include "dtypes.inc"
+    default: fail("data type %d is not known", dtype);
+    }
+}
+
+void *exact_elements(enum subp_dtype dtype, size_t count, double value) {
+    void *array = exact(count * element_size(dtype));
+    for (size_t i = 0; i < count; i++) set_element(dtype, array, (ptrdiff_t)i, value);
+    return array;
+}
+
+void *random_elements(enum subp_dtype dtype, size_t count) {
+    void *array = exact(count * element_size(dtype));
+    for (size_t i = 0; i < count; i++) set_element(dtype, array, (ptrdiff_t)i, normal_like());
+    return array;
+}
+
 /* --- failures --- */
 
 void describe(const char *format, ...) {
@@ -129,14 +176,28 @@ void catch_faults(void) {
 }
 #endif
 
-/* --- oracle --- */
+/* --- rows --- */
 
-void add_product(sum *s, float a, float b) {
-    s->value += (double)a * b;
-    s->size += fabs((double)a * b);
+static const subp_row *choose_row(int set, subp_request request) {
+    return subp_choose(subp_row_table, subp_row_count, subp_kernel_sets[set].features, &request);
 }
 
-void add_term(sum *s, float a) {
+const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size) {
+    return choose_row(set, (subp_request){.op = op, .dtype = SUBP_DTYPE_float32, .channels = size, .size = size});
+}
+
+const subp_row *choose_window(int set, const subp_window *window) {
+    return choose_row(set, (subp_request){.op = SUBP_OP_depthwise, .dtype = SUBP_DTYPE_float32, .window = window});
+}
+
+/* --- oracle --- */
+
+void add_product(sum *s, double a, double b) {
+    s->value += a * b;
+    s->size += fabs(a * b);
+}
+
+void add_term(sum *s, double a) {
     s->value += a;
     s->size += fabs(a);
 }
@@ -157,12 +218,12 @@ double activation_oracle(int activation, double x) {
     case SUBP_ACT_gelu_tanh: return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
     case SUBP_ACT_mish: return x * tanh(x > 30 ? x : log1p(exp(x)));
     case SUBP_ACT_leaky_relu: return x < 0 ? 0.01 * x : x;
-    default: fail("activation %s has no oracle: add it here", subp_activation_name(activation));
+    default: fail("activation %d has no oracle: add it here", activation);
     }
 }
 
-void check_sum(const char *what, ptrdiff_t at, float got, sum s, ptrdiff_t terms, int activation) {
-    const double eps = 1.1920929e-7, slope = 1.5; /* the steepest activation's, hardswish at 3 */
+void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t terms, int activation, double tolerance) {
+    const double eps = 1.1920929e-7 * tolerance, slope = 1.5; /* the steepest activation's, hardswish at 3 */
     double want = activation_oracle(activation, s.value), bound = (double)(terms + 3) * eps * s.size;
     if (activation)
         bound = slope * bound + 8 * eps * fmax(fabs(want), fmin(fabs(s.value), 1)) + 1e-37;

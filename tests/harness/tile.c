@@ -28,7 +28,7 @@ static void random_offsets(ptrdiff_t *offsets, ptrdiff_t count, ptrdiff_t reach)
     for (ptrdiff_t i = 0; i < count; i++) offsets[i] -= least;
 }
 
-void check_tile(int isa, const subp_kernel *kernel) {
+void check_tile(int isa, const subp_row *kernel) {
     const ptrdiff_t count = random_count(kernel->pixels), width = kernel->channels;
     const int32_t taps = random_taps(), kept = (int32_t)between(1, one_in(3) ? 4 : 33);
     const int32_t channels = one_in(2) ? kernel->channels : (int32_t)between(1, width);
@@ -36,7 +36,7 @@ void check_tile(int isa, const subp_kernel *kernel) {
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
     const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3), has_nan = one_in(20);
     describe("set %d %s: count %td taps %d kept %d channels %d out_stride %td activation %s bias %d residual %d in place %d",
-             isa, kernel->name, count, taps, kept, channels, out_stride, subp_activation_name(activation), has_bias,
+             isa, kernel->name, count, taps, kept, channels, out_stride, subp_activation_names[activation], has_bias,
              has_residual, in_place);
 
     ptrdiff_t *tap_offsets = exact(sizeof(ptrdiff_t) * (size_t)taps), *far = exact(sizeof(ptrdiff_t) * (size_t)kept);
@@ -51,47 +51,55 @@ void check_tile(int isa, const subp_kernel *kernel) {
             ptrdiff_t end = channel_offsets[k] + tap_offsets[t] + count;
             size = end > size ? end : size;
         }
-    float *x = exact_floats((size_t)size, NAN);
+    void *x = exact_elements(kernel->dtype, (size_t)size, NAN);
     for (int32_t k = 0; k < kept; k++)
         for (int32_t t = 0; t < taps; t++)
             for (ptrdiff_t i = 0; i < count; i++) {
-                float *to = &x[channel_offsets[k] + tap_offsets[t] + i];
-                if (isnan(*to)) *to = normal_like();
+                const ptrdiff_t to = channel_offsets[k] + tap_offsets[t] + i;
+                if (isnan(element(kernel->dtype, x, to))) set_element(kernel->dtype, x, to, normal_like());
             }
-    if (has_nan) x[channel_offsets[between(0, kept - 1)] + tap_offsets[0] + between(0, count - 1)] = NAN;
-
-    const float *values = random_floats((size_t)kept * (size_t)taps * (size_t)width);
-    const float *bias = has_bias ? random_floats((size_t)channels) : NULL;
-    float *out = exact_floats((size_t)outputs, CANARY), *residual = NULL;
-    if (has_residual) {
-        residual = exact_floats((size_t)outputs, NAN);
-        for (ptrdiff_t c = 0; c < channels; c++)
-            for (ptrdiff_t i = 0; i < count; i++) residual[c * out_stride + i] = normal_like();
+    if (has_nan) {
+        const ptrdiff_t channel = channel_offsets[between(0, kept - 1)];
+        set_element(kernel->dtype, x, channel + tap_offsets[0] + between(0, count - 1), NAN);
     }
-    if (in_place)
+
+    const void *values = random_elements(kernel->weight_dtype, (size_t)kept * (size_t)taps * (size_t)width);
+    const float *bias = has_bias ? random_floats((size_t)channels) : NULL;
+    void *out = exact_elements(kernel->out_dtype, (size_t)outputs, CANARY), *residual = NULL;
+    const double canary = element(kernel->out_dtype, out, 0); /* as the type holds it */
+    if (has_residual) {
+        residual = exact_elements(kernel->out_dtype, (size_t)outputs, NAN);
         for (ptrdiff_t c = 0; c < channels; c++)
-            memcpy(out + c * out_stride, residual + c * out_stride, (size_t)count * sizeof(float));
+            for (ptrdiff_t i = 0; i < count; i++) {
+                const double value = normal_like();
+                set_element(kernel->out_dtype, residual, c * out_stride + i, value);
+                if (in_place) set_element(kernel->out_dtype, out, c * out_stride + i, value);
+            }
+    }
 
     subp_tile tile = {
         .x = x, .tap_offsets = tap_offsets, .taps = taps, .channel_offsets = channel_offsets, .kept = kept,
         .values = values, .bias = bias, .residual = in_place ? out : residual, .out = out, .out_stride = out_stride,
         .count = count, .ahead = one_in(3) ? count : 0, .channels = channels, .activation = activation,
     };
-    kernel->run(&tile);
+    if (strcmp(kernel->packing, "tiles")) fail("packing %s has no oracle: add it here", kernel->packing);
+    kernel->run.conv2d(&tile);
 
     for (ptrdiff_t c = 0; c < channels; c++)
         for (ptrdiff_t i = 0; i < out_stride && c * out_stride + i < outputs; i++) {
             ptrdiff_t at = c * out_stride + i;
             if (i >= count) {
-                if (out[at] != CANARY) fail("output %td, between two channels, was written: %g", at, out[at]);
+                const double found = element(kernel->out_dtype, out, at);
+                if (found != canary) fail("output %td, between two channels, was written: %g", at, found);
                 continue;
             }
             sum s = {0, 0};
             for (ptrdiff_t k = 0; k < kept; k++)
                 for (ptrdiff_t t = 0; t < taps; t++)
-                    add_product(&s, values[(k * taps + t) * width + c], x[channel_offsets[k] + tap_offsets[t] + i]);
+                    add_product(&s, element(kernel->weight_dtype, values, (k * taps + t) * width + c),
+                                element(kernel->dtype, x, channel_offsets[k] + tap_offsets[t] + i));
             if (bias) add_term(&s, bias[c]);
-            if (residual) add_term(&s, residual[at]);
-            check_sum("output", at, out[at], s, kept * taps, activation);
+            if (residual) add_term(&s, element(kernel->out_dtype, residual, at));
+            check_sum("output", at, element(kernel->out_dtype, out, at), s, kept * taps, activation, kernel->tolerance);
         }
 }

@@ -72,7 +72,7 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
         }
         if (call->bias) add_term(&total, call->bias[channel]);
         if (residual) add_term(&total, residual[at]);
-        check_sum("output", at, out[at], total, call->kept + 32, call->activation);
+        check_sum("output", at, out[at], total, call->kept + 32, call->activation, call->transforms->tolerance);
     }
 }
 
@@ -96,22 +96,22 @@ static void run_parts(const subp_winograd *call, const subp_conv_arrays *arrays,
 void check_winograd(int isa) {
     static const ptrdiff_t blocks[] = {1, 2, 4, 8, 16, 32, 64};
     const int size = one_in(2) ? 2 : 4;
-    const subp_winograd_kernel *transforms = subp_find_winograd(isa, size);
+    const subp_row *transforms = choose(isa, SUBP_OP_winograd, size);
     if (!transforms) return; /* portable C has none */
     const ptrdiff_t batch = between(1, 2), groups = one_in(3) ? between(2, 4) : 1;
     const ptrdiff_t group_in = between(1, one_in(4) ? 20 : 9), group_out = between(1, one_in(4) ? 70 : 20);
     const ptrdiff_t block = one_in(4) ? between(1, 70) : blocks[between(0, 6)];
     const ptrdiff_t rows_per_group = (group_out + block - 1) / block;
-    const subp_kernel *kernels[MAX_KERNELS + 8];
+    const subp_row *kernels[MAX_KERNELS + 8];
     subp_winograd call = {
         .in_channels = groups * group_in, .out_channels = groups * group_out,
         .groups = groups, .rows = groups * rows_per_group, .block = block,
         .kept = one_in(3) ? group_in : between(1, group_in),
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
-        .kernels = kernels, .transforms = transforms,
+        .kernels = kernels, .transforms = transforms, .element = 4, .weight_element = 4, .out_element = 4,
     };
     for (ptrdiff_t n = 0; n < block; n += kernels[call.tiles_of_row++]->channels)
-        kernels[call.tiles_of_row] = subp_find_kernel(isa, block - n);
+        kernels[call.tiles_of_row] = choose(isa, SUBP_OP_conv2d, block - n);
     subp_tiles *t = &call.tiles;
     t->pad_top = between(0, 3), t->pad_left = between(0, 3);
     const ptrdiff_t after[] = {between(0, 3), between(0, 3)};
@@ -127,7 +127,7 @@ void check_winograd(int isa) {
              "run %td call_tiles %td pitch %td activation %s bias %d residual %d",
              isa, size, size, batch, groups, group_in, group_out, block, call.kept, t->height, t->width, t->pad_top,
              after[0], t->pad_left, after[1], call.run, call.call_tiles, call.pitch,
-             subp_activation_name(call.activation), has_bias, has_residual);
+             subp_activation_names[call.activation], has_bias, has_residual);
 
     const size_t inputs = (size_t)(batch * call.in_channels * t->height * t->width);
     const size_t outputs = (size_t)(batch * call.out_channels * t->out_h * t->out_w);

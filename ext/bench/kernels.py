@@ -6,9 +6,9 @@ sparsity is worth. Each layer runs alone with its operands in whatever cache the
 pays for moving activations between layers. Every number is the best of many runs, and the layers take turns in
 several rounds: what else a machine is doing comes and goes over seconds, and must not hit one layer alone.
 
-    python -m subp_ext.bench_kernels --shapes resnet50 --prune-rate 0.516 --block-size 16 --threads 1
+    python -m subp_ext.bench.kernels --shapes resnet50 --prune-rate 0.516 --block-size 16 --threads 1
 
-With --balance it compares uniform block rows with rows that keep different numbers of blocks: see bench_balance.
+With --balance it compares uniform block rows with rows that keep different numbers of blocks: see balance.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from subp_ext import bench_balance, runtime
+from subp_ext import runtime
+from subp_ext.bench import balance
 from subp_ext.convolution import Convolution
 from subp_ext.memory import aligned_empty
 from subp_ext.sparse import UniformBlockSparse, block_rows
@@ -209,7 +210,7 @@ def summary(results: Sequence[Result]) -> dict[str, float | None]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m subp_ext.bench_kernels", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m subp_ext.bench.kernels", description=__doc__.split("\n", 1)[0])
     networks = sorted(path.stem for path in SHAPES.glob("*.csv"))
     parser.add_argument("--shapes", default="resnet50", choices=networks, help="network whose layers to run")
     parser.add_argument("--prune-rate", type=float, default=0.516, help="share of blocks pruned, 0 for dense")
@@ -268,12 +269,12 @@ def compare_layers(layers: dict[Layer, int], args: argparse.Namespace) -> dict[s
 
 def compare_balance(layers: dict[Layer, int], args: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints and draws uniform against non-uniform rows; returns what the document says of it."""
-    measured, imbalance = bench_balance.measure(
+    measured, imbalance = balance.measure(
         layers, args, lambda runs: best_in_rounds(runs, args.rounds, args.seconds)[:-1]
     )
-    bench_balance.show(measured, imbalance)
+    balance.show(measured, imbalance)
     if args.plot:
-        bench_balance.plot(measured, imbalance, args.plot)
+        balance.plot(measured, imbalance, args.plot)
     return {
         "balance": [dataclasses.asdict(each) for each in measured],
         "imbalance": [dataclasses.asdict(each) for each in imbalance],

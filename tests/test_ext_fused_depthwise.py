@@ -1,4 +1,4 @@
-"""Convolutions chained with the depthwise one after them, against a float64 oracle on whole numbers.
+"""Convolutions fused with the depthwise one after them, against a float64 oracle on whole numbers.
 
 Small whole numbers are added without rounding in float32, so every result must be equal, however it is cut.
 """
@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ext_kernels import SETS, oracle, random_weight
 
-from subp_ext import Session, chain
-from subp_ext.chain import Chain
+from subp_ext import Session, fused_depthwise
 from subp_ext.convolution import Convolution
 from subp_ext.graph import Graph, Node, Ref, TensorSpec
 from subp_ext.memory import aligned
@@ -81,13 +80,13 @@ def test_any_shape_in_any_bands_is_exact(kernel_set, case):
     want = want if residual is None else want + residual
     want = np.maximum(want, 0) if case["activations"][1] else want
 
-    joined = Chain(
+    joined = fused_depthwise.FusedDepthwise(
         Convolution(weight, biases[0], stride, same, 1, groups, case["activations"][0], kernel_set, winograd=False),
         Convolution(depthwise, biases[1], step, zeros, dilation, outputs, case["activations"][1], kernel_set),
         "between",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "CACHED_ROWS", case["bytes"])
+        patch.setattr(fused_depthwise, "CACHED_ROWS", case["bytes"])
         compiled = joined.build(*x.shape[2:])
     for threads in (1, 2, 3):
         out = np.full(want.shape, np.nan, np.float32)
@@ -128,7 +127,7 @@ def apart(graph, x):
     return [values[spec.name] for spec in graph.outputs]
 
 
-CHAINED = {
+FUSED = {
     "a pair": ([pointwise("x", "a"), depthwise("a", "y")], ("y",), 1),
     "two pairs": ([pointwise("x", "a"), depthwise("a", "b"), pointwise("b", "c"), depthwise("c", "y")], ("y",), 2),
     "a residual of the depthwise one": ([pointwise("x", "a"), depthwise("a", "y", residual=Ref("x"))], ("y",), 1),
@@ -143,9 +142,9 @@ CHAINED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHAINED)
-def test_what_is_chained_and_what_is_not(name):
-    nodes, outputs, chains = CHAINED[name]
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_fused_and_what_is_not(name):
+    nodes, outputs, pairs = FUSED[name]
     rng = np.random.default_rng(0)
     graph = network(rng, *nodes, outputs=outputs)
     x = whole(rng, 2, 16, 14, 14)
@@ -154,7 +153,7 @@ def test_what_is_chained_and_what_is_not(name):
     found = session.run(x)
     for a, b in zip(found if isinstance(found, tuple) else (found,), want, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert sum(" + " in row.kernel for row in session.report().rows) == chains
+    assert sum(" + " in row.kernel for row in session.report().rows) == pairs
 
 
 def test_where_winograd_is_better_the_two_stay_apart():

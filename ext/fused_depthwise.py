@@ -11,11 +11,11 @@ from subp_ext.direct import Direct
 from subp_ext.graph import Node, Ref
 
 # Bytes that a pass works on: what the first convolution reads, and a block row of what is between. They share the
-# second cache with the weights that pass through.
+# L2 cache with the weights that pass through.
 CACHED_ROWS = 1 << 20
 
 
-class Chain:
+class FusedDepthwise:
     """Two convolutions.
 
     Args:
@@ -32,6 +32,11 @@ class Chain:
         """Bytes of packed weights."""
         return self.first.nbytes + self.second.nbytes
 
+    def release(self) -> None:
+        """As `Convolution.release`, of both."""
+        self.first.release()
+        self.second.release()
+
     @property
     def kernel(self) -> str:
         """Names what runs it."""
@@ -39,7 +44,7 @@ class Chain:
         return f"{self.first.algorithms[0].kernel} + {second.kernel}"
 
     def build(self, height: int, width: int) -> Any:
-        """Returns the compiled chain for one size of the input, or None where Winograd's algorithm is better.
+        """Returns what is compiled for one size of the input, or None where Winograd's algorithm is better.
 
         Raises:
             ValueError: a padded input is smaller than the kernel.
@@ -60,12 +65,12 @@ class Chain:
         )
 
 
-def chain_up(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]) -> list[Node]:
+def fuse_depthwise(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]) -> list[Node]:
     """Joins every convolution with the depthwise one that alone reads it.
 
     Args:
         nodes: of a graph.
-        packed: the Convolution of each node that has one, by output; a Chain takes the place of two.
+        packed: the Convolution of each node that has one, by output; a FusedDepthwise takes the place of two.
         outputs: names of the graph's.
 
     Returns:
@@ -82,7 +87,7 @@ def chain_up(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]
         alone = read.count(source.name) == 1 and source.name not in outputs
         if not alone or maker.op != "conv2d" or maker.args.get("residual") is not None:
             continue
-        packed[node.output] = Chain(packed.pop(source.name), second, source.name)
+        packed[node.output] = FusedDepthwise(packed.pop(source.name), second, source.name)
         del made[source.name]
         made[node.output] = Node(node.op, node.output, node.args | {"input": maker.args["input"]})
     return list(made.values())

@@ -1,9 +1,9 @@
-/* A convolution and a depthwise one as a chain, against one after the other. All numbers are small and whole, so that
+/* A convolution and a depthwise one fused, against one after the other. All numbers are small and whole, so that
  * no sum is rounded and the results must be the same bits. */
 #include <math.h>
 #include <string.h>
 
-#include "chain.h"
+#include "fused_depthwise.h"
 #include "convolution.h"
 
 static float *whole_floats(size_t count) {
@@ -35,7 +35,7 @@ static subp_window random_window(const ptrdiff_t size[2]) {
 }
 
 /* One after the other, over `between` as a whole. */
-static void run_apart(const subp_chain *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes) {
+static void run_apart(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes) {
     const subp_conv *first = &call->first;
     const ptrdiff_t channels = first->out_channels, plane = first->out_h * first->out_w;
     float *between = exact_floats((size_t)(batch * channels * plane), CANARY);
@@ -43,7 +43,7 @@ static void run_apart(const subp_chain *call, const subp_conv_arrays *arrays, pt
     for (ptrdiff_t pass = 0; pass < subp_conv_passes(first) * batch; pass++) subp_conv_pass(first, &to, pass, planes);
     for (ptrdiff_t image = 0; image < batch; image++) {
         const ptrdiff_t out_plane = call->window.out_h * call->window.out_w, at = image * channels * out_plane;
-        call->kernel->run(&(subp_depthwise){
+        call->kernel->run.depthwise(&(subp_depthwise){
             .window = &call->window,
             .count = channels,
             .in_stride = plane,
@@ -52,58 +52,60 @@ static void run_apart(const subp_chain *call, const subp_conv_arrays *arrays, pt
             .padding = call->padding,
             .values = call->values,
             .bias = call->bias,
-            .residual = arrays->residual ? arrays->residual + at : NULL,
-            .out = arrays->out + at,
+            .residual = arrays->residual ? (const float *)arrays->residual + at : NULL,
+            .out = (float *)arrays->out + at,
             .activation = call->activation,
         });
     }
 }
 
 /* As threads that share each pass do: fills and parts in any order. */
-static void run_parts(const subp_chain *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes,
+static void run_parts(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes,
                       float *between) {
-    for (ptrdiff_t pass = subp_chain_passes(call) * batch - 1; pass >= 0; pass--) {
+    for (ptrdiff_t pass = subp_fused_depthwise_passes(call) * batch - 1; pass >= 0; pass--) {
         for (ptrdiff_t channel = subp_conv_fills(&call->first) - 1; channel >= 0; channel--)
-            subp_chain_fill(call, arrays, pass, channel, planes);
-        for (ptrdiff_t part = subp_chain_parts(call) - 1; part >= 0; part--)
-            subp_chain_part(call, arrays, pass, part, planes, between);
+            subp_fused_depthwise_fill(call, arrays, pass, channel, planes);
+        for (ptrdiff_t part = subp_fused_depthwise_parts(call) - 1; part >= 0; part--)
+            subp_fused_depthwise_part(call, arrays, pass, part, planes, between);
     }
 }
 
-void check_chain(int isa) {
+void check_fused_depthwise(int isa) {
     const shape s = random_shape();
     const subp_window w = random_window(s.out);
-    const subp_kernel *kernels[MAX_KERNELS + 8];
+    const subp_row *kernels[MAX_KERNELS + 8];
     const ptrdiff_t band = one_in(2) ? w.out_h : between(1, w.out_h);
     const ptrdiff_t seen = (band - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
     const ptrdiff_t rows = seen < w.height ? seen : w.height, pitch = rows * w.width + (one_in(2) ? 0 : between(0, 33));
-    subp_chain call = {
+    subp_fused_depthwise call = {
         .first = {
             .in_channels = s.groups * s.group_in, .height = s.size[0], .width = s.size[1],
             .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
             .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block, .band = rows,
             .kept = one_in(3) ? s.group_in : between(1, s.group_in), .taps = (int32_t)(s.kernel[0] * s.kernel[1]),
-            .activation = exact_activation(), .halve = subp_kernel_set_at(isa).halve, .kernels = kernels,
+            .element = 4, .weight_element = 4, .out_element = 4,
+            .activation = exact_activation(), .halve = choose(isa, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
             .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
             .pixels_outside = one_in(2),
         },
-        .window = w, .kernel = subp_find_depthwise(isa, &w), .padding = exact_floats((size_t)w.width, 0.0f),
+        .window = w, .kernel = choose_window(isa, &w), .padding = exact_floats((size_t)w.width, 0.0f),
         .activation = exact_activation(), .band = band, .pitch = pitch,
     };
     subp_conv *first = &call.first;
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
-        kernels[k] = subp_find_kernel(isa, s.block - n);
+        kernels[k] = choose(isa, SUBP_OP_conv2d, s.block - n);
+    first->packed = first->kept;
     plan_planes(first, &s);
     first->tile_pixels = between(1, one_in(2) ? 60 : rows * w.width);
     const int has_bias = !one_in(3), has_residual = one_in(2);
-    describe("set %d chain: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel %tdx%td stride "
+    describe("set %d fused: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel %tdx%td stride "
              "%tdx%td pad %td,%td between %tdx%td tile %td, then %s kernel %tdx%td stride %tdx%td dilation %tdx%td pad "
              "%td,%td out %tdx%td band %td pitch %td activations %s, %s bias %d residual %d",
              isa, s.batch, s.groups, s.group_in, s.group_out, s.block, first->kept, s.size[0], s.size[1], s.kernel[0],
              s.kernel[1], s.stride[0], s.stride[1], s.pad[0][0], s.pad[1][0], w.height, w.width, first->tile_pixels,
              call.kernel->name, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.pad_top,
-             w.pad_left, w.out_h, w.out_w, band, pitch, subp_activation_name(first->activation),
-             subp_activation_name(call.activation), has_bias, has_residual);
+             w.pad_left, w.out_h, w.out_w, band, pitch, subp_activation_names[first->activation],
+             subp_activation_names[call.activation], has_bias, has_residual);
 
     const size_t channels = (size_t)first->out_channels, outputs = (size_t)s.batch * channels * (size_t)(w.out_h * w.out_w);
     choose_channels(first);
@@ -121,8 +123,8 @@ void check_chain(int isa) {
     };
     run_apart(&call, &arrays, s.batch, planes);
     arrays.out = out;
-    for (ptrdiff_t pass = 0; pass < subp_chain_passes(&call) * s.batch; pass++)
-        subp_chain_pass(&call, &arrays, pass, planes, between);
+    for (ptrdiff_t pass = 0; pass < subp_fused_depthwise_passes(&call) * s.batch; pass++)
+        subp_fused_depthwise_pass(&call, &arrays, pass, planes, between);
     for (size_t i = 0; i < outputs; i++)
         if (out[i] != want[i]) fail("output %zu is %g; one after the other gives %g", i, out[i], want[i]);
     arrays.out = again;

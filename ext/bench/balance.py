@@ -25,7 +25,7 @@ from subp_ext.memory import aligned, aligned_empty
 from subp_ext.sparse import UniformBlockSparse
 
 if TYPE_CHECKING:
-    from subp_ext.bench_kernels import Layer
+    from subp_ext.bench.kernels import Layer
 
 # Standard deviation of the logarithm of a filter's norm.
 SPREAD = 0.3

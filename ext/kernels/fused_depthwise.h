@@ -1,0 +1,37 @@
+/* A convolution and the depthwise one that alone reads it, as one piece of work: what is between them stays in the
+ * cache.
+ *
+ * A pass is a band of the last output's rows of one image. It fills planes as the first convolution does, then each
+ * part computes one block row of the first on the rows that its windows see, into memory of its own, and the second
+ * from there. Rows that two bands see are computed for both. Who does which piece changes no bit of the result. */
+#ifndef SUBP_FUSED_DEPTHWISE_H
+#define SUBP_FUSED_DEPTHWISE_H
+
+#include "conv.h"
+
+typedef struct {
+    subp_conv first;    /* its band is the most rows that a pass sees */
+    subp_window window; /* of the second, over whole planes */
+    const subp_row *kernel;
+    const void *values;   /* IN [out_channels][kernel_h][kernel_w] of the second */
+    const float *bias;    /* IN [out_channels] of the second, or NULL */
+    const void *padding;  /* IN [width] zeros */
+    int activation;       /* of the second */
+    ptrdiff_t band;       /* output rows of a pass */
+    ptrdiff_t pitch;      /* elements from channel to channel between the two */
+} subp_fused_depthwise;
+
+/* Passes of one image, and parts of a pass. Channels to fill are those of the first. */
+ptrdiff_t subp_fused_depthwise_passes(const subp_fused_depthwise *call);
+ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call);
+
+void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
+                     void *planes);
+/* `between` has room for a block's channels, `pitch` elements each. */
+void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
+                     const void *planes, void *between);
+/* A whole pass. */
+void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes,
+                     void *between);
+
+#endif
