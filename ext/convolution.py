@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.direct import Depthwise, Direct
+from subp_ext.dtypes import DTYPES
 from subp_ext.geometry import Layer, Weight, pair, resolve_padding
 from subp_ext.memory import aligned_empty, scratch
 from subp_ext.sparse import UniformBlockSparse
@@ -149,19 +151,20 @@ class Convolution:
         threads: int | None = None,
         empty: Callable[[Sequence[int]], np.ndarray] = aligned_empty,
     ) -> np.ndarray:
-        """Returns activation(conv(x) + bias + residual), `[B, O, Ho, Wo]` float32.
+        """Returns activation(conv(x) + bias + residual), `[B, O, Ho, Wo]` in the storage of the layer's data type.
 
         Args:
-            x: `[B, I, H, W]`, cast to float32.
+            x: `[B, I, H, W]`, cast to that storage.
             residual: `[B, O, Ho, Wo]` or broadcastable to it.
-            out: where to write: C-contiguous float32 of the output's shape. It must not overlap `x`.
+            out: where to write: C-contiguous of that type and the output's shape. It must not overlap `x`.
             threads: see `runtime.thread_count`. Any number gives the same bits.
-            empty: makes the output where `out` is None.
+            empty: makes the output where `out` is None and float32.
 
         Raises:
             ValueError: shapes that do not fit.
         """
-        x = np.ascontiguousarray(x, np.float32)
+        storage = DTYPES[self.layer.dtype].storage
+        x = np.ascontiguousarray(x, storage)
         channels = self.layer.channels
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"input has shape {x.shape}; expected [B, {channels}, H, W] with no empty dimension")
@@ -169,14 +172,14 @@ class Convolution:
         compiled, out_size, _ = self.prepare(*x.shape[2:])
         shape = (x.shape[0], self.layer.shape[0], *out_size)
         if out is None:
-            out = empty(shape)
-        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise ValueError(f"out is {out.dtype} {out.shape}; expected C-contiguous float32 {shape}")
+            out = empty(shape) if storage == np.float32 else np.empty(shape, storage)
+        elif out.shape != shape or out.dtype != storage or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}; expected C-contiguous {storage} {shape}")
         elif np.may_share_memory(out, x):
             raise ValueError("out overlaps the input, which is still read while out is written; pass another array")
         if residual is not None:
             try:
-                residual = np.ascontiguousarray(np.broadcast_to(residual, shape), np.float32)
+                residual = np.ascontiguousarray(np.broadcast_to(residual, shape), storage)
             except ValueError as error:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
         compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
@@ -191,7 +194,7 @@ def _activations_of(weight_dtype: str) -> str:
     """
     rows = [row for row in runtime.kernels().rows() if row["operator"] == "conv2d"]
     for row in rows:
-        if row["weight_dtype"] == weight_dtype:
+        if row["weight_dtype"] == weight_dtype and row["usable"]:
             return row["dtype"]
     known = ", ".join(dict.fromkeys(row["weight_dtype"] for row in rows))
     raise ValueError(f"the weight is of {weight_dtype}, which no convolution kernel takes; expected one of {known}")
@@ -200,7 +203,8 @@ def _activations_of(weight_dtype: str) -> str:
 def _algorithms(layer: Layer, weight: Weight, winograd: bool) -> list[Direct | Depthwise | Winograd]:
     """All that can run a layer."""
     if layer.shape[1] == 1 and layer.shape[0] == layer.groups:
-        return [Depthwise(layer, weight)]
+        with contextlib.suppress(ValueError):  # a type without such kernels takes those for any convolution
+            return [Depthwise(layer, weight)]
     sizes = [size for size in (2, 4) if winograd and fits(layer, size)]
     return [Direct(layer, weight), *(Winograd(layer, weight, size) for size in sizes)]
 

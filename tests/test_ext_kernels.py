@@ -7,7 +7,9 @@ residual. Speed is not tested here.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 import subprocess
 import sys
 
@@ -24,6 +26,9 @@ from subp_ext.graph import ACTIVATIONS
 
 EPS = float(np.finfo(np.float32).eps)
 SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"]]
+# What convolutions are tested with: every data type of weights on every set that has a row for it.
+ROWS = [row for row in _kernels.rows() if row["operator"] == "conv2d" and row["usable"]]
+TYPED = list(dict.fromkeys((row["set"], row["weight_dtype"]) for row in ROWS))
 
 
 def oracle(x, dense, bias, stride, zeros, dilation, groups):
@@ -93,39 +98,54 @@ def cases(draw):
     return case, geometry, (draw(st.integers(1, 2)), *size), draw(st.integers(0, 2**31)), draw(st.booleans())
 
 
-def check_case(case, geometry, image, seed, extras, kernel_set):
-    rng = np.random.default_rng(seed)
+def typed_weight(rng, dtype, **case):
+    """A sparse weight in the storage of a type, and the numbers that it stands for, dense."""
     dense, weight = random_weight(rng, **case)
+    if dtype == "float32":
+        return dense, weight
+    row = DTYPES[dtype]
+    values = row.from_float(weight.values)
+    dense = row.to_float(row.from_float(dense))
+    return dense, dataclasses.replace(weight, values=values, dtype=dtype)
+
+
+def check_case(case, geometry, image, seed, extras, kernel_set, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    dense, weight = typed_weight(rng, dtype, **case)
     batch, *size = image
-    x = rng.standard_normal((batch, case["per_group"] * case["groups"], *size)).astype(np.float32)
+    row = next(row for row in ROWS if row["weight_dtype"] == dtype)
+    of_x, of_out = DTYPES[row["dtype"]], DTYPES[row["out_dtype"]]
+    stored = of_x.from_float(rng.standard_normal((batch, case["per_group"] * case["groups"], *size)).astype(np.float32))
+    x = of_x.to_float(stored)
     bias = rng.standard_normal(case["outputs"]).astype(np.float32) if extras else None
     want, bound = oracle(x, dense, bias, geometry["stride"], geometry["padding"], geometry["dilation"], case["groups"])
-    residual = rng.standard_normal(want.shape).astype(np.float32) if extras else None
+    residual = of_out.from_float(rng.standard_normal(want.shape).astype(np.float32)) if extras else None
     if extras:
-        want, bound = want + residual, bound + abs(residual)
+        want, bound = want + of_out.to_float(residual), bound + abs(of_out.to_float(residual))
         want = np.maximum(want, 0)
     terms = case["kept"] * case["kernel"][0] * case["kernel"][1]
     args = {**geometry, "bias": bias, "residual": residual, "activation": "relu" if extras else None}
-    results = [conv2d(x, weight, threads=threads, kernel_set=kernel_set, **args) for threads in (1, 2, 3)]
+    results = [conv2d(stored, weight, threads=threads, kernel_set=kernel_set, **args) for threads in (1, 2, 3)]
     assert results[0].shape == want.shape
-    assert np.all(abs(results[0] - want) <= (terms + 3) * EPS * bound)
+    tolerance = row["tolerance"] * DTYPES[of_x.accumulator].eps
+    assert np.all(abs(of_out.to_float(results[0]) - want) <= (terms + 3) * tolerance * bound)
     for other in results[1:]:
         assert results[0].tobytes() == other.tobytes()
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("kernel_set, dtype", TYPED)
 @settings(max_examples=120, deadline=None)
 @given(drawn=cases())
-def test_any_shape_is_within_the_bound_and_the_same_for_any_thread_count(kernel_set, drawn):
-    check_case(*drawn, kernel_set)
+def test_any_shape_is_within_the_bound_and_the_same_for_any_thread_count(kernel_set, dtype, drawn):
+    check_case(*drawn, kernel_set, dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("kernel_set, dtype", TYPED)
 @settings(max_examples=1000, deadline=None)
 @given(drawn=cases())
-def test_any_shape_long(kernel_set, drawn):
-    check_case(*drawn, kernel_set)
+def test_any_shape_long(kernel_set, dtype, drawn):
+    check_case(*drawn, kernel_set, dtype)
 
 
 @pytest.mark.parametrize("kernel_set", SETS)
@@ -254,7 +274,8 @@ def test_every_row_has_a_decodable_name_and_a_packing():
             "depthwise": f"dwconv_{window}",
             "winograd": f"winograd_{row['size']}x{row['size']}",
         }
-        kind = {"float32": "f32"}.get(row["dtype"], row["dtype"])
+        word, bits = re.fullmatch(r"([a-z]+)(\d+)", row["dtype"]).groups()
+        kind = {"float": "f", "bfloat": "bf", "int": "s", "uint": "u"}[word] + bits
         assert row["name"] == f"{kind}_{shape.get(row['operator'], row['operator'])}__{row['set']}"
         assert row["features"] == sets[row["set"]]["features"] and row["usable"] == sets[row["set"]]["usable"]
         assert row["tolerance"] >= 1 and row["interleave"] >= 1 and {row["dtype"], row["weight_dtype"]} <= set(DTYPES)

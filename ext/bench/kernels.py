@@ -29,6 +29,7 @@ import numpy as np
 from subp_ext import runtime
 from subp_ext.bench import balance
 from subp_ext.convolution import Convolution
+from subp_ext.dtypes import DTYPES
 from subp_ext.memory import aligned_empty
 from subp_ext.sparse import UniformBlockSparse, block_rows
 
@@ -155,9 +156,11 @@ def own_run(layer: Layer, args: argparse.Namespace) -> tuple[Convolution, Callab
     rng = np.random.default_rng(0)
     weight = random_weight(layer, args.prune_rate, args.block_size, rng)
     bias = rng.standard_normal(layer.outputs, np.float32)
+    weight = dataclasses.replace(weight, values=DTYPES[args.dtype].from_float(weight.values), dtype=args.dtype)
     convolution = Convolution(weight, bias, layer.stride, layer.padding, activation="relu")
     x = aligned_empty((1, layer.inputs, layer.size, layer.size))
     rng.standard_normal(out=x, dtype=np.float32)
+    x = x if convolution.layer.dtype == "float32" else DTYPES[convolution.layer.dtype].from_float(x)
     out = convolution(x, threads=args.threads)
     return convolution, lambda: convolution(x, out=out, threads=args.threads)
 
@@ -215,6 +218,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", default="resnet50", choices=networks, help="network whose layers to run")
     parser.add_argument("--prune-rate", type=float, default=0.516, help="share of blocks pruned, 0 for dense")
     parser.add_argument("--block-size", type=int, default=16, help="N of the 1xN blocks")
+    types = dict.fromkeys(row["weight_dtype"] for row in runtime.kernels().rows() if row["operator"] == "conv2d")
+    parser.add_argument("--dtype", default="float32", choices=list(types), help="of the weights")
     parser.add_argument("--threads", type=int, help="default: SUBP_NUM_THREADS, else the CPUs this process may use")
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each layer and contender")
     parser.add_argument("--rounds", type=int, default=5, help="turns in which that time is spent")
@@ -289,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "shapes": args.shapes,
         "prune_rate": args.prune_rate,
         "block_size": args.block_size,
+        "dtype": args.dtype,
         "threads": args.threads,
         "kernel_set": kernel_set,
         **(compare_balance if args.balance else compare_layers)(layers, args),

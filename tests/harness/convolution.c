@@ -126,7 +126,7 @@ static void run_parts(const subp_conv *call, const subp_conv_arrays *arrays, ptr
     }
 }
 
-void check_convolution(int isa) {
+void check_convolution(int set) {
     const shape s = random_shape();
     const subp_row *kernels[MAX_KERNELS + 8];
     subp_conv call = {
@@ -136,11 +136,11 @@ void check_convolution(int isa) {
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
         .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 4, .weight_element = 4, .out_element = 4,
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
-        .halve = choose(isa, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
+        .halve = choose(set, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
         .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
     };
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
-        kernels[k] = choose(isa, SUBP_OP_conv2d, s.block - n);
+        kernels[k] = choose(set, SUBP_OP_conv2d, s.block - n);
     call.packed = call.kept;
     call.band = one_in(2) ? call.out_h : between(1, call.out_h);
     plan_planes(&call, &s);
@@ -160,7 +160,7 @@ void check_convolution(int isa) {
     describe("set %d convolution: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel %tdx%td "
              "stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td plane_rows %td channel_stride %td "
              "row_step %td pixel_step %td tile_pixels %td outside %d activation %s bias %d residual %d",
-             isa, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0], s.size[1], s.kernel[0],
+             set, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0], s.size[1], s.kernel[0],
              s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1], s.pad[0][0], s.pad[0][1], s.pad[1][0],
              s.pad[1][1], call.band, call.plane_rows, call.channel_stride, parts.row_step, parts.pixel_step,
              call.tile_pixels, call.pixels_outside, subp_activation_names[call.activation], has_bias, has_residual);

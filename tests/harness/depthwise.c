@@ -47,11 +47,11 @@ static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *resid
     }
 }
 
-void check_depthwise(int isa) {
+void check_depthwise(int set) {
     const subp_window w = random_window();
-    const subp_row *kernel = choose_window(isa, &w);
+    const subp_row *kernel = choose_window(set, &w);
     for (int i = 0; i < subp_row_count && one_in(3); i++)
-        if (subp_row_table[i].op == SUBP_OP_depthwise && subp_row_table[i].set == (enum subp_set)isa && !subp_row_table[i].size)
+        if (subp_row_table[i].op == SUBP_OP_depthwise && subp_row_table[i].set == (enum subp_set)set && !subp_row_table[i].size)
             kernel = &subp_row_table[i];
     const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
@@ -60,7 +60,7 @@ void check_depthwise(int isa) {
     const ptrdiff_t out_stride = w.out_h * w.out_w + (one_in(2) ? between(0, 40) : 0);
     describe("set %d %s: planes %td every %td to %td size %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad "
              "%td,%td out %tdx%td activation %s bias %d residual %d in place %d",
-             isa, kernel->name, count, in_stride, out_stride, w.height, w.width, w.kernel_h, w.kernel_w, w.stride_h,
+             set, kernel->name, count, in_stride, out_stride, w.height, w.width, w.kernel_h, w.kernel_w, w.stride_h,
              w.stride_w, w.dilation_h, w.dilation_w, w.pad_top, w.pad_left, w.out_h, w.out_w,
              subp_activation_names[activation], has_bias, has_residual, in_place);
     const size_t outputs = (size_t)((count - 1) * out_stride + w.out_h * w.out_w);

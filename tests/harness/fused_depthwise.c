@@ -70,7 +70,7 @@ static void run_parts(const subp_fused_depthwise *call, const subp_conv_arrays *
     }
 }
 
-void check_fused_depthwise(int isa) {
+void check_fused_depthwise(int set) {
     const shape s = random_shape();
     const subp_window w = random_window(s.out);
     const subp_row *kernels[MAX_KERNELS + 8];
@@ -84,16 +84,16 @@ void check_fused_depthwise(int isa) {
             .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block, .band = rows,
             .kept = one_in(3) ? s.group_in : between(1, s.group_in), .taps = (int32_t)(s.kernel[0] * s.kernel[1]),
             .element = 4, .weight_element = 4, .out_element = 4,
-            .activation = exact_activation(), .halve = choose(isa, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
+            .activation = exact_activation(), .halve = choose(set, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
             .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
             .pixels_outside = one_in(2),
         },
-        .window = w, .kernel = choose_window(isa, &w), .padding = exact_floats((size_t)w.width, 0.0f),
+        .window = w, .kernel = choose_window(set, &w), .padding = exact_floats((size_t)w.width, 0.0f),
         .activation = exact_activation(), .band = band, .pitch = pitch,
     };
     subp_conv *first = &call.first;
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
-        kernels[k] = choose(isa, SUBP_OP_conv2d, s.block - n);
+        kernels[k] = choose(set, SUBP_OP_conv2d, s.block - n);
     first->packed = first->kept;
     plan_planes(first, &s);
     first->tile_pixels = between(1, one_in(2) ? 60 : rows * w.width);
@@ -101,7 +101,7 @@ void check_fused_depthwise(int isa) {
     describe("set %d fused: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel %tdx%td stride "
              "%tdx%td pad %td,%td between %tdx%td tile %td, then %s kernel %tdx%td stride %tdx%td dilation %tdx%td pad "
              "%td,%td out %tdx%td band %td pitch %td activations %s, %s bias %d residual %d",
-             isa, s.batch, s.groups, s.group_in, s.group_out, s.block, first->kept, s.size[0], s.size[1], s.kernel[0],
+             set, s.batch, s.groups, s.group_in, s.group_out, s.block, first->kept, s.size[0], s.size[1], s.kernel[0],
              s.kernel[1], s.stride[0], s.stride[1], s.pad[0][0], s.pad[1][0], w.height, w.width, first->tile_pixels,
              call.kernel->name, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.pad_top,
              w.pad_left, w.out_h, w.out_w, band, pitch, subp_activation_names[first->activation],

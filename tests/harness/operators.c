@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-void check_pool(int isa) {
+void check_pool(int set) {
     subp_pool p = {.average = one_in(2)};
     subp_window *const w = &p.window;
     const ptrdiff_t usual = one_in(2) ? between(2, 3) : 0; /* a square window with stride 2 */
@@ -20,7 +20,7 @@ void check_pool(int isa) {
         ptrdiff_t size = *fields[d][0] = between(reach + 1 > pad ? reach + 1 - pad : 1, reach + 40);
         *fields[d][1] = (size + pad + after - reach - 1) / stride + 1; /* windows may hang over every edge */
     }
-    describe("set %d pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d", isa,
+    describe("set %d pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d", set,
              w->height, w->width, w->out_h, w->out_w, w->kernel_h, w->kernel_w, w->stride_h, w->stride_w, w->dilation_h,
              w->dilation_w, w->pad_top, w->pad_left, p.average);
     float *row_counts = random_floats((size_t)w->out_h), *column_counts = random_floats((size_t)w->out_w);
@@ -31,7 +31,7 @@ void check_pool(int isa) {
     float *in = random_floats((size_t)(w->height * w->width)), *row = exact_floats((size_t)w->width, NAN);
     if (one_in(10)) in[between(0, w->height * w->width - 1)] = NAN;
     float *out = exact_floats((size_t)(w->out_h * w->out_w), CANARY);
-    choose(isa, SUBP_OP_pool, 0)->run.pool(&p, in, out, row);
+    choose(set, SUBP_OP_pool, 0)->run.pool(&p, in, out, row);
     for (ptrdiff_t at = 0; at < w->out_h * w->out_w; at++) {
         const ptrdiff_t y = at / w->out_w, x = at % w->out_w;
         double most = -INFINITY;
@@ -56,18 +56,18 @@ void check_pool(int isa) {
     }
 }
 
-void check_elements(int isa) {
+void check_elements(int set) {
     const ptrdiff_t count = one_in(10) ? between(1, 5000) : between(1, 100);
     const int multiply = one_in(2), one_b = one_in(2), activation = one_in(3) ? 0 : (int)between(1, SUBP_ACT_COUNT - 1);
     const float scale = one_in(2) ? 1.0f : (float)between(1, 60); /* up to where activations saturate */
-    describe("set %d elements: count %td multiply %d one_b %d activation %s scale %g", isa, count, multiply, one_b,
+    describe("set %d elements: count %td multiply %d one_b %d activation %s scale %g", set, count, multiply, one_b,
              subp_activation_names[activation], scale);
     float *a = random_floats((size_t)count), *b = random_floats(one_b ? 1 : (size_t)count);
     for (ptrdiff_t i = 0; i < count; i++) a[i] *= scale;
     if (one_in(10)) a[between(0, count - 1)] = NAN;
     float *out = exact_floats((size_t)count, CANARY);
 
-    choose(isa, SUBP_OP_binary, 0)->run.binary(multiply, a, b, one_b, count, activation, out);
+    choose(set, SUBP_OP_binary, 0)->run.binary(multiply, a, b, one_b, count, activation, out);
     for (ptrdiff_t i = 0; i < count; i++) {
         sum s = {0, 0};
         if (multiply)
@@ -76,7 +76,7 @@ void check_elements(int isa) {
             add_term(&s, a[i]), add_term(&s, b[one_b ? 0 : i]);
         check_sum("element", i, out[i], s, 1, activation, 1.0);
     }
-    choose(isa, SUBP_OP_activate, 0)->run.activate(a, count, activation, out);
+    choose(set, SUBP_OP_activate, 0)->run.activate(a, count, activation, out);
     sum total = {0, 0};
     for (ptrdiff_t i = 0; i < count; i++) {
         check_sum("activated", i, out[i], (sum){a[i], 0}, 0, activation, 1.0);
@@ -85,7 +85,7 @@ void check_elements(int isa) {
     total.value /= (double)count;
     total.size /= (double)count;
     float mean = CANARY;
-    choose(isa, SUBP_OP_mean, 0)->run.mean(a, count, &mean);
+    choose(set, SUBP_OP_mean, 0)->run.mean(a, count, &mean);
     check_sum("mean of", count, mean, total, count, SUBP_ACT_none, 1.0);
 }
 
@@ -101,15 +101,15 @@ static void check_normalised(ptrdiff_t at, float got, const float *in, ptrdiff_t
     if (!(fabs(got - want) <= bound)) fail("normalised %td is %.9g; expected %.9g within %.3g", at, got, want, bound);
 }
 
-void check_norm(int isa) {
+void check_norm(int set) {
     const ptrdiff_t channels = between(1, 70), pixels = one_in(3) ? 1 : between(1, SUBP_NORM_PIXELS);
     const ptrdiff_t stride = pixels + (one_in(2) ? between(0, 40) : 0), inputs = (channels - 1) * stride + pixels;
     const float eps = one_in(2) ? 1e-2f : 1e-5f;
-    describe("set %d norm: channels %td pixels %td stride %td eps %g", isa, channels, pixels, stride, eps);
+    describe("set %d norm: channels %td pixels %td stride %td eps %g", set, channels, pixels, stride, eps);
     const float *in = random_floats((size_t)inputs);
     const float *weight = random_floats((size_t)channels), *bias = random_floats((size_t)channels);
     float *out = exact_floats((size_t)inputs, CANARY);
-    choose(isa, SUBP_OP_norm_pixels, 0)->run.norm_pixels(in, channels, stride, pixels, weight, bias, eps, out);
+    choose(set, SUBP_OP_norm_pixels, 0)->run.norm_pixels(in, channels, stride, pixels, weight, bias, eps, out);
     for (ptrdiff_t at = 0; at < inputs; at++) {
         const ptrdiff_t c = at / stride, x = at % stride;
         if (x < pixels)
@@ -120,19 +120,19 @@ void check_norm(int isa) {
     const ptrdiff_t numbers = channels * pixels;
     in = random_floats((size_t)numbers);
     out = exact_floats((size_t)numbers, CANARY);
-    choose(isa, SUBP_OP_norm_run, 0)->run.norm_run(in, channels, pixels, weight, bias, eps, out);
+    choose(set, SUBP_OP_norm_run, 0)->run.norm_run(in, channels, pixels, weight, bias, eps, out);
     for (ptrdiff_t at = 0; at < numbers; at++)
         check_normalised(at, out[at], in, at, 1, numbers, weight[at / pixels], bias[at / pixels], eps);
 }
 
-void check_halve(int isa) {
+void check_halve(int set) {
     const ptrdiff_t rows = between(1, 4), count = between(1, 70), in_step = 2 * count - 1 + between(0, 40);
     const ptrdiff_t out_step = count + between(0, 20), inputs = (rows - 1) * in_step + 2 * count - 1;
     const ptrdiff_t outputs = (rows - 1) * out_step + count;
-    describe("set %d halve: rows %td count %td in_step %td out_step %td", isa, rows, count, in_step, out_step);
+    describe("set %d halve: rows %td count %td in_step %td out_step %td", set, rows, count, in_step, out_step);
     const float *in = random_floats((size_t)inputs);
     float *out = exact_floats((size_t)outputs, CANARY);
-    choose(isa, SUBP_OP_halve, 0)->run.halve(in, in_step, rows, count, out, out_step);
+    choose(set, SUBP_OP_halve, 0)->run.halve(in, in_step, rows, count, out, out_step);
     for (ptrdiff_t at = 0; at < outputs; at++) {
         ptrdiff_t y = at / out_step, x = at % out_step;
         float want = x < count ? in[y * in_step + 2 * x] : CANARY;

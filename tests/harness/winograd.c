@@ -93,10 +93,10 @@ static void run_parts(const subp_winograd *call, const subp_conv_arrays *arrays,
     }
 }
 
-void check_winograd(int isa) {
+void check_winograd(int set) {
     static const ptrdiff_t blocks[] = {1, 2, 4, 8, 16, 32, 64};
     const int size = one_in(2) ? 2 : 4;
-    const subp_row *transforms = choose(isa, SUBP_OP_winograd, size);
+    const subp_row *transforms = choose(set, SUBP_OP_winograd, size);
     if (!transforms) return; /* portable C has none */
     const ptrdiff_t batch = between(1, 2), groups = one_in(3) ? between(2, 4) : 1;
     const ptrdiff_t group_in = between(1, one_in(4) ? 20 : 9), group_out = between(1, one_in(4) ? 70 : 20);
@@ -111,7 +111,7 @@ void check_winograd(int isa) {
         .kernels = kernels, .transforms = transforms, .element = 4, .weight_element = 4, .out_element = 4,
     };
     for (ptrdiff_t n = 0; n < block; n += kernels[call.tiles_of_row++]->channels)
-        kernels[call.tiles_of_row] = choose(isa, SUBP_OP_conv2d, block - n);
+        kernels[call.tiles_of_row] = choose(set, SUBP_OP_conv2d, block - n);
     subp_tiles *t = &call.tiles;
     t->pad_top = between(0, 3), t->pad_left = between(0, 3);
     const ptrdiff_t after[] = {between(0, 3), between(0, 3)};
@@ -125,7 +125,7 @@ void check_winograd(int isa) {
     const int has_bias = !one_in(3), has_residual = one_in(2);
     describe("set %d winograd %dx%d: batch %td groups %td in %td out %td block %td kept %td size %tdx%td pad %td,%td %td,%td "
              "run %td call_tiles %td pitch %td activation %s bias %d residual %d",
-             isa, size, size, batch, groups, group_in, group_out, block, call.kept, t->height, t->width, t->pad_top,
+             set, size, size, batch, groups, group_in, group_out, block, call.kept, t->height, t->width, t->pad_top,
              after[0], t->pad_left, after[1], call.run, call.call_tiles, call.pitch,
              subp_activation_names[call.activation], has_bias, has_residual);
 
