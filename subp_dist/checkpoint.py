@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from .config import Resolved
 from .errors import UsageError
 
 NEWEST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -57,12 +58,19 @@ def write_atomically(path: Path, write: Callable[[Path], None], previous: Path |
             path.replace(previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch.save hides what happened to its file behind a RuntimeError.
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
-        raise OSError(f"cannot write {path}: {reason}") from error
+        cause = _write_error(error)
+        if cause is None:
+            raise
+        raise OSError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_error(error: BaseException | None) -> OSError | None:
+    """What happened to a file: torch's writer raises a RuntimeError of its own after the error of the file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager
@@ -106,6 +114,8 @@ def save_plain_weights(path: Path, state: dict[str, Tensor], metadata: dict[str,
 def load_checkpoint(path: Path) -> dict:
     """Read what ``save_checkpoint`` wrote, onto the CPU; only tensors and plain values are unpickled.
 
+    ``config`` of what is returned is for ``Resolved.from_dict``, in checkpoints of earlier versions, too.
+
     Raises:
         UsageError: there is no such file, or it is damaged, or it is not a checkpoint of this package.
     """
@@ -120,15 +130,17 @@ def load_checkpoint(path: Path) -> dict:
     except Exception as error:  # an unpickler raises whatever a damaged stream leads it to
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"{path}: damaged, or not a checkpoint: {first_line}") from error
-    missing = {"epoch", "args", "model", "optimizer"} - set(state if isinstance(state, dict) else ())
-    if missing:
+    state = state if isinstance(state, dict) else {}
+    if isinstance(state.get("args"), dict):  # earlier checkpoints hold their flags, as resolved
+        state["config"] = Resolved.from_flags(state.pop("args")).to_dict()
+    if missing := {"epoch", "config", "model", "optimizer"} - set(state):
         raise UsageError(f"{path}: not a checkpoint of a pruning run: it has no {', '.join(sorted(missing))}")
     return state
 
 
 def load_newest(folder: Path) -> tuple[dict | None, list[str]]:
     """The newest complete checkpoint of a run's folder, or None, and what is wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for path in (folder / NEWEST, folder / PREVIOUS):
         if path.exists():
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import DistillationConfig, ResolvedData
 from .errors import UsageError
 
 
@@ -50,7 +50,9 @@ class Distillation(nn.Module):
         return (1 - self.weight) * loss + self.weight * divergence
 
 
-def create_distillation(args: argparse.Namespace, sizes: Sequence[tuple[int, int, int]]) -> Distillation | None:
+def create_distillation(
+    config: DistillationConfig, data: ResolvedData, sizes: Sequence[tuple[int, int, int]]
+) -> Distillation | None:
     """The teacher of ``--kd-model`` for a run's classes and all ``sizes`` (C, H, W) of its images, or None.
 
     timm's pretrained weights see images normalised as they were trained; a ``--kd-checkpoint`` sees this run's own.
@@ -58,33 +60,33 @@ def create_distillation(args: argparse.Namespace, sizes: Sequence[tuple[int, int
     Raises:
         UsageError: no such teacher or weights, or they do not fit the run.
     """
-    if not args.kd_model:
+    if not config.kd_model:
         return None
-    if not timm.is_model(args.kd_model):
-        raise UsageError(f"--kd-model {args.kd_model}: timm {timm.__version__} has no such model")
-    if args.kd_checkpoint and not Path(args.kd_checkpoint).is_file():
-        raise UsageError(f"--kd-checkpoint {args.kd_checkpoint}: no such file")
-    pretrained = not args.kd_checkpoint
+    if not timm.is_model(config.kd_model):
+        raise UsageError(f"--kd-model {config.kd_model}: timm {timm.__version__} has no such model")
+    if config.kd_checkpoint and not Path(config.kd_checkpoint).is_file():
+        raise UsageError(f"--kd-checkpoint {config.kd_checkpoint}: no such file")
+    pretrained = not config.kd_checkpoint
     try:
         teacher = timm.create_model(
-            args.kd_model,
+            config.kd_model,
             pretrained=pretrained,
-            num_classes=args.num_classes,
-            in_chans=args.in_chans,
-            checkpoint_path=args.kd_checkpoint,
+            num_classes=data.num_classes,
+            in_chans=data.in_chans,
+            checkpoint_path=config.kd_checkpoint,
         ).eval()
         with torch.no_grad():
             for size in sizes:
                 teacher(torch.zeros(1, *size))
     except Exception as error:  # a client of a model hub raises its own types
-        raise UsageError(f"--kd-model {args.kd_model} cannot teach this run: {error}") from error
-    if pretrained and (classes := teacher.pretrained_cfg.get("num_classes")) != args.num_classes:
+        raise UsageError(f"--kd-model {config.kd_model} cannot teach this run: {error}") from error
+    if pretrained and (classes := teacher.pretrained_cfg.get("num_classes")) != data.num_classes:
         raise UsageError(
-            f"--kd-model {args.kd_model}: its pretrained weights know {classes} classes, this run has "
-            f"{args.num_classes}: train the teacher on this data and give its weights with --kd-checkpoint"
+            f"--kd-model {config.kd_model}: its pretrained weights know {classes} classes, this run has "
+            f"{data.num_classes}: train the teacher on this data and give its weights with --kd-checkpoint"
         )
     scale, shift = 1.0, 0.0
-    if pretrained and len(args.mean) == len(teacher.pretrained_cfg["mean"]):
+    if pretrained and len(data.mean) == len(teacher.pretrained_cfg["mean"]):
         mean, std = (torch.tensor(teacher.pretrained_cfg[key]) for key in ("mean", "std"))
-        scale, shift = torch.tensor(args.std) / std, (torch.tensor(args.mean) - mean) / std
-    return Distillation(teacher, args.kd_weight, args.kd_temperature, scale, shift)
+        scale, shift = torch.tensor(data.std) / std, (torch.tensor(data.mean) - mean) / std
+    return Distillation(teacher, config.kd_weight, config.kd_temperature, scale, shift)

@@ -7,22 +7,25 @@ and no weights are read.
 
 from __future__ import annotations
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
+from .build import check_plan
 from .checkpoint import write_atomically
+from .config import ModelConfig, TrainConfig
 from .errors import UsageError, report_usage_errors
 from .flops import count_macs
 from .layer_report import LayerReport, planned_layers
 from .layer_table import format_table
 from .models import check_model_name, create_model, model_arguments, wrong_images
-from .options import build_parser, parse_args
-from .plan import reparametrised
-from .training import check_plan, plan_of, rate_of
+from .options import build_parser, parse_flags
+from .plan import plan_layers, reparametrised
+from .resolve import ModelShape, shape_without_data, uniform_rate
 
 
 @report_usage_errors
@@ -30,56 +33,74 @@ def cli() -> None:
     """Console entry."""
     parser = build_parser("subp-inspect", __doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table to a file, too")
-    args = parse_args(parser=parser)
-    layers, notes = inspect_model(args)
-    print(f"{args.model}: 1x{args.block_size} blocks, {100 * args.prune_rate:.2f} % to prune, image {args.img_size}")
-    print(format_table(layers))
-    print("".join(f"\n{note}" for note in notes), end="\n" if notes else "")
-    if args.json:
-        rows = [layer.as_row(all_shapes=True) for layer in layers]
+    flags = parse_flags(parser)
+    found = inspect_model(TrainConfig.from_flags(vars(flags)))
+    block_size, rate, size = flags.block_size, found.rate, found.shape.img_size
+    print(f"{flags.model}: 1x{block_size} blocks, {100 * rate:.2f} % to prune, image {size}")
+    print(format_table(found.layers))
+    print("".join(f"\n{note}" for note in found.notes), end="\n" if found.notes else "")
+    if flags.json:
+        rows = [layer.as_row(all_shapes=True) for layer in found.layers]
         try:
-            write_atomically(args.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
+            write_atomically(flags.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
         except OSError as error:
             raise UsageError(str(error)) from error
 
 
-def inspect_model(args: argparse.Namespace) -> tuple[list[LayerReport], list[str]]:
-    """The layers for the training's flags, and remarks on the model.
+@dataclass(frozen=True)
+class Inspection:
+    """What a training would do to the layers of a model.
 
-    What the model decides, or ``--target-macs``, is written back into ``args``.
+    Attributes:
+        shape: of the network.
+        rate: the uniform one.
+        layers: all that could be pruned, and why some stay dense.
+        notes: remarks on the model.
+    """
+
+    shape: ModelShape
+    rate: float
+    layers: list[LayerReport]
+    notes: list[str]
+
+
+def inspect_model(given: TrainConfig) -> Inspection:
+    """Look at the layers of a model as the training's flags would have them.
 
     Raises:
         UsageError: no such model, or the flags do not fit it.
     """
-    check_model_name(args.model)
-    config = timm.get_pretrained_cfg(args.model).to_dict()
-    args.in_chans = args.in_chans or config["input_size"][0]
-    args.num_classes = args.num_classes or config["num_classes"]
-    args.img_size = args.img_size or config["input_size"][1]
-    input_size = (args.in_chans, args.img_size, args.img_size)
-    # Shapes are all that counts; the meta device has them without memory or time. Some models compute with values.
-    for device in ("meta", "cpu"):
-        with torch.device(device):
-            model = create_model(args.model, **model_arguments(args))
-        try:
-            macs = count_macs(model, input_size)
-            break
-        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-            if device == "cpu":
-                raise wrong_images(args.model, input_size, error) from error
+    name, pruning = given.model.name, given.pruning
+    check_model_name(name)
+    shape = shape_without_data(given.data, timm.get_pretrained_cfg(name).to_dict())
+    model, macs = _counted_model(given.model, shape)
     try:
-        plan = plan_of(args, model)
-        args.prune_rate = rate_of(args, plan, macs)
+        plan = plan_layers(model, **pruning.layers)
+        rate = uniform_rate(pruning, plan, macs)
     except ValueError as error:
         raise UsageError(str(error)) from error
     notes = []
     try:
-        check_plan(args, plan, macs)
+        check_plan(pruning, plan, macs, name)
     except ValueError as error:
         notes.append(f"a training refuses this: {error}")
     if fusing := reparametrised(plan, model):
         notes.append(f"{', '.join(fusing)} can be fused after the training: the sum of branches is denser than each")
-    return planned_layers(plan, macs, args.prune_rate, args.block_size), notes
+    return Inspection(shape, rate, planned_layers(plan, macs, rate, pruning.block_size), notes)
+
+
+def _counted_model(config: ModelConfig, shape: ModelShape) -> tuple[nn.Module, dict[str, int]]:
+    """A model and its MACs by layer."""
+    input_size = (shape.in_chans, shape.img_size, shape.img_size)
+    # Shapes are all that counts; the meta device has them without memory or time. Some models compute with values.
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            model = create_model(config.name, **model_arguments(config, shape.num_classes, shape.in_chans))
+        try:
+            return model, count_macs(model, input_size)
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+            failure = error
+    raise wrong_images(config.name, input_size, failure) from failure
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ def train_epoch(
         Mean ``loss`` over all ranks and images, ``img_per_s`` of all ranks together, and ``data_time``, the share of
         the time spent waiting for data.
     """
-    args, device, progress = training.args, training.rank.device, training.progress
+    config, device, progress = training.config, training.rank.device, training.progress
+    interval, by_update = config.pruning.prune_interval, config.optimization.sched_on_updates
     training.wrapped.train()
-    accumulate = args.grad_accum_steps
+    accumulate = config.optimization.grad_accum_steps
     batches, steps = len(loader), math.ceil(len(loader) / accumulate)
     first_step, images_before, data_seconds = progress.step, progress.images, 0.0
     loss_sum = progress.loss_sum = torch.tensor(float(progress.loss_sum), dtype=torch.float64, device=device)
@@ -46,8 +47,8 @@ def train_epoch(
         step, position = divmod(batch, accumulate)
         global_step = epoch * steps + step
         if position == 0:
-            seed_all(derive_seed(args.seed, global_step, training.rank.rank))
-            if args.prune_interval and global_step % args.prune_interval == 0:
+            seed_all(derive_seed(config.run.seed, global_step, training.rank.rank))
+            if interval and global_step % interval == 0:
                 training.update_masks(epoch + step / steps, global_step)
         # The last step of an epoch may have fewer batches than the others.
         in_step = min(accumulate, batches - step * accumulate)
@@ -58,9 +59,9 @@ def train_epoch(
         progress.images += len(images)
         if is_last:
             norm = _optimizer_step(training)
-            if args.sched_on_updates:
+            if by_update:
                 training.scheduler.step_update(global_step + 1)
-            if global_step % args.log_interval == 0:
+            if global_step % config.run.log_interval == 0:
                 _log_step(training, loss, norm, global_step, epoch)
             progress.step = step + 1
             after_step()
@@ -78,7 +79,7 @@ def train_epoch(
 
 
 def _to_device(images: Tensor, targets: Tensor, training: Training) -> tuple[Tensor, Tensor]:
-    memory_format = torch.channels_last if training.args.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if training.config.model.channels_last else torch.contiguous_format
     images = images.to(training.rank.device, non_blocking=True, memory_format=memory_format)
     targets = targets.to(training.rank.device, non_blocking=True)
     return training.mixup(images, targets) if training.mixup else (images, targets)
@@ -103,12 +104,12 @@ def _optimizer_step(training: Training) -> Tensor:
     A step that the scaler skips (overflow) changes neither weights nor the moving average, so the decay of masked
     weights, which only edits gradients, is skipped with it.
     """
-    args, scaler = training.args, training.scaler
+    optimization, scaler = training.config.optimization, training.scaler
     parameters = [p for p in training.model.parameters() if p.grad is not None]
     scaler.unscale_(training.optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if args.clip_grad is not None:
-        dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+    if optimization.clip_grad is not None:
+        dispatch_clip_grad(parameters, value=optimization.clip_grad, mode=optimization.clip_mode)
     training.pruner.decay_gradients()
     scale = scaler.get_scale()
     scaler.step(training.optimizer)
@@ -147,7 +148,7 @@ def validate(model: nn.Module, loader: DataLoader, training: Training, descripti
     Hits are counted, not averaged, so that the figures are the same at any world size.
     """
     device = training.rank.device
-    memory_format = torch.channels_last if training.args.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if training.config.model.channels_last else torch.contiguous_format
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, targets in training.monitor.progress(loader, description):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import timm
 import torch
 from torch import nn
 
+from .config import ModelConfig
 from .errors import UsageError
-from .options import parse_kwargs
+from .flag_values import parse_kwargs
 
 
 def check_model_name(name: str) -> None:
@@ -43,11 +43,11 @@ def wrong_images(name: str, size: tuple[int, int, int], error: Exception) -> Usa
     )
 
 
-def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``timm.create_model`` is to be called with, the name aside, for the flags of a training."""
-    optional = {"drop_rate": args.drop, "drop_path_rate": args.drop_path} | parse_kwargs(args.model_kwargs)
+def model_arguments(config: ModelConfig, num_classes: int, in_chans: int) -> dict[str, Any]:
+    """What ``timm.create_model`` is to be called with, the name aside, for a training."""
+    optional = {"drop_rate": config.drop, "drop_path_rate": config.drop_path} | parse_kwargs(config.model_kwargs)
     given = {key: value for key, value in optional.items() if value is not None}
-    return {"num_classes": args.num_classes, "in_chans": args.in_chans} | given
+    return {"num_classes": num_classes, "in_chans": in_chans} | given
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
 from .blocks import BLOCK_SIZES
+from .config import TrainConfig
 from .errors import UsageError
+from .flag_values import parse_layer_rates
 from .masks import PATTERNS
 from .schedule import SHAPES
 from .scores import CRITERIA, RANDOM
@@ -38,7 +39,7 @@ TRAIN = "Train a timm CNN with soft uniform block pruning, from scratch, and exp
 
 
 def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse.ArgumentParser:
-    """The parser; its defaults are the published recipe."""
+    """The parser; its defaults are those of ``subp_dist.config``."""
     parser = _Parser(
         prog=prog,
         allow_abbrev=False,
@@ -55,6 +56,7 @@ def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse
     _add_regularization_flags(parser)
     _add_distillation_flags(parser)
     _add_run_flags(parser)
+    parser.set_defaults(**{flag: value for flag, value in TrainConfig().flags().items() if flag != "model"})
     return parser
 
 
@@ -64,140 +66,146 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--data-dir", metavar="DIR", help="train/ and val/ of class folders, or .beton files; or 'builtin': real digits"
     )
-    add("--loader", default="auto", choices=["auto", "ffcv", "timm"], help="ffcv for .beton files, timm for pictures")
-    add("--dataset", default="", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
-    add("--train-split", default="train", help="name of the training split")
-    add("--val-split", default="validation", help="name of the validation split")
+    add("--loader", choices=["auto", "ffcv", "timm"], help="ffcv for .beton files, timm for pictures")
+    add("--dataset", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
+    add("--train-split", help="name of the training split")
+    add("--val-split", help="name of the validation split")
     add("--num-classes", type=int, help="classes; counted in the data by default")
     add("--in-chans", type=int, help="input channels; 3, and 1 for the built-in digits, by default")
     add("--img-size", type=int, metavar="PIXELS", help="square image size; the model's, or the digits' 28, by default")
-    add(
-        "--res-schedule", nargs="+", default=[], metavar="EPOCH:PIXELS", help="training image sizes, as in 0:160 30:224"
-    )
+    add("--res-schedule", nargs="+", metavar="EPOCH:PIXELS", help="training image sizes, as in 0:160 30:224")
     add("--crop-pct", type=float, help="share of the image that the validation crop covers; the model's by default")
     add("--mean", type=float, nargs="+", help="mean per channel; the model's by default")
     add("--std", type=float, nargs="+", help="standard deviation per channel; the model's by default")
     filters = ["box", "bilinear", "hamming", "bicubic", "lanczos"]
     add("--interpolation", choices=filters, help="resize filter; the model's by default")
-    add("-b", "--batch-size", type=int, default=128, help="images per rank and step")
+    add("-b", "--batch-size", type=int, help="images per rank and step")
     add("--validation-batch-size", type=int, help="images per rank in validation; the batch size by default")
-    add("-j", "--workers", type=int, default=4, help="data loading processes per rank; 0 for the digits")
+    add("-j", "--workers", type=int, help="data loading processes per rank; 0 for the digits")
 
 
 def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pruning")
     add = group.add_argument
-    add("--prune-rate", type=float, default=0.5, help="share of blocks to prune in every row, in [0, 1)")
+    add("--prune-rate", type=float, help="share of blocks to prune in every row, in [0, 1)")
     add("--target-macs", metavar="MACS", help="find the rate for a number of MACs instead, such as 2.0G or 300M")
-    add("--block-size", type=int, default=16, choices=BLOCK_SIZES, help="output channels per block (the N of 1xN)")
-    add("--criterion", default="bpar", choices=[*CRITERIA, RANDOM], help="score of a block; random: a control")
-    add("--pattern", default="uniform", choices=list(PATTERNS), help="blocks compete in their row, or in the layer")
-    add("--alpha", type=float, default=1.0, help="weight of the redundancy in bpar")
-    add("--tau", type=float, default=1.0, help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp")
+    add("--block-size", type=int, choices=BLOCK_SIZES, help="output channels per block (the N of 1xN)")
+    add("--criterion", choices=[*CRITERIA, RANDOM], help="score of a block; random: a control")
+    add("--pattern", choices=list(PATTERNS), help="blocks compete in their row, or in the layer")
+    add("--alpha", type=float, help="weight of the redundancy in bpar")
+    add("--tau", type=float, help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp")
     add("--score-latent", action="store_true", help="score latent weights instead of masked ones")
     add("--prune-start", type=float, metavar="EPOCH", help="first epoch of pruning; 4 %% of the run by default")
     add("--prune-end", type=float, metavar="EPOCH", help="epoch that reaches the rate; 25 %% of the run by default")
-    add("--prune-schedule", default="cubic", choices=list(SHAPES), help="course of the rate from start to end")
-    add("--prune-interval", type=int, default=0, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
-    add("--skip", nargs="*", default=[], metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
-    add("--only", nargs="*", default=[], metavar="PATTERN", help="layers to prune, if not all; --skip wins over it")
-    add("--layer-rates", nargs="*", default=[], metavar="PATTERN=RATE", help="rates of layers, such as 'layer4*=0.7'")
+    add("--prune-schedule", choices=list(SHAPES), help="course of the rate from start to end")
+    add("--prune-interval", type=int, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
+    add("--skip", nargs="*", metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
+    add("--only", nargs="*", metavar="PATTERN", help="layers to prune, if not all; --skip wins over it")
+    add("--layer-rates", nargs="*", metavar="PATTERN=RATE", help="rates of layers, such as 'layer4*=0.7'")
     add("--prune-linear", action="store_true", help="prune linear layers too, such as ConvNeXt's pointwise ones")
-    add("--sr-ste-decay", type=float, default=2e-4, help="extra decay of masked weights")
+    add("--sr-ste-decay", type=float, help="extra decay of masked weights")
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--initial-checkpoint", default="", metavar="FILE", help="weights to start from, in timm's keys")
-    add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
+    add("--initial-checkpoint", metavar="FILE", help="weights to start from, in timm's keys")
+    add("--model-kwargs", nargs="*", metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
     add("--drop", type=float, help="dropout rate")
     add("--drop-path", type=float, help="stochastic depth rate")
     add("--sync-bn", action="store_true", help="batch norm over the global batch, not a rank's own (GPUs only)")
-    add("--dist-bn", default="reduce", choices=["reduce", "broadcast"], help="batch-norm statistics over ranks")
+    add("--dist-bn", choices=["reduce", "broadcast"], help="batch-norm statistics over ranks")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--grad-checkpointing", action="store_true", help="compute activations again instead of keeping them")
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
     add("--amp", action="store_true", help="automatic mixed precision")
     add("--amp-dtype", choices=["float16", "bfloat16"], help="of --amp; default: float16, on a CPU bfloat16")
     add("--model-ema", action="store_true", help="keep and validate a moving average of the weights")
-    add("--model-ema-decay", type=float, default=0.9998, help="decay of the moving average")
+    add("--model-ema-decay", type=float, help="decay of the moving average")
     add("--model-ema-warmup", action="store_true", help="warm the decay of the moving average up")
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     add = group.add_argument
-    add("--epochs", type=int, default=250, help="epochs of training")
-    add("--opt", default="momentum", help="timm optimizer; 'momentum' is SGD without Nesterov, 'sgd' with it")
+    add("--epochs", type=int, help="epochs of training")
+    add("--opt", help="timm optimizer; 'momentum' is SGD without Nesterov, 'sgd' with it")
     add("--lr", type=float, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")
-    add("--lr-base", type=float, default=0.1, help="learning rate at the base batch size")
-    add("--lr-base-size", type=int, default=256, help="global batch size that --lr-base is meant for")
-    add("--momentum", type=float, default=0.9, help="momentum")
-    add("--weight-decay", type=float, default=1e-4, help="weight decay; one-dimensional parameters have none")
+    add("--lr-base", type=float, help="learning rate at the base batch size")
+    add("--lr-base-size", type=int, help="global batch size that --lr-base is meant for")
+    add("--momentum", type=float, help="momentum")
+    add("--weight-decay", type=float, help="weight decay; one-dimensional parameters have none")
     add("--opt-eps", type=float, help="epsilon of the optimizer")
     add("--opt-betas", type=float, nargs="+", help="betas of the optimizer")
-    add("--sched", default="cosine", help="timm learning-rate schedule")
+    add("--sched", help="timm learning-rate schedule")
     add("--sched-on-updates", action="store_true", help="step the learning rate per optimizer step, not per epoch")
-    add("--min-lr", type=float, default=0.0, help="lowest learning rate")
-    add("--warmup-lr", type=float, default=1e-5, help="learning rate at the start of the warm-up")
-    add("--warmup-epochs", type=int, default=0, help="epochs of warm-up")
-    add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], help="epochs of a multistep schedule")
-    add("--decay-epochs", type=float, default=90, help="epochs between decays of a step schedule")
-    add("--decay-rate", type=float, default=0.1, help="factor of a step schedule")
-    add("--grad-accum-steps", type=int, default=1, help="batches per optimizer step")
+    add("--min-lr", type=float, help="lowest learning rate")
+    add("--warmup-lr", type=float, help="learning rate at the start of the warm-up")
+    add("--warmup-epochs", type=int, help="epochs of warm-up")
+    add("--decay-milestones", type=int, nargs="+", help="epochs of a multistep schedule")
+    add("--decay-epochs", type=float, help="epochs between decays of a step schedule")
+    add("--decay-rate", type=float, help="factor of a step schedule")
+    add("--grad-accum-steps", type=int, help="batches per optimizer step")
     add("--clip-grad", type=float, help="largest gradient norm (or value, see --clip-mode)")
-    add("--clip-mode", default="norm", choices=["norm", "value", "agc"], help="how gradients are clipped")
+    add("--clip-mode", choices=["norm", "value", "agc"], help="how gradients are clipped")
 
 
 def _add_regularization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation and loss")
     add = group.add_argument
-    add("--scale", type=float, nargs=2, default=[0.08, 1.0], help="area of the random crop")
-    add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], help="aspect ratio of the random crop")
-    add("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
-    add("--color-jitter", type=float, default=0.0, help="strength of colour jitter")
+    add("--scale", type=float, nargs=2, help="area of the random crop")
+    add("--ratio", type=float, nargs=2, help="aspect ratio of the random crop")
+    add("--hflip", type=float, help="probability of a horizontal flip")
+    add("--color-jitter", type=float, help="strength of colour jitter")
     add("--aa", metavar="POLICY", help="timm auto-augment policy, such as rand-m9-mstd0.5-inc1")
-    add("--reprob", type=float, default=0.0, help="probability of random erasing")
-    add("--smoothing", type=float, default=0.1, help="label smoothing")
-    add("--mixup", type=float, default=0.0, help="alpha of mixup; 0: off")
-    add("--cutmix", type=float, default=0.0, help="alpha of cutmix; 0: off")
+    add("--reprob", type=float, help="probability of random erasing")
+    add("--smoothing", type=float, help="label smoothing")
+    add("--mixup", type=float, help="alpha of mixup; 0: off")
+    add("--cutmix", type=float, help="alpha of cutmix; 0: off")
     add("--bce-loss", action="store_true", help="binary cross entropy")
 
 
 def _add_distillation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("distillation")
     add = group.add_argument
-    add("--kd-model", default="", metavar="MODEL", help="timm model that teaches; none by default")
-    add("--kd-checkpoint", default="", metavar="FILE", help="the teacher's weights; timm's pretrained ones by default")
-    add("--kd-weight", type=float, default=0.5, help="share of the distillation in the loss")
-    add("--kd-temperature", type=float, default=1.0, help="temperature of the teacher's and the student's softmax")
+    add("--kd-model", metavar="MODEL", help="timm model that teaches; none by default")
+    add("--kd-checkpoint", metavar="FILE", help="the teacher's weights; timm's pretrained ones by default")
+    add("--kd-weight", type=float, help="share of the distillation in the loss")
+    add("--kd-temperature", type=float, help="temperature of the teacher's and the student's softmax")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
-    add("--output", default="output", metavar="DIR", help="folder of all runs")
-    add("--experiment", default="", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
+    add("--output", metavar="DIR", help="folder of all runs")
+    add("--experiment", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
     add("--resume", metavar="FILE", help="last.pt of a run to go on with, or 'auto': this run's own, if there is one")
-    add("--recovery-interval", type=int, default=0, metavar="STEPS", help="also save every so many optimizer steps")
-    add("--timeout", type=float, default=10, metavar="MINUTES", help="how long a rank may wait for another")
-    add("--seed", type=int, default=42, help="seed of initial weights, data order and masks")
-    add("--device", default="auto", help="cpu, cuda, or auto")
-    add("--log-interval", type=int, default=50, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
-    add("--image-interval", type=int, default=10, metavar="EPOCHS", help="epochs between mask pictures")
+    add("--recovery-interval", type=int, metavar="STEPS", help="also save every so many optimizer steps")
+    add("--timeout", type=float, metavar="MINUTES", help="how long a rank may wait for another")
+    add("--seed", type=int, help="seed of initial weights, data order and masks")
+    add("--device", help="cpu, cuda, or auto")
+    add("--log-interval", type=int, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
+    add("--image-interval", type=int, metavar="EPOCHS", help="epochs between mask pictures")
     add("--no-export", action="store_true", help="do not write model.subp at the end")
 
 
-def parse_args(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """Parse the command line over the ``--config`` file over the ``--preset`` over the defaults.
+def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
+    """What the command line gives, over the ``--config`` file over the ``--preset`` over the defaults.
+
+    Raises:
+        UsageError: as ``parse_flags``.
+    """
+    return TrainConfig.from_flags(vars(parse_flags(build_parser(), argv)))
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """As ``parse_args``, for a parser with flags besides those of the training.
 
     Checks what needs no model or data.
 
     Raises:
         UsageError: the file cannot be read or has an unknown key, or a value is out of range.
     """
-    parser = parser or build_parser()
     first = parser.parse_known_args(argv)[0]
     config = _read_config(Path(first.config), parser) if first.config else {}
     parser.set_defaults(**PRESETS.get(first.preset or config.get("preset"), {}) | config)
@@ -295,76 +303,3 @@ def _check_range(args: argparse.Namespace, flag: str, is_fine: Callable[[float],
     value = getattr(args, flag)
     if value is not None and not is_fine(value):
         raise UsageError(f"--{flag.replace('_', '-')} {value}: expected {expected}")
-
-
-def flags_to_argv(flags: dict[str, Any]) -> list[str]:
-    """``{"lr": 0.1, "amp": True, "skip": ["a", "b"]}`` -> ``["--lr", "0.1", "--amp", "--skip", "a", "b"]``."""
-    argv = []
-    for flag, value in flags.items():
-        if value is None or value is False:
-            continue
-        argv.append(f"--{flag}")
-        if value is not True:
-            argv += map(str, value if isinstance(value, list) else [value])
-    return argv
-
-
-def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["width=32", "act_layer=silu"]`` -> ``{"width": 32, "act_layer": "silu"}``: Python literals, else text.
-
-    Raises:
-        UsageError: not a key and a value.
-    """
-    parsed = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(f"--model-kwargs {pair!r}: expected KEY=VALUE, such as stem_width=16")
-        try:
-            parsed[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[key] = value
-    return parsed
-
-
-def parse_layer_rates(pairs: Sequence[str]) -> dict[str, float]:
-    """``["layer4*=0.7"]`` -> ``{"layer4*": 0.7}``.
-
-    Raises:
-        UsageError: not a pattern and a rate.
-    """
-    rates = {}
-    for pair in pairs:
-        pattern, equals, text = pair.rpartition("=")
-        try:
-            rate = float(text)
-        except ValueError:
-            rate = -1.0
-        if not (equals and pattern and 0 <= rate < 1):
-            raise UsageError(f"--layer-rates {pair!r}: expected PATTERN=RATE with a share of blocks in [0, 1)")
-        rates[pattern] = rate
-    return rates
-
-
-def layer_flags(args: argparse.Namespace) -> dict:
-    """The flags that decide which layers are pruned, as ``plan_layers`` and ``SUBPPruner`` take them."""
-    rates = parse_layer_rates(args.layer_rates)
-    return {"skip": args.skip, "only": args.only, "layer_rates": rates, "prune_linear": args.prune_linear}
-
-
-def parse_macs(text: str) -> float:
-    """``2.0G`` -> 2e9; the suffixes are K, M and G.
-
-    Raises:
-        UsageError: not a positive number of MACs.
-    """
-    number, factor = text.strip(), 1.0
-    if number[-1:].upper() in ("K", "M", "G"):
-        number, factor = number[:-1], {"K": 1e3, "M": 1e6, "G": 1e9}[number[-1].upper()]
-    try:
-        macs = float(number) * factor
-    except ValueError:
-        macs = 0.0
-    if not macs > 0:
-        raise UsageError(f"--target-macs {text!r}: expected a number of MACs, such as 2.0G or 300M")
-    return macs

@@ -15,7 +15,7 @@ from .agreement import compute_shared, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
 from .layer_report import LayerReport
 from .parametrization import BlockMask, block_mask_of, mask_weight
-from .plan import check_prunable, plan_layers, reparametrised
+from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
@@ -77,6 +77,7 @@ class SUBPPruner:
         score_latent: score the latent weights instead of the masked ones.
         sr_ste_decay: extra decay of masked weights per optimizer step.
         skip, only, layer_rates, prune_linear: which layers are pruned, and how much: see ``plan_layers``.
+        plan: what ``plan_layers`` said of this model, where it has been asked already; the four before are not read.
         seed: seed of the draws, the same on every rank.
 
     Raises:
@@ -100,6 +101,7 @@ class SUBPPruner:
         only: Sequence[str] = (),
         layer_rates: Mapping[str, float] | None = None,
         prune_linear: bool = False,
+        plan: Sequence[LayerPlan] | None = None,
         seed: int = 0,
     ) -> None:
         if block_size not in BLOCK_SIZES:
@@ -121,24 +123,27 @@ class SUBPPruner:
         self.schedule, self.block_size, self.criterion, self.pattern = schedule, block_size, criterion, pattern
         self.alpha, self.tau, self.score_latent = alpha, tau, score_latent
         self.sr_ste_decay, self.seed = sr_ste_decay, seed
-        self.plan = plan_layers(model, skip, only, layer_rates, prune_linear)
+        self.plan = plan_layers(model, skip, only, layer_rates, prune_linear) if plan is None else list(plan)
         self.schedules = {
-            plan.name: schedule if plan.rate is None else replace(schedule, rate=plan.rate)
-            for plan in self.plan
-            if plan.reason is None
+            layer.name: schedule if layer.rate is None else replace(schedule, rate=layer.rate)
+            for layer in self.plan
+            if layer.reason is None
         }
-        self.layers = {plan.name: plan.module for plan in self.plan if plan.reason is None}
+        self.layers = {layer.name: layer.module for layer in self.plan if layer.reason is None}
         check_prunable(self.plan, type(model).__name__)
         self._masks: dict[str, BlockMask] = {name: mask_weight(m, block_size) for name, m in self.layers.items()}
         _logger.info(
             "1x%d masks on %d of %d %s, target rate %g", block_size, len(self.layers), len(self.plan),
-            "convolutions and linear layers" if prune_linear else "convolutions", schedule.rate,
+            "convolutions and linear layers" if self._has_linear() else "convolutions", schedule.rate,
         )  # fmt: skip
         if fusing := reparametrised(self.plan, model):
             _logger.warning(
                 "%s can be fused after the training: the sum of branches is denser than each of them; exported files "
                 "keep them apart", ", ".join(fusing),
             )  # fmt: skip
+
+    def _has_linear(self) -> bool:
+        return any(isinstance(layer.module, nn.Linear) for layer in self.plan)
 
     @property
     def masks(self) -> dict[str, Tensor]:

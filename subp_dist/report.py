@@ -14,24 +14,20 @@ from .layer_report import total_macs
 from .training import Training
 
 
-def run_report(
-    training: Training, folder: Path, checkpoint: dict, *, model: str, prune_rate: float, loader: str
-) -> dict:
+def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
     """Put the report of a finished run together and write it to its folder.
 
     Args:
         training: the run; its model holds the weights that were exported.
         folder: where the exported files lie and the report goes.
         checkpoint: the checkpoint that was exported.
-        model: timm's name of the model.
-        prune_rate: share of blocks that was to be pruned.
-        loader: what delivered the images.
 
     Returns:
         ``accuracy`` (percent), ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept),
         ``files`` (bytes), ``timings`` and ``versions``.
     """
-    layers = training.pruner.report(training.macs)
+    pruner, config = training.pruner, training.config
+    layers = pruner.report(training.macs)
     dense, kept = total_macs(layers)
     total = sum(parameter.numel() for parameter in training.model.parameters())
     pruned = sum(layer.pruned_parameters for layer in layers)
@@ -39,9 +35,9 @@ def run_report(
     exported = [path for name in ("model.safetensors", "model.subp") if (path := folder / name).exists()]
     val = checkpoint["val"]
     report = {
-        "model": model,
+        "model": config.model.name,
         "accuracy": {"top1": val["top1"], "top5": val["top5"], "epoch": checkpoint["epoch"]},
-        "prune_rate": {"asked": prune_rate, "achieved": training.pruner.pruned_share()},
+        "prune_rate": {"asked": config.pruning.prune_rate, "achieved": pruner.pruned_share()},
         "macs": {"dense": dense, "kept": kept},
         "parameters": {"dense": total, "kept": total - pruned},
         "layers": [layer.as_row() for layer in layers],
@@ -49,7 +45,7 @@ def run_report(
         "timings": {
             "images_per_s": rates[len(rates) // 2] if rates else None,
             "data_share": data_shares[len(data_shares) // 2] if data_shares else None,
-            "loader": loader,
+            "loader": config.data.loader,
             "mask_update_s": training.mask_seconds / max(1, training.mask_updates),
             "ranks": training.rank.world_size,
             "device": str(training.rank.device),

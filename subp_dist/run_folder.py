@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import socket
@@ -23,22 +22,31 @@ from .checkpoint import (
     write_atomically,
     write_errors_explained,
 )
+from .config import Resolved, TrainConfig
 from .errors import UsageError
 
 _logger = logging.getLogger(__name__)
+FLAGS, RESOLVED = "args.yaml", "resolved.yaml"
 _STARTED_BY = "# started by: "
+_GIVEN = "# The flags as they were given, or their defaults; --config with this file starts another run.\n"
+_DERIVED = "# All values of this run, those that follow from its model, data and ranks included.\n"
 
 
-def folder_of(args: argparse.Namespace) -> Path:
+def folder_of(given: TrainConfig) -> Path:
     """The folder that the flags choose."""
-    name = args.experiment or f"{args.model}-{args.target_macs or format(args.prune_rate, 'g')}"
-    return Path(args.output) / name.replace("/", "_")
+    rate = given.pruning.target_macs or format(given.pruning.prune_rate, "g")
+    name = given.run.experiment or f"{given.model.name}-{rate}"
+    return Path(given.run.output) / name.replace("/", "_")
 
 
-def find_checkpoint(folder: Path, args: argparse.Namespace) -> dict | None:
+def find_checkpoint(folder: Path, resume: str | None) -> dict | None:
     """The checkpoint to go on from, the same on every rank; None for a run that starts.
 
     A run that torchrun started again, on all machines or on some, goes on without being told.
+
+    Args:
+        folder: of the run.
+        resume: a checkpoint, ``auto`` for the newest of the folder, or None.
 
     Raises:
         UsageError: the folder holds another run, or there is no complete checkpoint where there should be one.
@@ -46,22 +54,22 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> dict | None:
     launchers = {launcher for launcher in gather(_launcher()) if launcher}
     known = any(gather(bool(launchers & _launchers_of(folder))))
     restarted = known or any(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
-    if args.resume == "auto" or restarted:
+    if resume == "auto" or restarted:
         checkpoint = _newest_of_all_machines(folder)
-        if checkpoint is not None or args.resume in (None, "auto"):
+        if checkpoint is not None or resume in (None, "auto"):
             if restarted and checkpoint is None:
                 _logger.warning("started again, and no machine has a checkpoint in %s: from the beginning", folder)
             return checkpoint
-    if args.resume:
-        if not restarted and Path(args.resume).resolve().parent != folder.resolve():
+    if resume:
+        if not restarted and Path(resume).resolve().parent != folder.resolve():
             on_primary(lambda: _check_unused(folder))
-        return on_primary(lambda: load_checkpoint(Path(args.resume)))
+        return on_primary(lambda: load_checkpoint(Path(resume)))
     on_primary(lambda: _check_unused(folder))
     return None
 
 
 def _check_unused(folder: Path) -> None:
-    if (folder / "args.yaml").exists():
+    if (folder / FLAGS).exists():
         raise UsageError(
             f"{folder} already holds a run: pass --resume auto to go on with it, or another --experiment name"
         )
@@ -87,28 +95,37 @@ def _newest_of_all_machines(folder: Path) -> dict | None:
     return on_rank(source, lambda: checkpoint)
 
 
-def start_folder(folder: Path, args: argparse.Namespace, checkpoint: dict | None, best: float | None) -> float | None:
+def start_folder(
+    folder: Path, given: TrainConfig, config: Resolved, checkpoint: dict | None, best: float | None
+) -> float | None:
     """Make the folder ready on rank 0, once everything else has been checked; called on every rank.
 
     A run that goes on from another run's checkpoint gets copies of it and of its best one, as if it were its own.
 
+    Args:
+        folder: of the run.
+        given: what was asked for; ``args.yaml`` keeps it.
+        config: resolved; ``resolved.yaml`` keeps it.
+        checkpoint: to go on from, or None.
+        best: what the checkpoint says.
+
     Returns:
-        The top-1 of the best checkpoint in the folder, None if it has none; ``best`` is what the checkpoint says.
+        The top-1 of the best checkpoint in the folder, None if it has none.
 
     Raises:
         UsageError: the folder cannot be written.
     """
     launchers = [launcher for launcher in gather(_launcher()) if launcher]
     has_best = gather((folder / BEST).is_file())
-    on_primary(lambda: _write_flags(folder, args, launchers))
+    on_primary(lambda: _write_config(folder, given, config, launchers))
     if checkpoint is not None and checkpoint["best"] is not None and any(has_best) and not has_best[0]:
         # Another machine wrote this run's files so far.
         found = on_rank(has_best.index(True), lambda: load_checkpoint(folder / BEST))
         on_primary(lambda: save_checkpoint(folder / BEST, found))
     own = any(gather(any((folder / name).exists() for name in (NEWEST, PREVIOUS))))
-    if checkpoint is None or own or args.resume in (None, "auto"):
+    if checkpoint is None or own or given.run.resume in (None, "auto"):
         return best
-    return on_primary(lambda: _bring_along(folder, Path(args.resume).parent, checkpoint))
+    return on_primary(lambda: _bring_along(folder, Path(given.run.resume).parent, checkpoint))
 
 
 def _bring_along(folder: Path, source: Path, checkpoint: dict) -> float | None:
@@ -130,15 +147,38 @@ def _bring_along(folder: Path, source: Path, checkpoint: dict) -> float | None:
     return checkpoint["best"]
 
 
-def _write_flags(folder: Path, args: argparse.Namespace, launchers: list[str]) -> None:
-    flags = {flag: value for flag, value in vars(args).items() if flag not in ("config", "resume")}
-    text = f"{_STARTED_BY}{' '.join(dict.fromkeys(launchers))}\n{yaml.safe_dump(flags, sort_keys=False)}"
+def _write_config(folder: Path, given: TrainConfig, config: Resolved, launchers: list[str]) -> None:
+    """Write both files; what is None is left out of the flags, for it would be derived anew from them."""
+    flags = {flag: value for flag, value in given.flags().items() if flag != "resume" and value is not None}
+    started_by = f"{_STARTED_BY}{' '.join(dict.fromkeys(launchers))}"
+    texts = {
+        FLAGS: f"{started_by}\n{_GIVEN}{yaml.safe_dump(flags, sort_keys=False)}",
+        RESOLVED: f"{_DERIVED}{yaml.safe_dump(config.to_dict(), sort_keys=False)}",
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        write_atomically(folder / "args.yaml", lambda path: path.write_text(text))
+        # The flags last: they mark the folder as a run's.
+        for name in (RESOLVED, FLAGS):
+            write_atomically(folder / name, lambda path, name=name: path.write_text(texts[name]))
     except OSError as error:
         raise UsageError(f"cannot write the run's folder {folder}: {error}") from error
+
+
+def read_config(folder: Path) -> Resolved:
+    """The resolved configuration of a run; runs of earlier versions have it in their flags.
+
+    Raises:
+        UsageError: the file cannot be read, or is another one.
+    """
+    path = folder / (RESOLVED if (folder / RESOLVED).is_file() else FLAGS)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected the configuration of a run, found {type(values).__name__}")
+    return Resolved.from_dict(values) if path.name == RESOLVED else Resolved.from_flags(values)
 
 
 def _launcher() -> str | None:
@@ -155,7 +195,7 @@ def _launcher() -> str | None:
 
 def _launchers_of(folder: Path) -> set[str]:
     try:
-        with (folder / "args.yaml").open() as file:
+        with (folder / FLAGS).open() as file:
             first = file.readline()
     except OSError:
         return set()

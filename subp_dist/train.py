@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
 from .agreement import on_primary
+from .build import build_training, check_machine, create_model_and_data, plan_model
 from .checkpoint import (
     BEST,
     NEWEST,
@@ -26,6 +26,7 @@ from .checkpoint import (
     save_plain_weights,
     write_errors_explained,
 )
+from .config import TrainConfig
 from .data import Data, ResumableLoader
 from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
@@ -34,11 +35,13 @@ from .memory import keep_freed_memory
 from .monitor import Monitor
 from .options import parse_args
 from .parametrization import plain_state_dict
-from .process_group import closing_process_group, init_process_group, lost_ranks_named
+from .process_group import Rank, closing_process_group, init_process_group, lost_ranks_named
 from .report import run_report
+from .resolve import resolve
+from .resume import checkpoint_state, restore, set_learning_rate
 from .run_folder import find_checkpoint, folder_of, start_folder
 from .stopping import StopRequest, end_with_launcher
-from .training import Training, checkpoint_state, create_model_and_data, prepare, restore, set_learning_rate
+from .training import Training
 
 _logger = logging.getLogger(__name__)
 
@@ -58,8 +61,8 @@ def cli() -> None:
         raise KeyboardInterrupt(hint) from interrupt
 
 
-def main(args: argparse.Namespace) -> Path:
-    """Run one training from the flags to the exported model; returns the run's folder.
+def main(given: TrainConfig) -> Path:
+    """Run one training from what was asked for to the exported model; returns the run's folder.
 
     Raises:
         UsageError: the input is at fault, and nothing has been written; or the run's folder cannot be written any more.
@@ -68,14 +71,14 @@ def main(args: argparse.Namespace) -> Path:
     """
     with lost_ranks_named(), closing_process_group():
         try:
-            rank = init_process_group(args.device, args.timeout)
-            folder = folder_of(args)
-            checkpoint = find_checkpoint(folder, args)
-            model, data = create_model_and_data(args)
-            training = prepare(args, rank, model, data)
-            loaders = data.train_loader(args, rank), data.val_loader(args, rank)
+            rank = init_process_group(given.run.device, given.run.timeout)
+            folder = folder_of(given)
+            checkpoint = find_checkpoint(folder, given.run.resume)
+            training, data = set_up(given, rank)
+            seed, channels_last = given.run.seed, given.model.channels_last
+            loaders = data.train_loader(rank, seed, channels_last), data.val_loader(rank, channels_last)
             first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
-            best = start_folder(folder, args, checkpoint, best)
+            best = start_folder(folder, given, training.config, checkpoint, best)
         except ValueError as error:
             raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
         run = Run(training, loaders, folder, best, checkpoint["val"] if checkpoint else None)
@@ -88,6 +91,19 @@ def main(args: argparse.Namespace) -> Path:
         finally:
             training.monitor.close()
     return folder
+
+
+def set_up(given: TrainConfig, rank: Rank) -> tuple[Training, Data]:
+    """A run before its first step, and its data: here the configuration becomes a whole.
+
+    Raises:
+        ValueError: the input is at fault.
+    """
+    model, data = create_model_and_data(given)
+    check_machine(given, rank)
+    planned = plan_model(given, model, data.sizes)
+    config = resolve(given, data, planned.rate, rank.world_size, rank.device.type)
+    return build_training(config, rank, planned, data), data
 
 
 class Run:
@@ -112,7 +128,7 @@ class Run:
         self.training, self.folder = training, folder
         self.train_loader, self.val_loader = loaders
         self.best, self.val_metrics = best, val_metrics
-        self.steps = -(-len(self.train_loader) // training.args.grad_accum_steps)
+        self.steps = -(-len(self.train_loader) // training.config.optimization.grad_accum_steps)
 
     def global_step(self, epoch: int) -> int:
         """Optimizer steps of the whole run that are done, in an epoch."""
@@ -124,18 +140,19 @@ class Run:
         Raises:
             Stopped: SIGTERM was received by a rank; the run has been saved.
         """
-        with StopRequest(self.training.args.timeout) as stop:
-            for epoch in range(first_epoch, self.training.args.epochs):
+        config = self.training.config
+        with StopRequest(config.run.timeout) as stop:
+            for epoch in range(first_epoch, config.optimization.epochs):
                 self._epoch(epoch, stop)
-                if epoch + 1 < self.training.args.epochs and stop.poll():
+                if epoch + 1 < config.optimization.epochs and stop.poll():
                     raise Stopped(f"stopped and saved after epoch {epoch}; --resume auto goes on there")
 
     def _epoch(self, epoch: int, stop: StopRequest) -> None:
         training, monitor = self.training, self.training.monitor
-        args, progress = training.args, training.progress
+        config, progress = training.config, training.progress
         started = time.perf_counter()
-        self.train_loader.set_epoch(epoch, first_batch=progress.step * args.grad_accum_steps)
-        if not args.prune_interval and progress.step == 0:
+        self.train_loader.set_epoch(epoch, first_batch=progress.step * config.optimization.grad_accum_steps)
+        if not config.pruning.prune_interval and progress.step == 0:
             training.update_masks(epoch, self.global_step(epoch))
         train_metrics = train_epoch(training, self.train_loader, epoch, lambda: self._after_step(epoch, stop))
         self.val_metrics = evaluate(training, self.val_loader)
@@ -160,7 +177,7 @@ class Run:
         )
 
     def _after_step(self, epoch: int, stop: StopRequest) -> None:
-        step, interval = self.training.progress.step, self.training.args.recovery_interval
+        step, interval = self.training.progress.step, self.training.config.run.recovery_interval
         if stop.poll():
             self._save(epoch)
             raise Stopped(
@@ -193,7 +210,7 @@ def evaluate(training: Training, val_loader: DataLoader) -> dict[str, float]:
     Returns:
         ``loss``, ``top1`` and ``top5``; with a moving average also those of the model itself, as ``raw_*``.
     """
-    world_size, reduce = training.rank.world_size, training.args.dist_bn == "reduce"
+    world_size, reduce = training.rank.world_size, training.config.model.dist_bn == "reduce"
     if world_size > 1:
         distribute_bn(training.model, world_size, reduce)
     metrics = validate(training.model, val_loader, training)
@@ -216,7 +233,7 @@ def finish(training: Training, data: Data, folder: Path) -> None:
 
 
 def _finish(training: Training, data: Data, folder: Path) -> None:
-    args = training.args
+    config = training.config
     try:
         checkpoint = load_checkpoint(folder / (BEST if (folder / BEST).exists() else NEWEST))
     except UsageError as error:
@@ -226,18 +243,18 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     model.load_state_dict(checkpoint["ema" if training.ema else "model"])
     model.to("cpu").eval()
     metadata = {
-        "model": args.model, "num_classes": data.num_classes, "input_size": list(data.input_size),
+        "model": config.model.name, "num_classes": data.num_classes, "input_size": list(data.input_size),
         "mean": list(data.mean), "std": list(data.std), "class_names": data.class_names,
-        "block_size": args.block_size, "prune_rate": args.prune_rate,
+        "block_size": config.pruning.block_size, "prune_rate": config.pruning.prune_rate,
     }  # fmt: skip
     text = {key: json.dumps(value) for key, value in metadata.items() if value is not None}
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
-    if not args.no_export:
+    if not config.run.no_export:
         export_subp(model, folder / "model.subp", data.input_size, metadata)
-    report = run_report(training, folder, checkpoint, model=args.model, prune_rate=args.prune_rate, loader=args.loader)
+    report = run_report(training, folder, checkpoint)
     monitor = training.monitor
     results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
-    monitor.finish(training.pruner.report(training.macs), training.pruner.masks, vars(args), results)
+    monitor.finish(training.pruner.report(training.macs), training.pruner.masks, config.flags(), results)
     monitor.flush()
     monitor.line(
         f"kept {report['macs']['kept'] / 1e6:.1f} of {report['macs']['dense'] / 1e6:.1f} M MACs; best top-1 "

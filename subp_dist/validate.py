@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -25,21 +24,22 @@ from tqdm import tqdm
 import subp_ext
 from subp_ext.runtime import thread_count
 
+from .config import Resolved
 from .data import Data, create_data
 from .errors import UsageError, report_usage_errors
 from .export.verify import absolute_difference, run_session
 from .models import create_model, model_arguments, to_channels_last
-from .options import build_parser
 from .process_group import Rank
 from .report import read_report, write_report
+from .run_folder import read_config
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its flags, its data, its plain model in evaluation mode, and its report."""
+    """A finished run: its configuration, its data, its plain model in evaluation mode, and its report."""
 
     folder: Path
-    args: argparse.Namespace
+    config: Resolved
     data: Data
     model: nn.Module
     report: dict
@@ -54,17 +54,17 @@ class Run:
         for name in ("args.yaml", "report.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise UsageError(f"{folder} is not a finished run: it has no {name}")
-        # Flags that are newer than the run get their defaults.
-        values = vars(build_parser().parse_args([])) | yaml.safe_load((folder / "args.yaml").read_text())
+        config = read_config(folder)
         if data_dir:
-            values |= {"data_dir": data_dir, "loader": "auto"}
-        args = argparse.Namespace(**values)
-        model = create_model(args.model, **model_arguments(args))
+            config = config.replace(data_dir=data_dir, loader="auto")
+        arguments = model_arguments(config.model, config.data.num_classes, config.data.in_chans)
+        model = create_model(config.model.name, **arguments)
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (SafetensorError, RuntimeError) as error:
             raise UsageError(f"{folder / 'model.safetensors'} is damaged or of another model: {error}") from error
-        return cls(folder, args, create_data(args, model.pretrained_cfg), model.eval(), read_report(folder))
+        data = create_data(config.data, config.augmentation, model.pretrained_cfg, config.optimization.epochs)
+        return cls(folder, config, data, model.eval(), read_report(folder))
 
 
 @report_usage_errors
@@ -146,7 +146,7 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
 
 def predict(run: Run, session: subp_ext.Session | None = None, limit: int | None = None) -> tuple[np.ndarray, ...]:
     """Logits ``[n, classes]`` of torch, labels ``[n]``, and logits of a session, over the validation images."""
-    loader = run.data.val_loader(run.args, Rank(0, 1, torch.device("cpu")), limit)
+    loader = run.data.val_loader(Rank(0, 1, torch.device("cpu")), run.config.model.channels_last, limit)
     labels, in_torch, exported = [], [], []
     with torch.inference_mode():
         for batch, targets in tqdm(loader, desc="compare", leave=False, delay=3, disable=None):

@@ -90,7 +90,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     """Weights, masks, moving average, optimizer and every epoch's figures are those of the other run, bit for bit."""
     a, b = (torch.load(run / "last.pt", weights_only=True) for run in (folder, expected))
     assert a.keys() == b.keys() and {"model", "optimizer"} <= a.keys()
-    for part in a.keys() - {"args"}:
+    for part in a.keys() - {"config"}:
         assert states_equal(a[part], b[part]), part
     assert states_equal(load_file(folder / "model.safetensors"), load_file(expected / "model.safetensors"))
     rows = [list(csv.DictReader((run / "summary.csv").open())) for run in (folder, expected)]

@@ -20,7 +20,13 @@ from subp_dist.errors import UsageError
 def state(seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
     weights = {"w": torch.randn(40, 50, generator=generator), "mask": torch.rand(4, 5, generator=generator) > 0.5}
-    return {"epoch": 3, "best": None, "args": {"model": "m", "skip": ["a"]}, "model": weights, "optimizer": {}}
+    return {
+        "epoch": 3,
+        "best": None,
+        "config": {"model": {"name": "m"}, "pruning": {"skip": ["a"]}},
+        "model": weights,
+        "optimizer": {},
+    }
 
 
 def test_round_trip(tmp_path):
@@ -28,7 +34,7 @@ def test_round_trip(tmp_path):
     loaded = load_checkpoint(tmp_path / "last.pt")
     assert torch.equal(loaded["model"]["w"], state()["model"]["w"])
     assert loaded["model"]["mask"].dtype == torch.bool
-    assert loaded["args"] == {"model": "m", "skip": ["a"]}
+    assert loaded["config"] == state()["config"]
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
@@ -57,11 +63,24 @@ def nearly_full_disk():
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, nearly_full_disk):
-    save_checkpoint(tmp_path / "last.pt", {"epoch": 1, "args": {}, "model": {}, "optimizer": {}})
-    large = {"epoch": 2, "args": {}, "model": {"w": torch.zeros(100_000)}, "optimizer": {}}
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 1, "config": {}, "model": {}, "optimizer": {}})
+    large = {"epoch": 2, "config": {}, "model": {"w": torch.zeros(100_000)}, "optimizer": {}}
     with pytest.raises(OSError, match=re.escape(str(tmp_path))):
         save_checkpoint(tmp_path / "last.pt", large)
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_an_error_that_is_not_of_a_file_is_passed_on(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", state())
+
+    def fail(temporary):
+        temporary.write_bytes(b"half")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="^CUDA error"):
+        write_atomically(tmp_path / "last.pt", fail)
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3
     assert [found.name for found in tmp_path.iterdir()] == ["last.pt"]
 
 
@@ -72,7 +91,7 @@ def test_missing_file(tmp_path):
 
 def test_a_plain_state_dict_is_not_a_checkpoint(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "weights.pt")
-    with pytest.raises(UsageError, match="it has no args, epoch, model, optimizer"):
+    with pytest.raises(UsageError, match="it has no config, epoch, model, optimizer"):
         load_checkpoint(tmp_path / "weights.pt")
 
 
@@ -81,7 +100,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
         def __reduce__(self):
             return print, ("executed",)
 
-    torch.save({"epoch": 0, "args": {}, "model": Hostile(), "optimizer": {}}, tmp_path / "last.pt")
+    torch.save({"epoch": 0, "config": {}, "model": Hostile(), "optimizer": {}}, tmp_path / "last.pt")
     with pytest.raises(UsageError, match="damaged, or not a checkpoint"):
         load_checkpoint(tmp_path / "last.pt")
 
@@ -112,7 +131,7 @@ def test_flipped_bits_never_load_as_another_state(tmp_path_factory, data):
         return
     assert torch.equal(loaded["model"]["w"], state()["model"]["w"])
     assert torch.equal(loaded["model"]["mask"], state()["model"]["mask"])
-    assert loaded["epoch"] == 3 and loaded["args"] == state()["args"]
+    assert loaded["epoch"] == 3 and loaded["config"] == state()["config"]
 
 
 def test_plain_weights_are_safetensors_with_metadata(tmp_path):

@@ -13,7 +13,8 @@ from torch import nn
 from subp_dist import train
 from subp_dist.data import digits
 from subp_dist.errors import UsageError
-from subp_dist.options import parse_args, parse_kwargs
+from subp_dist.flag_values import parse_kwargs
+from subp_dist.options import parse_args
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 from subp_dist.validate import Run

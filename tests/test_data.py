@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from subp_dist.data import create_data
+from subp_dist.data import Data, create_data
 from subp_dist.data.digits import Digits, load_digits
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
@@ -36,8 +36,9 @@ def pictures(tmp_path_factory):
     return root
 
 
-def flags(*more: str):
-    return parse_args(["resnet18", *more])
+def opened(*flags: str) -> Data:
+    given = parse_args(["resnet18", *flags])
+    return create_data(given.data, given.augmentation, CONFIG, given.optimization.epochs)
 
 
 def rank(index: int, world_size: int) -> Rank:
@@ -58,7 +59,7 @@ def test_digits_have_the_size_asked_for():
 
 
 def test_folders_of_pictures(pictures):
-    data = create_data(flags("--data-dir", str(pictures), "--img-size", "32"), CONFIG)
+    data = opened("--data-dir", str(pictures), "--img-size", "32")
     assert (data.num_classes, data.input_size) == (3, (3, 32, 32))
     assert data.class_names == ["digit0", "digit1", "digit2"]
     image, label = data.val[0]
@@ -68,13 +69,13 @@ def test_folders_of_pictures(pictures):
 
 
 def test_grey_pictures_get_grey_statistics(pictures):
-    data = create_data(flags("--data-dir", str(pictures), "--img-size", "32", "--in-chans", "1"), CONFIG)
+    data = opened("--data-dir", str(pictures), "--img-size", "32", "--in-chans", "1")
     assert data.input_size == (1, 32, 32) and data.mean == pytest.approx((0.4,))
     assert data.train[0][0].shape == (1, 32, 32)
 
 
 def test_one_mean_serves_all_channels(pictures):
-    data = create_data(flags("--data-dir", str(pictures), "--img-size", "32", "--mean", "0.5"), CONFIG)
+    data = opened("--data-dir", str(pictures), "--img-size", "32", "--mean", "0.5")
     assert data.mean == (0.5,) * 3 and data.std == CONFIG["std"]
 
 
@@ -103,7 +104,7 @@ def write_mnist(root: Path) -> Path:
 
 
 def test_the_classes_of_an_imagenet_are_its_folders(imagenet):
-    data = create_data(flags("--dataset", "torch/imagenet", "--data-dir", str(imagenet), "--img-size", "32"), CONFIG)
+    data = opened("--dataset", "torch/imagenet", "--data-dir", str(imagenet), "--img-size", "32")
     assert data.num_classes == 3 and data.class_names == ["digit0", "digit1", "digit2"]
 
 
@@ -112,7 +113,7 @@ def test_pictures_get_the_channels_asked_for(imagenet, tmp_path, channels):
     # MNIST is grey, and torchvision reads ImageNet in colours.
     for dataset, root in (("torch/mnist", write_mnist(tmp_path)), ("torch/imagenet", imagenet)):
         where = ["--dataset", dataset, "--data-dir", str(root)]
-        data = create_data(flags(*where, "--img-size", "32", "--in-chans", str(channels)), CONFIG)
+        data = opened(*where, "--img-size", "32", "--in-chans", str(channels))
         assert data.train[0][0].shape == data.val[0][0].shape == (channels, 32, 32)
 
 
@@ -120,9 +121,8 @@ def test_pictures_get_the_channels_asked_for(imagenet, tmp_path, channels):
 @pytest.mark.parametrize("limit", [1, 10, 30, 999, 2000])
 def test_a_limit_takes_images_from_everywhere(limit, world_size):
     # The digits are sorted by class.
-    args = flags("--data-dir", "builtin", "--batch-size", "64")
-    data = create_data(args, CONFIG)
-    loaders = [data.val_loader(args, rank(index, world_size), limit) for index in range(world_size)]
+    data = opened("--data-dir", "builtin", "--batch-size", "64")
+    loaders = [data.val_loader(rank(index, world_size), limit=limit) for index in range(world_size)]
     counts = Counter(label for loader in loaders for _, labels in loader for label in labels.tolist())
     assert counts.total() == min(limit, 1000) and len(counts) == min(limit, 10)
     assert max(counts.values()) - min(counts.values()) <= 1
@@ -130,18 +130,16 @@ def test_a_limit_takes_images_from_everywhere(limit, world_size):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 5])
 def test_every_validation_picture_is_delivered_once(pictures, world_size):
-    args = flags("--data-dir", str(pictures), "--img-size", "16", "--batch-size", "4", "--workers", "0")
-    data = create_data(args, CONFIG)
-    loaders = [data.val_loader(args, rank(index, world_size)) for index in range(world_size)]
+    data = opened("--data-dir", str(pictures), "--img-size", "16", "--batch-size", "4", "--workers", "0")
+    loaders = [data.val_loader(rank(index, world_size)) for index in range(world_size)]
     delivered = [image.numpy().tobytes() for loader in loaders for images, _ in loader for image in images]
     expected = [data.val[index][0].numpy().tobytes() for index in range(len(data.val))]
     assert sorted(delivered) == sorted(expected)
 
 
 def test_training_shares_are_disjoint_and_new_each_epoch():
-    args = flags("--data-dir", "builtin", "--batch-size", "64")
-    data = create_data(args, CONFIG)
-    samplers = [data.train_loader(args, rank(index, 2)).sampler for index in range(2)]
+    data = opened("--data-dir", "builtin", "--batch-size", "64")
+    samplers = [data.train_loader(rank(index, 2), seed=42).sampler for index in range(2)]
     orders = []
     for epoch in (0, 1):
         for sampler in samplers:
@@ -157,8 +155,9 @@ def batches_of(loader) -> list[torch.Tensor]:
 
 
 def train_loader(pictures, workers: int):
-    args = flags("--data-dir", str(pictures), "--img-size", "32", "--batch-size", "4", "--workers", str(workers))
-    return create_data(args, CONFIG).train_loader(args, rank(0, 1))
+    return opened(
+        "--data-dir", str(pictures), "--img-size", "32", "--batch-size", "4", "--workers", str(workers)
+    ).train_loader(rank(0, 1), seed=42)
 
 
 def test_an_epoch_continues_anywhere_with_the_same_images(pictures):
@@ -180,8 +179,8 @@ def test_images_do_not_depend_on_the_processes_that_load_them(pictures):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_workers_outlive_the_signal_that_stops_a_job(pictures, split):
-    args = flags("--data-dir", str(pictures), "--img-size", "32", "--batch-size", "4", "--workers", "1")
-    loader = getattr(create_data(args, CONFIG), f"{split}_loader")(args, rank(0, 1))
+    data = opened("--data-dir", str(pictures), "--img-size", "32", "--batch-size", "4", "--workers", "1")
+    loader = data.train_loader(rank(0, 1), seed=42) if split == "train" else data.val_loader(rank(0, 1))
     batches = iter(loader)
     next(batches)
     os.kill(batches._workers[0].pid, signal.SIGTERM)
@@ -213,9 +212,8 @@ def test_workers_outlive_the_signal_that_stops_a_job(pictures, split):
     ],
 )
 def test_what_is_refused(pictures, more, message):
-    args = flags(*(flag.format(root=pictures) for flag in more))
     with pytest.raises(UsageError, match=message):
-        create_data(args, CONFIG).train_loader(args, rank(0, 1))
+        opened(*(flag.format(root=pictures) for flag in more)).train_loader(rank(0, 1), seed=42)
 
 
 def test_splits_with_other_classes_are_refused(pictures, tmp_path):
@@ -225,13 +223,13 @@ def test_splits_with_other_classes_are_refused(pictures, tmp_path):
     with pytest.raises(
         UsageError, match=r"training \(3\) and validation \(1\) differ; only in training: digit1, digit2"
     ):
-        create_data(flags("--data-dir", str(tmp_path)), CONFIG)
+        opened("--data-dir", str(tmp_path))
 
 
 def test_the_validation_split_may_be_called_test(pictures, tmp_path):
     (tmp_path / "train").symlink_to(pictures / "train")
     (tmp_path / "test").symlink_to(pictures / "val")
-    data = create_data(flags("--data-dir", str(tmp_path)), CONFIG)
+    data = opened("--data-dir", str(tmp_path))
     assert len(data.val) == len(list((pictures / "val").rglob("*.*")))
 
 
@@ -239,4 +237,4 @@ def test_an_empty_split_is_refused(pictures, tmp_path):
     (tmp_path / "train").symlink_to(pictures / "train")
     (tmp_path / "val").mkdir()
     with pytest.raises(UsageError, match="cannot read the split 'validation'"):
-        create_data(flags("--data-dir", str(tmp_path)), CONFIG)
+        opened("--data-dir", str(tmp_path))

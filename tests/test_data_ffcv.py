@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
 from subp_dist.bench import data as data_bench
-from subp_dist.data import choice, create_data
+from subp_dist.data import Data, choice, create_data
 from subp_dist.data.augment import ImageAugment
 from subp_dist.data.beton import Beton, find_beton, sidecar_of
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output, choose_reading, usable_threads
@@ -91,8 +91,9 @@ def delivered(batches) -> list[tuple[bytes, int]]:
             for image, label in zip(images, labels, strict=True)]  # fmt: skip
 
 
-def flags(folder: Path, *more: str):
-    return parse_args(["resnet18", "--data-dir", str(folder), "--batch-size", "8", "--workers", "2", *more])
+def opened(folder: Path, *more: str) -> Data:
+    given = parse_args(["resnet18", "--data-dir", str(folder), "--batch-size", "8", "--workers", "2", *more])
+    return create_data(given.data, given.augmentation, CONFIG, given.optimization.epochs)
 
 
 # --- what is delivered ---
@@ -192,7 +193,8 @@ def test_bad_resolution_schedules(text):
 
 def test_colours_and_erasing_are_timms_and_repeat(train):
     def run(*more: str):
-        output = Output(CONFIG["mean"], CONFIG["std"], augment=ImageAugment.from_args(flags(Path(), *more)))
+        augmentation = parse_args(["resnet18", *more]).augmentation
+        output = Output(CONFIG["mean"], CONFIG["std"], augment=ImageAugment.for_images(augmentation, 224))
         return next(iter(FFCVLoader(train, 8, 32, Crop(True), output)))[0].clone()
 
     plain, colours, erased = run(), run("--color-jitter", "0.4", "--aa", "rand-m9-mstd0.5-inc1"), run("--reprob", "1")
@@ -350,18 +352,16 @@ def test_the_sidecar_must_belong_to_the_file(train, tmp_path):
 
 def test_auto_takes_betons_and_says_so(betons, caplog):
     caplog.set_level("INFO")
-    args = flags(betons)
-    data = create_data(args, CONFIG)
-    assert args.loader == "ffcv" and data.class_names == ["china", "flower"] and data.num_classes == 2
+    data = opened(betons)
+    assert data.loader == "ffcv" and data.class_names == ["china", "flower"] and data.num_classes == 2
     assert "loader: ffcv, because train_140_0.50_90.beton and val_140_0.50_90.beton are there" in caplog.text
-    images, labels = next(iter(data.train_loader(args, Rank(0, 1, CPU))))
+    images, labels = next(iter(data.train_loader(Rank(0, 1, CPU), seed=42)))
     assert images.shape == (8, 3, 64, 64) and labels.dtype == torch.int64
     assert "fit into" in caplog.text
 
 
 def validation_images(folder: Path, *more: str) -> tuple[torch.Tensor, list[int]]:
-    args = flags(folder, *more)
-    batches = create_data(args, CONFIG).val_loader(args, Rank(0, 1, CPU))
+    batches = opened(folder, *more).val_loader(Rank(0, 1, CPU))
     images, labels = zip(*((images.clone(), labels) for images, labels in batches), strict=True)
     return torch.cat(images), torch.cat(labels).tolist()
 
@@ -395,18 +395,17 @@ def test_auto_without_ffcv(photographs, betons, tmp_path, monkeypatch, caplog):
     find = choice.importlib.util.find_spec
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None if name == "ffcv" else find(name))
     with pytest.raises(UsageError, match=r"need ffcv, which is not installed: launch/setup.sh installs it"):
-        create_data(flags(betons), CONFIG)
+        opened(betons)
     for part in (*betons.iterdir(), *photographs.iterdir()):
         (tmp_path / part.name).symlink_to(part)
-    args = flags(tmp_path)
-    create_data(args, CONFIG)
-    assert args.loader == "timm" and "loader: timm, because ffcv" in caplog.text
+    assert opened(tmp_path).loader == "timm"
+    assert "loader: timm, because ffcv" in caplog.text
 
 
 def test_a_program_without_ffcv_says_what_to_install(betons, monkeypatch):
     monkeypatch.setitem(sys.modules, "ffcv", None)
     with pytest.raises(UsageError, match=r"cannot be imported .*launch/setup.sh installs it"):
-        create_data(flags(betons, "--loader", "ffcv"), CONFIG)
+        opened(betons, "--loader", "ffcv")
 
 
 @pytest.mark.parametrize(
@@ -424,8 +423,7 @@ def test_a_program_without_ffcv_says_what_to_install(betons, monkeypatch):
 )
 def test_what_is_refused(betons, more, message):
     with pytest.raises(UsageError, match=message):
-        args = flags(betons, *more)
-        create_data(args, CONFIG).train_loader(args, Rank(0, 1, CPU))
+        opened(betons, *more).train_loader(Rank(0, 1, CPU), seed=42)
 
 
 def test_pictures_are_read_whatever_files_lie_beside_them(photographs, tmp_path):
@@ -433,14 +431,14 @@ def test_pictures_are_read_whatever_files_lie_beside_them(photographs, tmp_path)
         (tmp_path / split.name).symlink_to(split)
     for name in ("train_500_0.50_90.beton", "train_256_1.00_90.beton"):
         (tmp_path / name).touch()
-    assert len(create_data(flags(tmp_path, "--loader", "timm"), CONFIG).train) == 40
+    assert len(opened(tmp_path, "--loader", "timm").train) == 40
     with pytest.raises(UsageError, match="several files of the split 'train'"):
-        create_data(flags(tmp_path), CONFIG)
+        opened(tmp_path)
 
 
 def test_ffcv_on_folders_says_how_to_write(photographs):
     with pytest.raises(UsageError, match=r"--loader ffcv: .* has no .beton files \(launch/write_ffcv.sh writes them"):
-        create_data(flags(photographs, "--loader", "ffcv"), CONFIG)
+        opened(photographs, "--loader", "ffcv")
 
 
 def test_other_classes_in_validation_are_refused(photographs, betons, tmp_path):
@@ -454,7 +452,7 @@ def test_other_classes_in_validation_are_refused(photographs, betons, tmp_path):
         UsageError,
         match="train_140_0.50_90.beton and val.beton.* only in validation: tree",
     ):
-        create_data(flags(tmp_path), CONFIG)
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -463,7 +461,7 @@ def test_a_missing_list_of_classes_is_named(betons, tmp_path, split):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / f"{split}_140_0.50_90.beton.json").unlink()
     with pytest.raises(UsageError, match=f"{split}_140_0.50_90.beton.json: no such file; it names the classes"):
-        create_data(flags(tmp_path), CONFIG)
+        opened(tmp_path)
 
 
 def test_several_files_of_a_split(tmp_path):

@@ -3,8 +3,6 @@
 Sizes: 5 images, 7 classes, float64 oracle, tolerance 1e-5. Out of scope: whether a teacher helps.
 """
 
-import argparse
-
 import numpy as np
 import pytest
 import timm
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from subp_dist.config import DistillationConfig, ResolvedData
 from subp_dist.distillation import Distillation, create_distillation
 from subp_dist.errors import UsageError
 
@@ -49,24 +48,23 @@ def test_the_teacher_neither_learns_nor_changes():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def flags(**changes) -> argparse.Namespace:
-    values = {
-        "kd_model": "test_resnet", "kd_checkpoint": "", "kd_weight": 0.5, "kd_temperature": 1.0, "num_classes": 10,
-        "in_chans": 1, "mean": [0.5], "std": [0.2],
-    }  # fmt: skip
-    return argparse.Namespace(**values | changes)
+DIGITS = ResolvedData(num_classes=10, in_chans=1, mean=(0.5,), std=(0.2,))
+
+
+def create(sizes: list[tuple[int, int, int]], **flags) -> Distillation | None:
+    return create_distillation(DistillationConfig(**{"kd_model": "test_resnet"} | flags), DIGITS, sizes)
 
 
 def test_a_checkpoint_of_timm_teaches(tmp_path):
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1).eval()
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    distillation = create_distillation(flags(kd_checkpoint=str(tmp_path / "teacher.safetensors")), [(1, 28, 28)])
+    distillation = create([(1, 28, 28)], kd_checkpoint=str(tmp_path / "teacher.safetensors"))
     images = torch.randn(2, 1, 28, 28)
     assert torch.equal(distillation.teacher(images), model(images))
 
 
 def test_no_teacher_by_default():
-    assert create_distillation(flags(kd_model=""), [(1, 28, 28)]) is None
+    assert create([(1, 28, 28)], kd_model="") is None
 
 
 def test_bad_teachers_are_refused(tmp_path):
@@ -77,13 +75,13 @@ def test_bad_teachers_are_refused(tmp_path):
         ({"kd_checkpoint": str(tmp_path / "other.safetensors")}, "cannot teach this run"),
     ):
         with pytest.raises(UsageError, match=message):
-            create_distillation(flags(**changes), [(1, 28, 28)])
+            create([(1, 28, 28)], **changes)
 
 
 def test_a_teacher_must_take_every_size_of_the_images(tmp_path):
     teacher = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1)
     save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
-    given = flags(kd_model="vit_tiny_patch16_224", kd_checkpoint=str(tmp_path / "teacher.safetensors"))
-    assert create_distillation(given, [(1, 224, 224)])
+    given = {"kd_model": "vit_tiny_patch16_224", "kd_checkpoint": str(tmp_path / "teacher.safetensors")}
+    assert create([(1, 224, 224)], **given)
     with pytest.raises(UsageError, match="cannot teach this run: .*160"):
-        create_distillation(given, [(1, 224, 224), (1, 160, 160)])
+        create([(1, 224, 224), (1, 160, 160)], **given)

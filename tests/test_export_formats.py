@@ -165,7 +165,8 @@ def test_damaged_foreign_and_unfinished_checkpoints_are_named(run, tmp_path):
     with pytest.raises(UsageError, match=r"damaged.pt: damaged, or not a checkpoint"):
         Network.open(tmp_path / "damaged.pt")
     checkpoint = torch.load(run / "last.pt", weights_only=True)
-    torch.save(checkpoint | {"args": checkpoint["args"] | {"model": "resnet18"}}, tmp_path / "other.pt")
+    config = checkpoint["config"] | {"model": checkpoint["config"]["model"] | {"name": "resnet18"}}
+    torch.save(checkpoint | {"config": config}, tmp_path / "other.pt")
     with pytest.raises(UsageError, match=r"other.pt: its weights and its flags do not fit together"):
         Network.open(tmp_path / "other.pt")
     with pytest.raises(UsageError, match=r"previous.pt is of epoch 0, denser than its run's target"):

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each module of subp_dist may import from the package; a package stands for all that is in it.
 ALLOWED = {
     "blocks": set(),
+    "flag_values": {"errors"},
+    "config": {"flag_values"},
     "errors": set(),
     "schedule": set(),
     "seeds": set(),
@@ -21,7 +23,7 @@ ALLOWED = {
     "process_group": {"errors", "torch_compat"},
     "agreement": {"errors", "process_group"},
     "stopping": {"errors"},
-    "run_folder": {"agreement", "checkpoint", "errors"},
+    "run_folder": {"agreement", "checkpoint", "config", "errors"},
     "scores": {"blocks"},
     "masks": {"blocks"},
     "parametrization": {"blocks"},
@@ -40,16 +42,16 @@ ALLOWED = {
     "layer_report": {"blocks", "masks", "plan"},
     "layer_table": {"layer_report"},
     "mask_picture": {"layer_report"},
-    "distillation": {"errors"},
-    "checkpoint": {"errors"},
-    "data": {"checkpoint", "errors", "process_group", "seeds", "stopping"},
+    "distillation": {"config", "errors"},
+    "checkpoint": {"config", "errors"},
+    "data": {"checkpoint", "config", "errors", "process_group", "seeds", "stopping"},
     "export": {
         "blocks",
         "checkpoint",
+        "config",
         "errors",
         "masks",
         "models",
-        "options",
         "parametrization",
         "plan",
         "pruner",
@@ -57,7 +59,7 @@ ALLOWED = {
         "scores",
         "torch_compat",
     },
-    "models": {"errors", "options"},
+    "models": {"config", "errors", "flag_values"},
     "bench": {
         "agreement",
         "blocks",
@@ -72,7 +74,8 @@ ALLOWED = {
         "scores",
     },
     "monitor": {"checkpoint", "layer_report", "mask_picture", "pruner"},
-    "options": {"blocks", "errors", "masks", "schedule", "scores"},
+    "options": {"blocks", "config", "errors", "flag_values", "masks", "schedule", "scores"},
+    "resolve": {"config", "data", "flag_values", "flops", "plan", "schedule"},
     "launch": {"errors", "stopping", "torch_compat"},
 }
 

@@ -42,44 +42,42 @@ def test_planned_layers_are_what_the_masks_will_report(flags):
     ],
 )
 def test_presets_keep_the_published_macs(preset, macs, half_digit):
-    layers, notes = inspect_model(parse_args(["--preset", preset]))
-    assert sum(layer.kept_macs for layer in layers) == pytest.approx(macs, abs=half_digit)
-    assert notes == []
+    found = inspect_model(parse_args(["--preset", preset]))
+    assert sum(layer.kept_macs for layer in found.layers) == pytest.approx(macs, abs=half_digit)
+    assert found.notes == []
 
 
 def test_the_command_line_wins_over_the_preset():
-    args = parse_args(["--preset", "resnet18", "--prune-rate", "0.25"])
-    assert (args.model, args.prune_rate, args.skip) == ("resnet18", 0.25, ["*downsample*"])
+    given = parse_args(["--preset", "resnet18", "--prune-rate", "0.25"])
+    assert (given.model.name, given.pruning.prune_rate) == ("resnet18", 0.25)
+    assert given.pruning.skip == ("*downsample*",)
 
 
 def test_a_target_is_solved_with_fixed_layers():
-    args = parse_args(["resnet50", "--target-macs", "2G", "--layer-rates", "layer4*=0.75"])
-    layers, _ = inspect_model(args)
+    layers = inspect_model(parse_args(["resnet50", "--target-macs", "2G", "--layer-rates", "layer4*=0.75"])).layers
     kept = sum(layer.kept_macs for layer in layers)
     assert 0.99 * 2e9 < kept <= 2e9
     assert {layer.kept / layer.blocks_per_row for layer in layers if layer.name.startswith("layer4")} == {0.25}
 
 
 def test_the_table_has_every_layer_and_reason():
-    args = parse_args(["test_efficientnet"])
-    layers, _ = inspect_model(args)
-    table = format_table(layers).splitlines()
-    assert len(table) == len(layers) + 2
+    found = inspect_model(parse_args(["test_efficientnet"]))
+    table = format_table(found.layers).splitlines()
+    assert len(table) == len(found.layers) + 2
     assert "dense: stem" in table[1] and any("dense: depthwise" in line for line in table)
-    assert args.img_size == 160 and args.num_classes == 1000
+    assert found.shape == (1000, 3, 160)
 
 
 def test_what_training_refuses_is_said():
-    _, notes = inspect_model(parse_args(["convnext_tiny"]))
+    notes = inspect_model(parse_args(["convnext_tiny"])).notes
     assert len(notes) == 1 and "3.9 % of its MACs" in notes[0] and "--prune-linear" in notes[0]
-    assert inspect_model(parse_args(["convnext_tiny", "--prune-linear"]))[1] == []
-    _, notes = inspect_model(parse_args(["vit_tiny_patch16_224"]))
+    assert inspect_model(parse_args(["convnext_tiny", "--prune-linear"])).notes == []
+    notes = inspect_model(parse_args(["vit_tiny_patch16_224"])).notes
     assert len(notes) == 1 and "refuses this: nothing to prune" in notes[0] and "patch_embed.proj: stem" in notes[0]
 
 
 def test_who_names_the_layers_may_prune_few_of_them():
-    args = parse_args(["resnet18", "--only", "layer4.0.downsample.0"])
-    assert inspect_model(args)[1] == []
+    assert inspect_model(parse_args(["resnet18", "--only", "layer4.0.downsample.0"])).notes == []
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_user_error_is_printed_once_without_traceback_or_restart(tmp_path):
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sent, code):
-    for part in ("train.sh", "recipes/digits.yaml"):
+    for part in ("train.sh", "train.bash", "recipes/digits.yaml"):
         (tmp_path / "launch" / part).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / "launch" / part, tmp_path / "launch" / part)
     command(tmp_path / "launch", "setup.sh", "exit 0")

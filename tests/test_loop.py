@@ -24,7 +24,7 @@ def make_training(*flags: str, scaler: bool = False) -> Training:
     pruner = SUBPPruner(model, PruneSchedule(0.5, 0, 0), block_size=8)
     pruner.step(0)
     return Training(
-        args=parse_args(["tiny", "--amp-dtype", "bfloat16", *flags]),
+        config=parse_args(["tiny", "--amp-dtype", "bfloat16", *flags]),
         rank=Rank(0, 1, torch.device("cpu")),
         model=model,
         wrapped=model,

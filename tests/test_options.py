@@ -3,36 +3,30 @@
 import pytest
 
 from subp_dist.errors import UsageError
-from subp_dist.options import build_parser, parse_args, parse_macs
+from subp_dist.flag_values import parse_macs
+from subp_dist.options import build_parser, parse_args
 
 
 def test_defaults_are_the_published_recipe():
-    args = parse_args(["resnet50"])
-    assert (args.lr_base, args.lr_base_size, args.momentum, args.weight_decay) == (0.1, 256, 0.9, 1e-4)
-    assert (args.opt, args.sched, args.smoothing, args.warmup_epochs, args.epochs) == (
-        "momentum",
-        "cosine",
-        0.1,
-        0,
-        250,
-    )
-    assert (args.criterion, args.tau, args.alpha, args.prune_schedule) == ("bpar", 1.0, 1.0, "cubic")
-    assert (args.block_size, args.sr_ste_decay, args.color_jitter) == (16, 2e-4, 0.0)
+    given = parse_args(["resnet50"])
+    optimization, pruning, augmentation = given.optimization, given.pruning, given.augmentation
+    assert (optimization.lr_base, optimization.lr_base_size) == (0.1, 256)
+    assert (optimization.momentum, optimization.weight_decay) == (0.9, 1e-4)
+    assert (optimization.opt, optimization.sched) == ("momentum", "cosine")
+    assert (optimization.warmup_epochs, optimization.epochs) == (0, 250)
+    assert (pruning.criterion, pruning.tau, pruning.alpha, pruning.prune_schedule) == ("bpar", 1.0, 1.0, "cubic")
+    assert (pruning.block_size, pruning.sr_ste_decay) == (16, 2e-4)
+    assert (augmentation.smoothing, augmentation.color_jitter) == (0.1, 0.0)
 
 
 def test_command_line_wins_over_the_file(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: resnet18\nlr: 0.3\nprune-rate: 0.25\nskip: ['*downsample*']\namp: true\n"
     )
-    args = parse_args(["--config", str(tmp_path / "run.yaml"), "--lr", "0.2"])
-    assert (args.model, args.lr, args.prune_rate, args.skip, args.amp) == (
-        "resnet18",
-        0.2,
-        0.25,
-        ["*downsample*"],
-        True,
-    )
-    assert parse_args(["resnet34", "--config", str(tmp_path / "run.yaml")]).model == "resnet34"
+    given = parse_args(["--config", str(tmp_path / "run.yaml"), "--lr", "0.2"])
+    assert (given.model.name, given.optimization.lr, given.model.amp) == ("resnet18", 0.2, True)
+    assert (given.pruning.prune_rate, given.pruning.skip) == (0.25, ("*downsample*",))
+    assert parse_args(["resnet34", "--config", str(tmp_path / "run.yaml")]).model.name == "resnet34"
 
 
 @pytest.mark.parametrize(
@@ -123,4 +117,4 @@ def test_empty_values_in_a_file_are_refused(tmp_path, line, message):
 
 def test_an_empty_value_is_the_default_where_that_is_none(tmp_path):
     (tmp_path / "run.yaml").write_text("model: resnet18\nlr:\n")
-    assert parse_args(["--config", str(tmp_path / "run.yaml")]).lr is None
+    assert parse_args(["--config", str(tmp_path / "run.yaml")]).optimization.lr is None

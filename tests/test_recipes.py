@@ -34,16 +34,19 @@ def test_every_published_row_has_its_recipe():
 
 @pytest.mark.parametrize("name", ALL)
 def test_recipes_are_the_published_settings(name):
-    args = parse_args(["--config", str(RECIPES / f"{name}.yaml")])
+    given = parse_args(["--config", str(RECIPES / f"{name}.yaml")])
     row, _, size = name.rpartition("-1x")
     model, blocks, dense_downsample, _ = PUBLISHED[row]
-    assert (args.model, args.block_size, args.experiment) == (model, int(size), name)
-    assert args.prune_rate == pytest.approx(blocks / 128, abs=1e-9)
-    assert args.skip == (["*downsample*"] if dense_downsample else [])
-    assert (args.opt, args.lr, args.lr_base, args.lr_base_size, args.momentum) == ("momentum", None, 0.1, 256, 0.9)
-    assert (args.weight_decay, args.smoothing, args.sched, args.warmup_epochs) == (1e-4, 0.1, "cosine", 0)
-    assert (args.epochs, args.prune_start, args.prune_end, args.prune_schedule) == (250, 10, 180, "cubic")
-    assert (args.img_size, args.crop_pct, args.criterion, args.amp) == (224, 0.875, "bpar", True)
+    pruning, optimization = given.pruning, given.optimization
+    assert (given.model.name, pruning.block_size, given.run.experiment) == (model, int(size), name)
+    assert pruning.prune_rate == pytest.approx(blocks / 128, abs=1e-9)
+    assert pruning.skip == (("*downsample*",) if dense_downsample else ())
+    assert (optimization.opt, optimization.lr, optimization.lr_base) == ("momentum", None, 0.1)
+    assert (optimization.lr_base_size, optimization.momentum, optimization.weight_decay) == (256, 0.9, 1e-4)
+    assert (given.augmentation.smoothing, optimization.sched, optimization.warmup_epochs) == (0.1, "cosine", 0)
+    assert (optimization.epochs, pruning.prune_start, pruning.prune_end) == (250, 10, 180)
+    assert (pruning.prune_schedule, pruning.criterion) == ("cubic", "bpar")
+    assert (given.data.img_size, given.data.crop_pct, given.model.amp) == (224, 0.875, True)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +87,11 @@ def test_a_recipe_runs_from_end_to_end_on_both_loaders(photographs, tmp_path):
     accuracies = {}
     for loader in ("ffcv", "timm"):
         flags = ["--data-dir", str(photographs), "--img-size", "64", "--batch-size", "4", "--loader", loader]
-        args = parse_args(["test_resnet", *flags])
-        model, data = train.create_model_and_data(args)
+        model, data = train.create_model_and_data(parse_args(["test_resnet", *flags]))
         model.eval()
         hits = 0
         with torch.inference_mode():
-            for images, labels in data.val_loader(args, Rank(0, 1, torch.device("cpu"))):
+            for images, labels in data.val_loader(Rank(0, 1, torch.device("cpu"))):
                 hits += int((model(images).argmax(1) == labels).sum())
         accuracies[loader] = hits
     assert abs(accuracies["ffcv"] - accuracies["timm"]) <= 1

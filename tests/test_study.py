@@ -116,8 +116,9 @@ def test_a_bad_grid_is_refused_by_key(tmp_path, changes, message):
 def test_the_shipped_grid_names_flags_that_exist():
     grid = Grid.read(Path(__file__).parent.parent / "launch" / "study" / "cifar10.yaml")
     for run in grid.runs:
-        args = parse_args(run.argv)
-        assert (args.prune_rate, args.block_size, args.seed) == (*run.cell, run.seed)
+        given = parse_args(run.argv)
+        found = (given.pruning.prune_rate, given.pruning.block_size, given.run.seed)
+        assert found == (*run.cell, run.seed)
 
 
 def of_class_3(folder: Path) -> list[Path]:

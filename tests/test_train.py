@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import subp_ext
-from subp_dist import loop, train, training
+from subp_dist import build, loop, pruner, train
 from subp_dist.data import digits
 from subp_dist.errors import Stopped, UsageError
 from subp_dist.options import parse_args
@@ -52,6 +52,7 @@ def test_run_directory_is_complete(finished):
     assert {path.name for path in finished.iterdir()} == {
         *(
             "args.yaml",
+            "resolved.yaml",
             "summary.csv",
             "last.pt",
             "previous.pt",
@@ -62,7 +63,8 @@ def test_run_directory_is_complete(finished):
         ),
         "report.json",
     }
-    assert yaml.safe_load((finished / "args.yaml").read_text())["num_classes"] == 10
+    assert "num_classes" not in yaml.safe_load((finished / "args.yaml").read_text())
+    assert yaml.safe_load((finished / "resolved.yaml").read_text())["data"]["num_classes"] == 10
     rows = list(csv.DictReader((finished / "summary.csv").open()))
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     assert float(rows[-1]["val_top1"]) > 60
@@ -237,9 +239,8 @@ def test_training_features_run_to_a_uniform_export(few_digits, tmp_path, feature
     folder = run(tmp_path, "--epochs", "2", *features)
     report = json.loads((folder / "report.json").read_text())
     assert all(np.isfinite(value) for value in report["accuracy"].values())
-    assert (
-        yaml.safe_load((folder / "args.yaml").read_text())["amp_dtype"] == "bfloat16"
-    )  # of a CPU, where nothing is asked
+    resolved = yaml.safe_load((folder / "resolved.yaml").read_text())
+    assert resolved["model"]["amp_dtype"] == "bfloat16"  # of a CPU, where nothing is asked
     for layer in report["layers"]:
         if layer["reason"] is None:
             asked = report["prune_rate"]["asked"]
@@ -254,6 +255,26 @@ def test_saved_flags_repeat_the_run(few_digits, tmp_path):
     again = train.main(parse_args(["--config", str(first / "args.yaml"), "--output", str(tmp_path / "b")]))
     a, b = load_file(first / "model.safetensors"), load_file(again / "model.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_saved_flags_start_another_run_with_values_derived_anew(few_digits, tmp_path):
+    flags = [flag for flag in FLAGS if flag not in ("--lr", "0.1")]
+    first = train.main(parse_args([*flags, "--epochs", "1", "--output", str(tmp_path), "--no-export"]))
+    given = parse_args(["--config", str(first / "args.yaml"), "--epochs", "100", "--batch-size", "128"])
+    training, _ = train.set_up(given, train.init_process_group("cpu"))
+    config = training.config
+    assert config.optimization.lr == pytest.approx(0.1 * 128 / 256)
+    assert (config.pruning.prune_start, config.pruning.prune_end) == (4, 25)
+    before = yaml.safe_load((first / "resolved.yaml").read_text())
+    assert (before["optimization"]["lr"], before["pruning"]["prune_end"]) == (pytest.approx(0.1 * 64 / 256), 0)
+
+
+def test_a_model_is_planned_once(few_digits, monkeypatch):
+    calls, plan = [], build.plan_layers
+    for module in (build, pruner):
+        monkeypatch.setattr(module, "plan_layers", lambda *args, **kwargs: calls.append(1) or plan(*args, **kwargs))
+    train.set_up(parse_args([*FLAGS, "--epochs", "4", "--target-macs", "2M"]), train.init_process_group("cpu"))
+    assert calls == [1]
 
 
 def test_moving_average_is_as_sparse_as_the_model(few_digits, tmp_path):
@@ -335,6 +356,14 @@ def test_resume_refuses_another_network(finished, tmp_path):
         run(tmp_path, "--epochs", "4", "--block-size", "8", "--resume", str(finished / "last.pt"))
 
 
+def test_resume_refuses_fewer_epochs_than_are_done(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "done"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UsageError, match=r"--epochs 2: the checkpoint has done 4 epochs already"):
+        run(tmp_path, "--epochs", "2", "--experiment", "done", "--resume", "auto")
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_resume_refuses_a_damaged_checkpoint(finished, tmp_path):
     damaged = tmp_path / "damaged.pt"
     shutil.copy(finished / "last.pt", damaged)
@@ -390,9 +419,8 @@ def test_initial_checkpoints_that_cannot_be_are_one_clear_error(finished, tmp_pa
 
 
 def test_an_update_reaches_the_moving_average_without_an_optimizer_step(few_digits):
-    args = parse_args([*FLAGS, "--epochs", "4", "--model-ema", "--no-export"])
-    model, data = train.create_model_and_data(args)
-    training = train.prepare(args, train.init_process_group("cpu"), model, data)
+    given = parse_args([*FLAGS, "--epochs", "4", "--model-ema", "--no-export"])
+    training, _ = train.set_up(given, train.init_process_group("cpu"))
     training.update_masks(3, 0)
     for name, mask in training.pruner.masks.items():
         average = block_mask_of(training.ema.module.get_submodule(name)).mask
@@ -400,9 +428,7 @@ def test_an_update_reaches_the_moving_average_without_an_optimizer_step(few_digi
 
 
 def test_masked_layers_are_the_pruned_ones_of_the_report(finished):
-    args = parse_args([*FLAGS, "--epochs", "4"])
-    model, data = train.create_model_and_data(args)
-    training = train.prepare(args, train.init_process_group("cpu"), model, data)
+    training, _ = train.set_up(parse_args([*FLAGS, "--epochs", "4"]), train.init_process_group("cpu"))
     masked = {name for name, module in training.model.named_modules() if block_mask_of(module) is not None}
     report = json.loads((finished / "report.json").read_text())
     assert masked == {layer["name"] for layer in report["layers"] if layer["reason"] is None}
@@ -432,8 +458,8 @@ def test_another_learning_rate_per_image_follows_the_batch_after_a_resume(few_di
 def test_waiting_for_a_plateau_goes_on_after_a_resume(few_digits, tmp_path, monkeypatch):
     """With figures that do not improve, so that the rate falls every other epoch."""
     monkeypatch.setattr(train, "validate", lambda *_: {"loss": 1.0, "top1": 10.0, "top5": 50.0})
-    patient = training.scheduler_kwargs
-    monkeypatch.setattr(training, "scheduler_kwargs", lambda args: patient(args) | {"patience_epochs": 1})
+    patient = build.scheduler_kwargs
+    monkeypatch.setattr(build, "scheduler_kwargs", lambda config: patient(config) | {"patience_epochs": 1})
     plateau = ["--sched", "plateau", "--no-export"]
     schedule = ["--prune-start", "0", "--prune-end", "1"]
     undisturbed = run(tmp_path / "a", "--epochs", "6", *plateau, *schedule)

@@ -104,7 +104,7 @@ def test_a_damaged_export_is_refused(runs, tmp_path):
     folder.mkdir()
     (folder / "model.subp").write_bytes(content)
     with pytest.raises(UsageError, match="model.subp"):
-        validate.compare(validate.Run(folder, run.args, run.data, run.model, run.report), None, threads=1)
+        validate.compare(validate.Run(folder, run.config, run.data, run.model, run.report), None, threads=1)
 
 
 def test_a_network_with_a_conv3d_is_timed_in_channels_last():

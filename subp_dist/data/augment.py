@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,12 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ..config import AugmentationConfig
 from ..errors import UsageError
 from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
 
 
-def timm_transform(args: argparse.Namespace, size: int | tuple[int, int, int], **settings: Any) -> Any:
+def timm_transform(size: int | tuple[int, int, int], **settings: Any) -> Any:
     """What ``timm.data.create_transform`` returns.
 
     Raises:
@@ -26,10 +26,11 @@ def timm_transform(args: argparse.Namespace, size: int | tuple[int, int, int], *
     try:
         return timm.data.create_transform(size, **settings)
     except (AssertionError, ValueError) as error:
-        if not settings.get("auto_augment"):
+        policy = settings.get("auto_augment")
+        if not policy:
             raise UsageError(f"the augmentation cannot be had: {error}") from error
         why = str(error) or "no policy of timm"  # some of its assertions say nothing
-        raise UsageError(f"--aa {args.aa}: {why}; timm has policies such as rand-m9-mstd0.5, augmix-m3") from error
+        raise UsageError(f"--aa {policy}: {why}; timm has policies such as rand-m9-mstd0.5, augmix-m3") from error
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,14 @@ class ImageAugment:
     erasing: RandomErasing | None
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> ImageAugment | None:
-        """For the flags of a run; None if they ask for nothing."""
+    def for_images(cls, config: AugmentationConfig, size: int) -> ImageAugment | None:
+        """For square images of ``size`` pixels; None if the flags ask for nothing."""
         colours = erasing = None
-        if args.color_jitter or args.aa:
-            flags = {"color_jitter": args.color_jitter or None, "auto_augment": args.aa, "separate": True}
-            size = args.img_size or 224
-            _, colours, _ = timm_transform(args, size, is_training=True, **flags)
-        if args.reprob:
-            erasing = RandomErasing(args.reprob, device="cpu")
+        if config.color_jitter or config.aa:
+            settings = {"color_jitter": config.color_jitter or None, "auto_augment": config.aa, "separate": True}
+            _, colours, _ = timm_transform(size, is_training=True, **settings)
+        if config.reprob:
+            erasing = RandomErasing(config.reprob, device="cpu")
         return cls(colours, erasing) if colours or erasing else None
 
     def recolour(self, images: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 from pathlib import Path
 
+from ..config import DataConfig
 from ..errors import UsageError
 from .beton import INSTALL, find_beton
 from .splits import VAL_NAMES
@@ -14,7 +14,7 @@ from .splits import VAL_NAMES
 _logger = logging.getLogger(__name__)
 
 
-def choose_loader(args: argparse.Namespace) -> tuple[Path, Path] | None:
+def choose_loader(config: DataConfig) -> tuple[Path, Path] | None:
     """The ``.beton`` files of training and validation to read, or None for pictures read by torch's loader.
 
     ``--loader auto`` takes FFCV where its files are there and it is installed; what was taken, and why, is logged.
@@ -22,18 +22,18 @@ def choose_loader(args: argparse.Namespace) -> tuple[Path, Path] | None:
     Raises:
         UsageError: the loader that was asked for cannot be had.
     """
-    has_pictures = bool(args.dataset) or (Path(args.data_dir) / args.train_split).is_dir()
-    if args.loader == "timm" and has_pictures:
+    has_pictures = bool(config.dataset) or (Path(config.data_dir) / config.train_split).is_dir()
+    if config.loader == "timm" and has_pictures:
         return None
-    files, why_not = _betons(args)
-    if args.loader == "ffcv":
+    files, why_not = _betons(config)
+    if config.loader == "ffcv":
         if not files:
             raise UsageError(f"--loader ffcv: {why_not}")
         return files
-    if args.loader == "timm":
+    if config.loader == "timm":
         if files:
             raise UsageError(
-                f"--loader timm reads folders of pictures, and {args.data_dir} holds .beton files: leave --loader out"
+                f"--loader timm reads folders of pictures, and {config.data_dir} holds .beton files: leave --loader out"
             )
         return None
     if files and importlib.util.find_spec("ffcv") is None:
@@ -45,24 +45,24 @@ def choose_loader(args: argparse.Namespace) -> tuple[Path, Path] | None:
     elif has_pictures or not why_not.startswith("found only"):
         _logger.info("loader: timm, because %s", why_not)
     else:
-        raise UsageError(f"--data-dir {args.data_dir}: {why_not}")
+        raise UsageError(f"--data-dir {config.data_dir}: {why_not}")
     return files
 
 
-def _betons(args: argparse.Namespace) -> tuple[tuple[Path, Path] | None, str]:
+def _betons(config: DataConfig) -> tuple[tuple[Path, Path] | None, str]:
     """Both files, or why not."""
-    if args.dataset:
+    if config.dataset:
         return None, "--dataset names pictures, not .beton files"
-    root = Path(args.data_dir)
+    root = Path(config.data_dir)
     if not root.is_dir():
         raise UsageError(
             f"--data-dir {root}: no such folder; expected one with train/ and val/, or .beton files, in it"
         )
-    train = find_beton(root, (args.train_split,))
-    val = find_beton(root, (args.val_split, *VAL_NAMES))
+    train = find_beton(root, (config.train_split,))
+    val = find_beton(root, (config.val_split, *VAL_NAMES))
     if train and val:
         return (train, val), ""
     if train or val:
-        missing = args.train_split if val else args.val_split
+        missing = config.train_split if val else config.val_split
         return None, f"found only {(train or val).name}, and no file of the split {missing!r} beside it"
     return None, f"{root} has no .beton files (launch/write_ffcv.sh writes them)"

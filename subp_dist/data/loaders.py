@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..config import AugmentationConfig, DataConfig
 from ..errors import UsageError
 from ..process_group import Rank
 from . import digits
@@ -33,15 +33,21 @@ class Data:
     """What a run learns from.
 
     Attributes:
+        config, augmentation: as they were given.
+        loader: what reads the images, ``ffcv`` or ``timm``; as it was asked for where both would do the same.
         train, val: data sets of (image ``[C, H, W]`` float32, label), or FFCV's files.
         num_classes, input_size: classes, and (channels, height, width) of an image.
         mean, std: normalisation per channel, for whoever serves the model later.
         class_names: name of each class, or None where the data has none.
         resolutions: size of training images by epoch.
         transform: makes the training transform for a size, for pictures.
-        crop_share, interpolation: of validation's central square, and filter of all resizes, for FFCV's files.
+        crop_pct, interpolation: of validation's central square, and filter of all resizes; None where nothing is
+            resized.
     """
 
+    config: DataConfig
+    augmentation: AugmentationConfig
+    loader: str
     train: Dataset | Beton
     val: Dataset | Beton
     num_classes: int
@@ -51,57 +57,67 @@ class Data:
     class_names: list[str] | None = None
     resolutions: Resolutions | None = None
     transform: Callable[[int], Callable] | None = None
-    crop_share: float = 0.875
-    interpolation: str = "bilinear"
+    crop_pct: float | None = None
+    interpolation: str | None = None
 
-    def train_loader(self, args: argparse.Namespace, rank: Rank) -> ResumableLoader | FFCVLoader:
+    @property
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """(C, H, W) of all images that a network meets: those of validation first, then those of training only."""
+        channels, side, _ = self.input_size
+        sides = {pixels for _, pixels in self.resolutions.steps} if self.resolutions else set()
+        return [self.input_size, *((channels, pixels, pixels) for pixels in sorted(sides - {side}))]
+
+    def train_loader(self, rank: Rank, seed: int, channels_last: bool = False) -> ResumableLoader | FFCVLoader:
         """Shuffled anew each epoch (``loader.set_epoch``); incomplete batches are dropped.
 
         Raises:
             UsageError: a rank's share is smaller than a batch.
         """
-        share = len(self.train) // rank.world_size
-        if share < args.batch_size:
+        batch_size, share = self.config.batch_size, len(self.train) // rank.world_size
+        if share < batch_size:
             raise UsageError(
                 f"{len(self.train)} training images over {rank.world_size} ranks are {share} each, less than a "
-                f"batch of {args.batch_size}: set a smaller --batch-size, or NPROC"
+                f"batch of {batch_size}: set a smaller --batch-size, or NPROC"
             )
         if isinstance(self.train, Beton):
-            crop = Crop(True, tuple(args.scale), tuple(args.ratio), args.hflip, filter=self.interpolation)
-            size = self.resolutions.at
-            return self._ffcv_loader(self.train, args, rank, args.batch_size, size, crop, ImageAugment.from_args(args))
+            varied = self.augmentation
+            crop = Crop(True, varied.scale, varied.ratio, varied.hflip, filter=self.interpolation)
+            augment = ImageAugment.for_images(varied, self.input_size[1])
+            output = Output(self.mean, self.std, rank.device, channels_last, augment)
+            return self._ffcv_loader(self.train, rank, batch_size, self.resolutions.at, crop, output, seed=seed)
 
         def resize(epoch: int) -> None:
             if self.transform is not None:
                 self.train.transform = self.transform(self.resolutions.at(epoch))
 
-        settings = _loading(args, rank) | {"on_epoch": resize}
-        return ResumableLoader(self.train, args.batch_size, rank.rank, rank.world_size, args.seed, **settings)
+        settings = _loading(self.config, rank) | {"on_epoch": resize}
+        return ResumableLoader(self.train, batch_size, rank.rank, rank.world_size, seed, **settings)
 
-    def val_loader(self, args: argparse.Namespace, rank: Rank, limit: int | None = None) -> DataLoader | FFCVLoader:
+    def val_loader(self, rank: Rank, channels_last: bool = False, limit: int | None = None) -> DataLoader | FFCVLoader:
         """This rank's share of the validation images, in order: no padding, so sums over ranks are exact.
 
         Args:
-            args: the run's flags.
             rank: this process.
+            channels_last: memory format of FFCV's images.
             limit: look at so many images only, spread over all.
         """
-        batch_size = args.validation_batch_size or args.batch_size
+        batch_size = self.config.validation_batch_size or self.config.batch_size
         if isinstance(self.val, Beton):
-            crop = Crop(False, share=self.crop_share, filter=self.interpolation)
-            return self._ffcv_loader(self.val, args, rank, batch_size, self.input_size[1], crop, limit=limit)
+            crop = Crop(False, share=self.crop_pct, filter=self.interpolation)
+            output = Output(self.mean, self.std, rank.device, channels_last)
+            return self._ffcv_loader(self.val, rank, batch_size, self.input_size[1], crop, output, limit=limit)
         share = Subset(self.val, spread_out(len(self.val), limit)[rank.rank :: rank.world_size].tolist())
-        return DataLoader(share, batch_size, **_loading(args, rank))
+        return DataLoader(share, batch_size, **_loading(self.config, rank))
 
     def _ffcv_loader(
         self,
         beton: Beton,
-        args: argparse.Namespace,
         rank: Rank,
         batch_size: int,
         size: int | Callable[[int], int],
         crop: Crop,
-        augment: ImageAugment | None = None,
+        output: Output,
+        seed: int = 0,
         limit: int | None = None,
     ) -> FFCVLoader:
         import psutil
@@ -109,78 +125,74 @@ class Data:
         available = psutil.virtual_memory().available
         page_cache, why = choose_reading(beton.file_size, available, rank.world_size, ordered=not crop.train)
         _logger.info("%s: %d images, %s", beton.path.name, len(beton), why)
-        output = Output(self.mean, self.std, rank.device, args.channels_last, augment)
-        return FFCVLoader(
-            beton,
-            batch_size,
-            size,
-            crop,
-            output,
-            rank.rank,
-            rank.world_size,
-            args.seed,
-            args.workers,
-            page_cache,
-            limit,
-        )
+        share, workers = (rank.rank, rank.world_size), self.config.workers
+        return FFCVLoader(beton, batch_size, size, crop, output, *share, seed, workers, page_cache, limit)
 
 
-def _loading(args: argparse.Namespace, rank: Rank) -> dict:
-    workers = 0 if args.data_dir == "builtin" else min(args.workers, len(os.sched_getaffinity(0)))
+def _loading(config: DataConfig, rank: Rank) -> dict:
+    workers = 0 if config.data_dir == "builtin" else min(config.workers, len(os.sched_getaffinity(0)))
     pin_memory = rank.device.type == "cuda"
     return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": leave_stopping_to_the_rank}
 
 
-def create_data(args: argparse.Namespace, model_config: dict) -> Data:
+def create_data(config: DataConfig, augmentation: AugmentationConfig, model_config: dict, epochs: int) -> Data:
     """The data of a run.
 
     Args:
-        args: the flags of ``subp_dist.options``.
+        config: where it is and how it is read.
+        augmentation: how training images are varied.
         model_config: the model's ``pretrained_cfg``; its image size, mean, std and crop are the defaults.
+        epochs: of the run, which a schedule of image sizes must fit.
 
     Raises:
         UsageError: there is no such data, or a part of it is missing.
     """
-    if not args.data_dir and not args.dataset:
+    if not config.data_dir and not config.dataset:
         raise UsageError("no data given: set --data-dir to a folder with train/ and val/, or to 'builtin' for digits")
-    if args.data_dir == "builtin":
-        return _digits(args)
-    config = _resolve_config(args, model_config)
-    betons = choose_loader(args)
-    args.loader = "ffcv" if betons else "timm"
-    resolutions = Resolutions.parse(args.res_schedule, config["input_size"][1], args.epochs)
+    if config.data_dir == "builtin":
+        return _digits(config, augmentation)
+    images = _resolve_images(config, model_config)
+    betons = choose_loader(config)
+    resolutions = Resolutions.parse(config.res_schedule, images["input_size"][1], epochs)
+    shared = {key: images[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+    shared |= {"config": config, "augmentation": augmentation, "resolutions": resolutions}
     if betons:
-        return _from_betons(args, config, betons, resolutions)
-    mode = "L" if args.in_chans == 1 else "RGB"
-    train, val = (open_split(args.dataset, args.data_dir, split, mode) for split in (args.train_split, args.val_split))
-    settings = {key: config[key] for key in ("interpolation", "mean", "std")}
+        return _from_betons(config, images["crop_mode"], betons, shared)
+    return _from_pictures(config, augmentation, images, shared)
+
+
+def _from_pictures(config: DataConfig, augmentation: AugmentationConfig, images: dict, shared: dict) -> Data:
+    mode = "L" if config.in_chans == 1 else "RGB"
+    splits = (config.train_split, config.val_split)
+    train, val = (open_split(config.dataset, config.data_dir, split, mode) for split in splits)
+    settings = {key: images[key] for key in ("interpolation", "mean", "std")}
 
     def in_mode(transform: Callable) -> Callable:
-        return _InMode(transform, mode) if args.dataset.lower().startswith("torch/") else transform
+        return _InMode(transform, mode) if config.dataset.lower().startswith("torch/") else transform
 
     def transform(size: int) -> Callable:
         created = timm_transform(
-            args,
-            (config["input_size"][0], size, size),
+            (images["input_size"][0], size, size),
             **settings,
             is_training=True,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            color_jitter=args.color_jitter or None,
-            auto_augment=args.aa,
-            re_prob=args.reprob,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            hflip=augmentation.hflip,
+            color_jitter=augmentation.color_jitter or None,
+            auto_augment=augmentation.aa,
+            re_prob=augmentation.reprob,
         )
         return in_mode(created)
 
-    train.transform = transform(config["input_size"][1])
-    crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
-    val.transform = in_mode(timm_transform(args, config["input_size"], **settings, **crop))
+    train.transform = transform(images["input_size"][1])
+    crop = {key: images[key] for key in ("crop_pct", "crop_mode")}
+    val.transform = in_mode(timm_transform(images["input_size"], **settings, **crop))
     names = class_names(train)
-    check_same_classes(names, class_names(val), args.data_dir or args.dataset)
-    num_classes = _count_classes(args, names, f"--dataset {args.dataset}")
-    shared = config["mean"], config["std"], names, resolutions
-    return Data(train, val, num_classes, config["input_size"], *shared, transform)
+    check_same_classes(names, class_names(val), config.data_dir or config.dataset)
+    num_classes = _count_classes(config, names, f"--dataset {config.dataset}")
+    return Data(
+        loader="timm", train=train, val=val, num_classes=num_classes, class_names=names, transform=transform, **shared
+    )
 
 
 @dataclass(frozen=True)
@@ -194,14 +206,14 @@ class _InMode:
         return self.transform(picture.convert(self.mode))
 
 
-def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path], resolutions: Resolutions) -> Data:
-    channels, height, width = config["input_size"]
+def _from_betons(config: DataConfig, crop_mode: str, paths: tuple[Path, Path], shared: dict) -> Data:
+    channels, height, width = shared["input_size"]
     if channels != 3:
         raise UsageError(f"--in-chans {channels}: .beton files hold colour pictures; --loader timm reads grey ones")
-    if config["crop_mode"] != "center" or config["crop_pct"] > 1 or height != width:
+    if crop_mode != "center" or shared["crop_pct"] > 1 or height != width:
         raise UsageError(
-            f"--loader ffcv crops a square from within an image; {args.model} wants {height}x{width}, crop_mode "
-            f"{config['crop_mode']}, crop_pct {config['crop_pct']}: set --img-size and --crop-pct, or use --loader timm"
+            f"--loader ffcv crops a square from within an image; the model wants {height}x{width}, crop_mode "
+            f"{crop_mode}, crop_pct {shared['crop_pct']}: set --img-size and --crop-pct, or use --loader timm"
         )
     train, val = (Beton.open(path) for path in paths)
     for beton, other in ((train, val), (val, train)):
@@ -210,17 +222,15 @@ def _from_betons(args: argparse.Namespace, config: dict, paths: tuple[Path, Path
             raise UsageError(f"{missing}: no such file; it names the classes of {beton.path.name}: copy it there too")
     where = f"{train.path.name} and {val.path.name}, which launch/write_ffcv.sh writes together"
     check_same_classes(train.class_names, val.class_names, where)
-    num_classes = _count_classes(args, train.class_names, f"{paths[0].name}, which was not written by this package,")
+    num_classes = _count_classes(config, train.class_names, f"{paths[0].name}, which was not written by this package,")
     for beton in (train, val):
         if beton.labels.max() >= num_classes:
             raise UsageError(f"--num-classes {num_classes}: {beton.path.name} has the label {beton.labels.max()}")
-    crop = {"crop_share": config["crop_pct"], "interpolation": config["interpolation"]}
-    shared = config["mean"], config["std"], train.class_names, resolutions
-    return Data(train, val, num_classes, config["input_size"], *shared, **crop)
+    return Data(loader="ffcv", train=train, val=val, num_classes=num_classes, class_names=train.class_names, **shared)
 
 
-def _count_classes(args: argparse.Namespace, names: list[str] | None, source: str) -> int:
-    num_classes = args.num_classes or (len(names) if names else None)
+def _count_classes(config: DataConfig, names: list[str] | None, source: str) -> int:
+    num_classes = config.num_classes or (len(names) if names else None)
     if num_classes is None:
         raise UsageError(f"{source} does not say how many classes it has: set --num-classes")
     if names is not None and num_classes < len(names):
@@ -228,10 +238,11 @@ def _count_classes(args: argparse.Namespace, names: list[str] | None, source: st
     return num_classes
 
 
-def _resolve_config(args: argparse.Namespace, model_config: dict) -> dict:
+def _resolve_images(config: DataConfig, model_config: dict) -> dict:
     """Image size, normalisation, crop: the flags over the model's own."""
-    given = {key: value for key, value in vars(args).items() if value not in (None, "")}
-    channels = args.in_chans or 3
+    flags = {key: getattr(config, key) for key in ("img_size", "mean", "std", "crop_pct", "interpolation")}
+    given = {key: value for key, value in flags.items() if value is not None}
+    channels = config.in_chans or 3
     if channels not in (1, 3):
         raise UsageError(f"--in-chans {channels}: pictures are read as grey (1) or colour (3)")
     for key in ("mean", "std"):
@@ -239,23 +250,32 @@ def _resolve_config(args: argparse.Namespace, model_config: dict) -> dict:
             raise UsageError(
                 f"--{key} {' '.join(map(str, given[key]))}: expected one value or {channels}, one a channel"
             )
-    config = timm.data.resolve_data_config(given | {"in_chans": channels}, pretrained_cfg=model_config)
-    config["input_size"] = (channels, *config["input_size"][1:])
+    images = timm.data.resolve_data_config(given | {"in_chans": channels}, pretrained_cfg=model_config)
+    images["input_size"] = (channels, *images["input_size"][1:])
     for key in ("mean", "std"):
-        if len(config[key]) != channels:
-            config[key] = (sum(config[key]) / len(config[key]),) * channels
-    return config
+        if len(images[key]) != channels:
+            images[key] = (sum(images[key]) / len(images[key]),) * channels
+    return images
 
 
-def _digits(args: argparse.Namespace) -> Data:
-    if args.in_chans not in (None, 1):
-        raise UsageError(f"--in-chans {args.in_chans}: the built-in digits are grey; leave it out")
-    if args.num_classes not in (None, digits.NUM_CLASSES):
-        raise UsageError(f"--num-classes {args.num_classes}: the built-in digits have {digits.NUM_CLASSES}")
-    if args.loader == "ffcv" or args.res_schedule:
-        flag = "--res-schedule" if args.res_schedule else "--loader ffcv"
+def _digits(config: DataConfig, augmentation: AugmentationConfig) -> Data:
+    if config.in_chans not in (None, 1):
+        raise UsageError(f"--in-chans {config.in_chans}: the built-in digits are grey; leave it out")
+    if config.num_classes not in (None, digits.NUM_CLASSES):
+        raise UsageError(f"--num-classes {config.num_classes}: the built-in digits have {digits.NUM_CLASSES}")
+    if config.loader == "ffcv" or config.res_schedule:
+        flag = "--res-schedule" if config.res_schedule else "--loader ffcv"
         raise UsageError(f"{flag}: the built-in digits lie in memory, in one size; leave it out")
-    size = args.img_size or digits.SIZE
-    train, val = digits.Digits(train=True, size=size), digits.Digits(train=False, size=size)
-    names = [str(digit) for digit in range(digits.NUM_CLASSES)]
-    return Data(train, val, digits.NUM_CLASSES, (1, size, size), digits.MEAN, digits.STD, names)
+    size = config.img_size or digits.SIZE
+    return Data(
+        config=config,
+        augmentation=augmentation,
+        loader=config.loader,
+        train=digits.Digits(train=True, size=size),
+        val=digits.Digits(train=False, size=size),
+        num_classes=digits.NUM_CLASSES,
+        input_size=(1, size, size),
+        mean=digits.MEAN,
+        std=digits.STD,
+        class_names=[str(digit) for digit in range(digits.NUM_CLASSES)],
+    )

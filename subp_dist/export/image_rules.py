@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from subp_ext import Ref
-from subp_ext.infer import ELEMENTWISE
+from subp_ext.operators import ELEMENTWISE, OPERATORS
 
 from .fuse import Argument, Shape
 
@@ -81,7 +81,9 @@ _RULES: dict[str, Rule] = {}
 
 def rule_of(op: str) -> Rule | None:
     """The rule of an operator; None if there is none."""
-    return _elementwise if op in ELEMENTWISE and op not in _RULES else _RULES.get(op)
+    if op in _RULES:
+        return _RULES[op]
+    return _elementwise if op in OPERATORS and OPERATORS[op].shape is ELEMENTWISE else None
 
 
 def refs_in(values: Iterable[Argument]) -> list[Ref]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..checkpoint import load_checkpoint
+from ..config import PruningConfig, Resolved
 from ..errors import UsageError
 from ..masks import at_rate
 from ..models import create_model, model_arguments
-from ..options import build_parser, layer_flags
 from ..parametrization import block_mask_of, load_masked
 from ..plan import LayerPlan, plan_layers
 from .synthetic import random_network
@@ -47,25 +46,27 @@ class Network:
         """
         path = _checkpoint_of(source)
         checkpoint = load_checkpoint(path)
-        # Flags that are newer than the run get their defaults.
-        args = argparse.Namespace(**vars(build_parser().parse_args([])) | checkpoint["args"])
-        arguments = model_arguments(args)
-        model = create_model(args.model, **arguments)
+        config = Resolved.from_dict(checkpoint["config"])
+        name, data, pruning = config.model.name, config.data, config.pruning
+        arguments = model_arguments(config.model, data.num_classes, data.in_chans)
+        model = create_model(name, **arguments)
         try:
-            plan = [layer for layer in plan_layers(model, **layer_flags(args)) if layer.reason is None]
-            load_masked(model, checkpoint.get("ema", checkpoint["model"]), args.block_size)
+            plan = [layer for layer in plan_layers(model, **pruning.layers) if layer.reason is None]
+            load_masked(model, checkpoint.get("ema", checkpoint["model"]), pruning.block_size)
         except (AttributeError, IndexError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"{path}: its weights and its flags do not fit together: {first}") from error
-        if denser := [layer.name for layer in plan if not _at_target(model, layer, args)]:
+        if denser := [layer.name for layer in plan if not _at_target(model, layer, pruning)]:
             raise UsageError(
                 f"{path} is of epoch {checkpoint['epoch']}, denser than its run's target in {len(denser)} layers, such "
-                f"as {denser[0]}; the target is reached at epoch {args.prune_end:g}: export a later checkpoint"
+                f"as {denser[0]}; the target is reached at epoch {pruning.prune_end:g}: export a later checkpoint"
             )
-        input_size = (args.in_chans, args.img_size, args.img_size)
-        keys = ("model", "num_classes", "mean", "std", "block_size", "prune_rate")
-        metadata = {key: getattr(args, key) for key in keys}
-        metadata |= {"input_size": list(input_size), "class_names": _class_names(path.parent)}
+        input_size = (data.in_chans, data.img_size, data.img_size)
+        metadata = {
+            "model": name, "num_classes": data.num_classes, "mean": list(data.mean), "std": list(data.std),
+            "block_size": pruning.block_size, "prune_rate": pruning.prune_rate, "input_size": list(input_size),
+            "class_names": _class_names(path.parent),
+        }  # fmt: skip
         return cls(model.eval(), input_size, arguments, metadata)
 
     @classmethod
@@ -93,10 +94,10 @@ class Network:
         return cls(model, input_size, arguments, metadata)
 
 
-def _at_target(model: nn.Module, layer: LayerPlan, args: argparse.Namespace) -> bool:
-    rate = args.prune_rate if layer.rate is None else layer.rate
+def _at_target(model: nn.Module, layer: LayerPlan, pruning: PruningConfig) -> bool:
+    rate = pruning.prune_rate if layer.rate is None else layer.rate
     block_mask = block_mask_of(model.get_submodule(layer.name))
-    return block_mask is not None and at_rate(block_mask.mask, rate, args.pattern)
+    return block_mask is not None and at_rate(block_mask.mask, rate, pruning.pattern)
 
 
 def _checkpoint_of(source: Path) -> Path:

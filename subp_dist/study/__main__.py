@@ -39,9 +39,12 @@ def cli() -> None:
     for path in filter(None, (args.results, args.plot)):
         check_writable(path)
     grid = Grid.read(args.grid)
-    failed = [] if args.table_only else _work(args, grid)
+    runner = None if args.table_only else _runner(grid, args.data_dir, args.output, args.results, args.jobs, args.hours)
     if args.list:
+        for run in runner.pending() if runner else ():
+            print(runner.text(run))
         return
+    failed = _work(runner) if runner else []
     results, others = results_of(grid, read_results(args.results))
     if others:
         print(f"left out: {len(others)} rows of other flags than the study's: {', '.join(others)}", file=sys.stderr)
@@ -56,18 +59,18 @@ def cli() -> None:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
 
 
-def _work(args: argparse.Namespace, grid: Grid) -> list[str]:
-    if args.data_dir is None:
+def _runner(grid: Grid, data_dir: Path | None, output: Path, results: Path, jobs: int, hours: float) -> Runner:
+    if data_dir is None:
         raise UsageError("no data given: set --data-dir to a folder with train/ and a validation split in it")
-    if args.jobs < 1:
-        raise UsageError(f"--jobs {args.jobs}: expected 1 or more")
-    data = prepare(args.data_dir, args.output / "data", grid)
-    runner = Runner(grid, data, args.output, args.results, args.jobs, args.hours)
-    if args.list:
-        print("\n".join(runner.text(run) for run in runner.pending()))
-        return []
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: expected 1 or more")
+    return Runner(grid, prepare(data_dir, output / "data", grid), output, results, jobs, hours)
+
+
+def _work(runner: Runner) -> list[str]:
+    """Do the runs that are left; returns the names of those that failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
-    print(f"{len(runner.pending())} of {len(grid.runs)} runs to do, {args.jobs} at a time", flush=True)
+    print(f"{len(runner.pending())} of {len(runner.grid.runs)} runs to do, {runner.jobs} at a time", flush=True)
     runner.work()
     return runner.failed
 

@@ -15,12 +15,13 @@ import timm
 from torch import Tensor
 
 from ..blocks import BLOCK_SIZES, to_blocks
+from ..config import TrainConfig
 from ..errors import UsageError, report_usage_errors
 from ..masks import num_candidates
 from ..models import check_model_name, create_model, load_initial_weights, model_arguments
-from ..options import build_parser, parse_args
-from ..plan import LayerPlan, check_prunable
-from ..training import plan_of
+from ..options import build_parser, parse_flags
+from ..plan import LayerPlan, check_prunable, plan_layers
+from ..resolve import shape_without_data
 
 # A single kernel, too, for comparison.
 SIZES = (1, *BLOCK_SIZES)
@@ -46,25 +47,24 @@ def shares_of_best(plan: Sequence[LayerPlan], rate: float) -> dict[int, float]:
 @report_usage_errors
 def cli() -> None:
     """Console entry."""
-    args = parse_args(parser=build_parser("subp-evenness", __doc__.split("\n\n")[0]))
-    if args.target_macs:
+    given = TrainConfig.from_flags(vars(parse_flags(build_parser("subp-evenness", __doc__.split("\n\n")[0]))))
+    name, pruning, weights = given.model.name, given.pruning, given.model.initial_checkpoint
+    if pruning.target_macs:
         raise UsageError("--target-macs: expected --prune-rate here; subp_dist.inspect says which one it comes to")
-    check_model_name(args.model)
-    config = timm.get_pretrained_cfg(args.model).to_dict()
-    args.in_chans = args.in_chans or config["input_size"][0]
-    args.num_classes = args.num_classes or config["num_classes"]
-    model = create_model(args.model, **model_arguments(args))
+    check_model_name(name)
+    shape = shape_without_data(given.data, timm.get_pretrained_cfg(name).to_dict())
+    model = create_model(name, **model_arguments(given.model, shape.num_classes, shape.in_chans))
     try:
-        plan = plan_of(args, model)
-        check_prunable(plan, args.model)
+        plan = plan_layers(model, **pruning.layers)
+        check_prunable(plan, name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    rows = {"at random": shares_of_best(plan, args.prune_rate)}
-    if args.initial_checkpoint:
-        load_initial_weights(model, args.model, Path(args.initial_checkpoint))
-        rows["trained"] = shares_of_best(plan, args.prune_rate)
-    rate = 100 * args.prune_rate
-    print(f"{args.model}: share of squared weights in the best blocks of each row, {rate:g} % pruned; mean of layers")
+    rows = {"at random": shares_of_best(plan, pruning.prune_rate)}
+    if weights:
+        load_initial_weights(model, name, Path(weights))
+        rows["trained"] = shares_of_best(plan, pruning.prune_rate)
+    rate = 100 * pruning.prune_rate
+    print(f"{name}: share of squared weights in the best blocks of each row, {rate:g} % pruned; mean of layers")
     print("| weights | " + " | ".join(f"1x{size}" for size in SIZES) + " |")
     print("|---" * (1 + len(SIZES)) + "|")
     for label, shares in rows.items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
 from ..errors import UsageError
-from ..options import build_parser, flags_to_argv, parse_args
+from ..options import build_parser, parse_flags
 
 _KEYS = {"model", "images_per_class", "beton", "seeds", "cells", "flags", "variants"}
 _VARIANT_KEYS = {"label", "cells", "flags", "after"}
@@ -130,7 +130,7 @@ def _check_flags(run: Run, where: str) -> None:
 
     parser.error = refuse
     try:
-        parse_args(run.argv, parser)
+        parse_flags(parser, run.argv)
     except UsageError as error:
         raise error if str(error).startswith(where) else UsageError(f"{where}: {error}") from None
 
@@ -148,3 +148,15 @@ def _run(content: dict, variants: dict[str, dict], name: str, cell: tuple[float,
 def run_name(variant: str, cell: tuple[float, int], seed: int) -> str:
     """Name of a run's folder."""
     return f"{variant}-{cell[0]:g}-1x{cell[1]}-s{seed}"
+
+
+def flags_to_argv(flags: dict[str, Any]) -> list[str]:
+    """``{"lr": 0.1, "amp": True, "skip": ["a", "b"]}`` -> ``["--lr", "0.1", "--amp", "--skip", "a", "b"]``."""
+    argv = []
+    for flag, value in flags.items():
+        if value is None or value is False:
+            continue
+        argv.append(f"--{flag}")
+        if value is not True:
+            argv += map(str, value if isinstance(value, list) else [value])
+    return argv

@@ -1,0 +1,64 @@
+"""Flags that say something in a notation of their own, such as ``layer4*=0.7`` or ``2.0G``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import UsageError
+
+
+def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["width=32", "act_layer=silu"]`` -> ``{"width": 32, "act_layer": "silu"}``: Python literals, else text.
+
+    Raises:
+        UsageError: not a key and a value.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--model-kwargs {pair!r}: expected KEY=VALUE, such as stem_width=16")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return parsed
+
+
+def parse_layer_rates(pairs: Sequence[str]) -> dict[str, float]:
+    """``["layer4*=0.7"]`` -> ``{"layer4*": 0.7}``.
+
+    Raises:
+        UsageError: not a pattern and a rate.
+    """
+    rates = {}
+    for pair in pairs:
+        pattern, equals, text = pair.rpartition("=")
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = -1.0
+        if not (equals and pattern and 0 <= rate < 1):
+            raise UsageError(f"--layer-rates {pair!r}: expected PATTERN=RATE with a share of blocks in [0, 1)")
+        rates[pattern] = rate
+    return rates
+
+
+def parse_macs(text: str) -> float:
+    """``2.0G`` -> 2e9; the suffixes are K, M and G.
+
+    Raises:
+        UsageError: not a positive number of MACs.
+    """
+    number, factor = text.strip(), 1.0
+    if number[-1:].upper() in ("K", "M", "G"):
+        number, factor = number[:-1], {"K": 1e3, "M": 1e6, "G": 1e9}[number[-1].upper()]
+    try:
+        macs = float(number) * factor
+    except ValueError:
+        macs = 0.0
+    if not macs > 0:
+        raise UsageError(f"--target-macs {text!r}: expected a number of MACs, such as 2.0G or 300M")
+    return macs
