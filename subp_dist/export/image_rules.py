@@ -81,9 +81,8 @@ _RULES: dict[str, Rule] = {}
 
 def rule_of(op: str) -> Rule | None:
     """The rule of an operator; None if there is none."""
-    if op in _RULES:
-        return _RULES[op]
-    return _elementwise if op in OPERATORS and OPERATORS[op].shape is ELEMENTWISE else None
+    record = OPERATORS.get(op)
+    return _RULES.get(op) or (_elementwise if record is not None and record.shape is ELEMENTWISE else None)
 
 
 def refs_in(values: Iterable[Argument]) -> list[Ref]:
