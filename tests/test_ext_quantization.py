@@ -108,7 +108,7 @@ def test_a_kernel_whose_node_declares_another_type_is_followed_by_a_conversion()
     )
     assert np.array_equal(got, BFLOAT16.to_float(BFLOAT16.from_float(np.maximum(X, 0))))
     assert [row.op for row in report.rows] == ["relu", "cast", "cast"]
-    assert report.rows[0].kernel.startswith("f32_relu")
+    assert report.rows[0].kernel.startswith("f32_activate__")
 
 
 def test_what_only_moves_values_keeps_their_type():

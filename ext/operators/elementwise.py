@@ -15,10 +15,10 @@ from subp_ext.operators.arguments import Number, Operand, like_torch
 from subp_ext.operators.lowering import (
     bound,
     flat,
-    kernel_name,
     memory_order,
     no_kernel,
     on_numpy,
+    plan_kernel,
     ufunc,
 )
 from subp_ext.operators.record import ELEMENTWISE, Lowered, Lowering, Unsupported, operator
@@ -44,8 +44,7 @@ def _lower_binary(planner: Planner, op: str, *, self: Any, other: Any, alpha: Nu
         return bound("bind_binary", op == "mul", *views[:2], None, views[2], threads)
 
     same = [a, b] if isinstance(b, Tensor) and b.view.shape == a.view.shape else [a]
-    planner.step(op, kernel_name(op), "kernel", bind, [a, b], [out], in_place=same)
-    return Lowered(out)
+    return plan_kernel(planner, op, "binary", bind, [a, b], out, in_place=same)
 
 
 def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -182,21 +182,50 @@ def no_kernel(operator: str, value: Any, ndim: int | None = None) -> Unsupported
     if not isinstance(value, Tensor):
         return Unsupported(f"a {type(value).__name__} is no tensor of the run")
     dtype = value.type.dtype.name
-    if not has_kernel(operator, dtype):
+    if find_kernel(operator, dtype) is None:
         return Unsupported(f"no {dtype} kernel for {operator}")
     if ndim not in (None, value.view.ndim):
         return Unsupported(f"the kernels take {ndim} dimensions; this has {value.view.ndim}")
     return None if value.view.size else Unsupported("the input is empty")
 
 
-def has_kernel(operator: str, dtype: str) -> bool:
-    """Whether kernels of an operator take a data type."""
-    return dtype == "float32"
+class Kernel(NamedTuple):
+    """What runs a step."""
+
+    name: str
+    passed_over: tuple[str, ...]  # faster kernels, each with the reason why it does not
 
 
-def kernel_name(operator: str) -> str:
-    """What a report calls the kernel."""
-    return f"f32_{operator}__{runtime.kernel_set()}"
+def find_kernel(operator: str, dtype: str) -> Kernel | None:
+    """The best kernel of an operator for a data type; None if there is none."""
+    return Kernel(f"f32_{operator}__{runtime.kernel_set()}", ()) if dtype == FLOAT32.name else None
+
+
+def plan_kernel(
+    planner: Planner,
+    op: str,
+    operator: str,
+    bind: Callable[[At], Call],
+    reads: Sequence[Any],
+    out: Tensor,
+    in_place: Sequence[Tensor] = (),
+) -> Lowered:
+    """Appends a step on a kernel that `no_kernel` has nothing against.
+
+    Args:
+        planner: gets the step.
+        op: of the node.
+        operator: as kernels name it.
+        bind: makes the call for one state.
+        reads: tensors and arrays.
+        out: what it writes, and returns.
+        in_place: those read whose memory the result may take over.
+    """
+    kernel = find_kernel(operator, out.type.dtype.name)
+    if kernel is None:
+        raise RuntimeError(f"no {out.type} kernel for {operator}")
+    planner.step(op, kernel.name, "kernel", bind, reads, [out], in_place=list(in_place), passed_over=kernel.passed_over)
+    return Lowered(out)
 
 
 def bound(function: str, *args: Any) -> Call:
@@ -246,8 +275,7 @@ def activation(planner: Planner, op: str, *, self: Any, **parameters: Any) -> Lo
         source, target = (flat(at(tensor), order, -1) for tensor in (self, out))
         return bound("bind_activate", source, name, target, threads)
 
-    planner.step(name, kernel_name(name), "kernel", bind, [self], [out], in_place=[self])
-    return Lowered(out)
+    return plan_kernel(planner, op, "activate", bind, [self], out, in_place=[self])
 
 
 def ufunc(function: Callable[..., Any]) -> Lowering:

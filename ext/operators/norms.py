@@ -10,7 +10,7 @@ import numpy as np
 
 from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import refuse_training
-from subp_ext.operators.lowering import bound, flat, kernel_name, memory_order, no_kernel
+from subp_ext.operators.lowering import bound, flat, memory_order, no_kernel, plan_kernel
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import like
 from subp_ext.tensor import At, Call, Tensor
@@ -148,8 +148,7 @@ def _lower_layer_norm(
         source, target = (flat(where(tensor), order, -1, sizes[0], pixels) for tensor in (input, out))
         return bound("bind_norm_pixels", source, *affine, eps, target, threads)
 
-    planner.step(op, kernel_name("norm_pixels"), "kernel", bind, [input], [out], in_place=[input])
-    return Lowered(out)
+    return plan_kernel(planner, op, "norm_pixels", bind, [input], out, in_place=[input])
 
 
 def _lower_norm_runs(
@@ -162,8 +161,7 @@ def _lower_norm_runs(
         source, target = (flat(at(tensor), order, -1, length) for tensor in (x, out))
         return bound("bind_norm_runs", source, *affine, eps, target, threads)
 
-    planner.step(op, kernel_name("norm_run"), "kernel", bind, [x], [out], in_place=[x])
-    return Lowered(out)
+    return plan_kernel(planner, op, "norm_run", bind, [x], out, in_place=[x])
 
 
 def _as_input(input: MetaTensor, **rest: Any) -> Spec:

@@ -14,7 +14,7 @@ import numpy as np
 from subp_ext.dtypes import Array
 from subp_ext.geometry import MAX_SIZE
 from subp_ext.operators.arguments import Ints, pair, sizes
-from subp_ext.operators.lowering import bound, kernel_name, no_kernel
+from subp_ext.operators.lowering import bound, no_kernel, plan_kernel
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.tensor import At, Call
@@ -142,8 +142,7 @@ def lower_pool(
             threads,
         )
 
-    planner.step(op, kernel_name(op), "kernel", bind, [x], [out])
-    return Lowered(out)
+    return plan_kernel(planner, op, "pool", bind, [x], out)
 
 
 @operator("max_pool2d", shape=_pool_spec, lower=lower_pool)

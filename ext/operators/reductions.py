@@ -8,7 +8,7 @@ import numpy as np
 
 from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import Ints, astype, axes
-from subp_ext.operators.lowering import bound, kernel_name, no_kernel, viewed
+from subp_ext.operators.lowering import bound, no_kernel, plan_kernel, viewed
 from subp_ext.operators.record import DRY_RUN, Lowered, Unsupported, operator
 from subp_ext.tensor import At, Call
 
@@ -33,7 +33,7 @@ def lower_mean(
         source, target = at(x), at(out)
         return bound("bind_mean", source.reshape(target.size, -1), target.reshape(-1), threads)
 
-    planner.step("mean", kernel_name("mean"), "kernel", bind, [x], [out])
+    plan_kernel(planner, op, "mean", bind, [x], out)
     return Lowered(out if keepdim else viewed(planner, out, lambda v: v[..., 0, 0]))
 
 
