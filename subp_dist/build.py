@@ -159,7 +159,7 @@ def check_machine(given: TrainConfig, rank: Rank) -> None:
         UsageError: the message names the flag.
     """
     backend, pruning = given.model.torchcompile, given.pruning
-    if backend and backend not in torch._dynamo.list_backends(exclude_tags=()):
+    if backend and backend not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
         raise UsageError(f"--torchcompile {backend}: no such backend; usual ones are {known}")
     if pruning.pattern != "uniform" and not given.run.no_export:

@@ -19,6 +19,10 @@ from torch.distributed.launcher import api
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree
+
+# Nested lists, tuples and dicts of tensors, flattened as torch.export flattens them.
+pytree = _pytree
 
 # The bases of all convolutions of torch, lazy and transposed ones included, of the transposed ones, of batch norms.
 ANY_CONVOLUTION, ANY_TRANSPOSED, ANY_BATCH_NORM = _ConvNd, _ConvTransposeNd, _BatchNorm

@@ -41,6 +41,15 @@ def test_all_batch_norms_of_torch_have_the_same_base():
     assert found == norms and len(found) == 7
 
 
+def test_nested_results_flatten_in_order_with_the_keys_that_lead_to_them():
+    nested = {"b": (1, [2]), "a": 3}
+    found = [
+        ([str(entry) for entry in path], leaf) for path, leaf in torch_compat.pytree.tree_flatten_with_path(nested)[0]
+    ]
+    assert found == [(["['b']", "[0]"], 1), (["['b']", "[1]", "[0]"], 2), (["['a']"], 3)]
+    assert torch_compat.pytree.tree_leaves(nested) == [1, 2, 3]
+
+
 def test_an_operator_of_an_exported_graph_has_a_schema_and_a_function_has_none():
     program = torch.export.export(nn.ReLU(), (torch.zeros(2),))
     target = next(node.target for node in program.graph.nodes if node.op == "call_function")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from subp_ext import Graph, Node, Ref, TensorSpec
 
 from ..errors import UsageError
+from ..torch_compat import pytree
 from .fuse import renamed
 
 

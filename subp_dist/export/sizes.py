@@ -7,11 +7,11 @@ import dataclasses
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 import subp_ext
 from subp_ext import Graph
 
+from ..torch_compat import pytree
 from .verify import REFUSALS, describe_difference, noted, random_images, run_model, run_session
 
 Size = tuple[int, int]
