@@ -30,6 +30,8 @@ class DType:
         decode: storage to float32; None where NumPy's cast does it.
         encode: float32 to storage, to the nearest, ties to even; None where NumPy's cast does it.
         eps: relative distance of neighbouring numbers; None unless a float.
+        weights: whether kept weights of convolutions and linear layers may be of it. Integers are symmetric there: a
+            scale per output channel, and 0 stands for 0.
     """
 
     name: str
@@ -39,6 +41,7 @@ class DType:
     decode: Callable[[Array], Float32Array] | None = None
     encode: Callable[[Float32Array], Array] | None = None
     eps: float | None = None
+    weights: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -96,14 +99,15 @@ def _plain(
     name: str,
     kind: Literal["float", "integer", "bool"],
     accumulator: str = "",
+    weights: bool = False,
 ) -> DType:
     """A type that NumPy has under the same name."""
     storage = np.dtype(name)
     eps = float(np.finfo(storage).eps) if kind == "float" else None
-    return DType(name, storage, kind, accumulator or name, eps=eps)
+    return DType(name, storage, kind, accumulator or name, eps=eps, weights=weights)
 
 
-FLOAT32 = _plain("float32", "float")
+FLOAT32 = _plain("float32", "float", weights=True)
 
 DTYPES: dict[str, DType] = {
     row.name: row
@@ -117,11 +121,12 @@ DTYPES: dict[str, DType] = {
             _bfloat16_to_float32,
             _float32_to_bfloat16,
             eps=2.0**-7,
+            weights=True,
         ),
         _plain("float64", "float"),
         _plain("int64", "integer"),
         _plain("int32", "integer"),
-        _plain("int8", "integer", "int32"),
+        _plain("int8", "integer", "int32", weights=True),
         _plain("uint8", "integer", "int32"),
         _plain("bool", "bool"),
     )

@@ -9,9 +9,6 @@ import numpy.typing as npt
 
 from subp_ext.dtypes import DTYPES, Array, DType, Float32Array
 
-# Data types of kept weights. Integers are symmetric: a scale per output channel, and 0 stands for 0.
-WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-
 
 @dataclass(frozen=True, eq=False)
 class UniformBlockSparse:
@@ -27,7 +24,7 @@ class UniformBlockSparse:
         shape: `(O, I / groups, kh, kw)` of the dense weight.
         block_size: N.
         groups: groups of the convolution.
-        dtype: of the values, one of `WEIGHT_DTYPES`.
+        dtype: of the values, a row of `DTYPES` for weights.
         scale: `[O]` float32, what each output channel's integers are multiplied by; None for floats.
         order: `[O]` int32, the output channel that each channel of the block rows, one row after the other, is; rows of
             a group hold channels of that group. None where they follow each other as they are.
@@ -48,8 +45,9 @@ class UniformBlockSparse:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _check_shape(self.shape, self.block_size, self.groups))
-        if self.dtype not in WEIGHT_DTYPES:
-            raise ValueError(f"weights of {self.dtype!r}; expected one of {', '.join(WEIGHT_DTYPES)}")
+        if self.dtype not in DTYPES or not self._row.weights:
+            known = ", ".join(name for name, row in DTYPES.items() if row.weights)
+            raise ValueError(f"weights of {self.dtype!r}; expected one of {known}")
         whole, real = np.dtype(np.int32), np.dtype(np.float32)
         wanted = {"values": self._row.storage, "indices": whole, "scale": real, "order": whole}
         for name, dtype in wanted.items():

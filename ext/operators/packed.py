@@ -108,7 +108,13 @@ def _as_pointwise(weight: Array | TypedArray | UniformBlockSparse) -> Any:
 
 
 def lower_conv2d(
-    planner: Planner, op: str, *, packed: Convolution | FusedDepthwise | None, input: Any, residual: Any = None, **args: Any
+    planner: Planner,
+    op: str,
+    *,
+    packed: Convolution | FusedDepthwise | None,
+    input: Any,
+    residual: Any = None,
+    **args: Any,
 ) -> Lowered | Unsupported:
     """One convolution, or two that run as one step."""
     if packed is None:
