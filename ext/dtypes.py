@@ -280,7 +280,7 @@ class ValueType:
         scale, zero = data["scale"], data["zero_point"]
         if type(scale) not in (float, int) or type(zero) is not int or abs(zero) >= 1 << 31 or not 0 < scale < 1e38:
             raise ValueError(f"scale {scale!r} and zero point {zero!r} are no positive number and integer")
-        return cls(dtype, Quantization(np.float32(scale), np.int32(zero)))
+        return cls(dtype, Quantization(np.array(scale, np.float32), np.array(zero, np.int32)))
 
     def __str__(self) -> str:
         q = self.quantization

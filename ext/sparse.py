@@ -138,7 +138,7 @@ class UniformBlockSparse:
         padded[:, : outputs // groups] = weight.reshape(groups, outputs // groups, channels, kh, kw)
         # [R, I / groups, kh, kw, N]
         blocks = padded.reshape(groups * per_group, block_size, channels, kh, kw).transpose(0, 2, 3, 4, 1)
-        filled = blocks.any(axis=(2, 3)).any(axis=2)
+        filled = np.asarray(blocks.any(axis=(2, 3))).any(axis=2)
         kept = filled if mask is None else _check_mask(mask, filled)
         counts = kept.sum(axis=1)
         _check_uniform(counts, channels)

@@ -267,9 +267,9 @@ class Resolved(TrainConfig):
     optimization: ResolvedOptimization
 
 
-def flag_of(field_: Field) -> str:
+def flag_of(field_: Field[Any]) -> str:
     """The flag that a field belongs to, as argparse spells it."""
-    return field_.metadata.get("flag", field_.name)
+    return str(field_.metadata.get("flag", field_.name))
 
 
 def _frozen(value: Any) -> Any:

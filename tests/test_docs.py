@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from test_ext_format import small_graph, typed_graph
 
+import subp_dist
 import subp_ext
 from subp_ext.dtypes import DTYPES, TypedArray
 
@@ -44,3 +46,23 @@ def test_a_reader_written_from_the_page_reads_version_1():
     described, constants = reader()["read"](ROOT / "tests" / "files" / "version1.subp")
     graph = subp_ext.load(ROOT / "tests" / "files" / "version1.subp")
     assert described == graph.to_json() and list(constants) == list(graph.constants)
+
+
+def test_the_api_page_lists_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"`\.?(\w+)", page))
+    assert set(subp_ext.__all__) | set(subp_dist.__all__) <= listed
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_files_and_pages_that_are_named_exist(page):
+    text = page.read_text()
+    modules = set(re.findall(r"python -m (subp_\w+(?:\.\w+)*)", text))
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
+    named = set(re.findall(r"`((?:subp_dist|ext|tests|launch|docs)/[\w./-]+\.\w+)`", text))
+    linked = {link for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", text) if "://" not in link}
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+    assert [link for link in linked if not (page.parent / link).exists()] == []
