@@ -133,6 +133,8 @@ def load_checkpoint(path: Path) -> dict:
     state = state if isinstance(state, dict) else {}
     if isinstance(state.get("args"), dict):  # earlier checkpoints hold their flags, as resolved
         state["config"] = Resolved.from_flags(state.pop("args")).to_dict()
+    if not isinstance(state.get("config"), dict):
+        state.pop("config", None)
     if missing := {"epoch", "config", "model", "optimizer"} - set(state):
         raise UsageError(f"{path}: not a checkpoint of a pruning run: it has no {', '.join(sorted(missing))}")
     return state

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from .errors import UsageError
 from .flag_values import parse_layer_rates
 
 if TYPE_CHECKING:
@@ -195,10 +196,16 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
-        """From values by subject, as ``to_dict`` gives them; missing and unknown ones as in ``from_flags``."""
+        """From values by subject, as ``to_dict`` gives them; missing and unknown ones as in ``from_flags``.
+
+        Raises:
+            UsageError: a subject has no values by name.
+        """
         subjects = {}
         for subject, kind in cls.subjects().items():
             found = values.get(subject, {})
+            if not isinstance(found, Mapping):
+                raise UsageError(f"configuration, {subject}: expected values by name, found {found!r}")
             subjects[subject] = kind(**{f.name: _frozen(found[f.name]) for f in fields(kind) if f.name in found})
         return cls(**subjects)
 

@@ -95,6 +95,12 @@ def test_a_plain_state_dict_is_not_a_checkpoint(tmp_path):
         load_checkpoint(tmp_path / "weights.pt")
 
 
+def test_a_configuration_of_another_kind_is_none(tmp_path):
+    torch.save(state() | {"config": 5}, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match="it has no config"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
 def test_code_in_a_pickle_is_not_run(tmp_path):
     class Hostile:
         def __reduce__(self):

@@ -62,6 +62,11 @@ def test_a_resolved_one_is_read_back_as_one():
     assert type(config.replace(lr=0.2)) is Resolved
 
 
+def test_what_is_no_configuration_is_refused():
+    with pytest.raises(UsageError, match="configuration, data: expected values by name, found 5"):
+        Resolved.from_dict({"data": 5})
+
+
 def test_a_configuration_cannot_be_changed():
     given = parse_args(["resnet18"])
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "blocks": set(),
     "flag_values": {"errors"},
-    "config": {"flag_values"},
+    "config": {"errors", "flag_values"},
     "errors": set(),
     "schedule": set(),
     "seeds": set(),
