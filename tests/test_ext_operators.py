@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_ext_reference import CASES
 
-from subp_ext import Graph, Node, Ref, Session, TensorSpec, operators
+from subp_ext import Graph, Node, Ref, Session, TensorSpec, _kernels, operators, runtime
 from subp_ext import session as sessions
 from subp_ext.graph import ACTIVATIONS
 from subp_ext.operators import OPERATORS
@@ -131,7 +131,7 @@ def test_two_convolutions_that_stay_apart_take_no_more_memory_than_apart(monkeyp
     session = Session(fallbacks(56, **second), threads=1)
     if len(session.report().rows) == 1:
         pytest.skip("this CPU runs the two as one step")
-    monkeypatch.setattr(sessions, "chain_up", lambda nodes, packed, outputs: nodes)
+    monkeypatch.setattr(sessions, "fuse_depthwise", lambda nodes, packed, outputs: nodes)
     apart = Session(fallbacks(56, **second), threads=1)
     assert session.report().arena_bytes == apart.report().arena_bytes
     x = normal(1, 32, 56, 56)
@@ -204,3 +204,14 @@ def test_fused_activations_are_those_of_the_records():
 )
 def test_which_parameters_the_kernels_hold(op, args, name):
     assert operators.fused_activation(op, {"self": Ref("x"), **args}) == name
+
+
+def test_a_report_says_why_faster_kernels_do_not_run(monkeypatch):
+    better = [row["name"] for row in _kernels.rows() if row["usable"] and row["operator"] == "activate"][1:]
+    monkeypatch.setattr(runtime, "forced_kernel_set", lambda: "generic")
+    nodes = [Node("conv2d", "a", CONV), Node("relu", "y", {"self": Ref("a")})]
+    convolution, relu = Session(graph(*nodes, w=WEIGHT)).report().rows
+    assert relu.kernel == "f32_activate__generic" and relu.why == "kernel"
+    for name in better:
+        assert f"{name}: SUBP_KERNEL=generic leaves it out" in relu.passed_over
+    assert bool(better) == bool(convolution.passed_over)

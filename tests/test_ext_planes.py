@@ -19,7 +19,7 @@ SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"]]
 
 @pytest.fixture(params=SETS)
 def kernel_set(request, monkeypatch):
-    monkeypatch.setattr(runtime, "kernel_set", lambda: request.param)
+    monkeypatch.setattr(runtime, "forced_kernel_set", lambda: request.param)
     return request.param
 
 

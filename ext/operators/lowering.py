@@ -198,7 +198,13 @@ class Kernel(NamedTuple):
 
 def find_kernel(operator: str, dtype: str) -> Kernel | None:
     """The best kernel of an operator for a data type; None if there is none."""
-    return Kernel(f"f32_{operator}__{runtime.kernel_set()}", ()) if dtype == FLOAT32.name else None
+    found = runtime.kernels().choose(runtime.forced_kernel_set(), operator, dtype)
+    return None if found is None else Kernel(found[0], told(found[1]))
+
+
+def told(better: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """What a report says of faster kernels that do not run."""
+    return tuple(f"{name}: {why}" for name, why in better)
 
 
 def plan_kernel(
@@ -230,7 +236,7 @@ def plan_kernel(
 
 def bound(function: str, *args: Any) -> Call:
     """A call that a function of the compiled module binds to the arrays of one state, with all checks made."""
-    call: Call = getattr(runtime.kernels(), function)(runtime.kernel_set(), *args)
+    call: Call = getattr(runtime.kernels(), function)(runtime.forced_kernel_set(), *args)
     return call
 
 

@@ -13,7 +13,7 @@ from subp_ext.convolution import Convolution
 from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType
 from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
-from subp_ext.operators.lowering import converted, no_kernel, viewed
+from subp_ext.operators.lowering import converted, no_kernel, told, viewed
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
 from subp_ext.sparse import UniformBlockSparse
@@ -137,6 +137,7 @@ def lower_conv2d(
     work = _work(first, between)
     for name, number in _work(second, shape).items():
         work[name] = work[name] if name == "kept_share" else work[name] + number
+    work["passed_over"] = told([*first.algorithms[0].passed_over, *second.algorithms[0].passed_over])
     why = f"{'sparse' if first.kept_share < 1 else 'dense'}, and the depthwise one after it"
     return Lowered(_plan(planner, op, compiled, packed.kernel, why, x, residual, shape, work))
 
@@ -212,7 +213,8 @@ def _convolve(
     """Plans a convolution of `[B, I, H, W]` in C order to `shape`."""
     compiled, _, kernel = convolution.prepare(*x.view.shape[2:])
     why = "sparse" if convolution.kept_share < 1 else "dense"
-    return _plan(planner, op, compiled, kernel, why, x, residual, shape, _work(convolution, shape))
+    facts = _work(convolution, shape) | {"passed_over": told(convolution.algorithm(*x.view.shape[2:]).passed_over)}
+    return _plan(planner, op, compiled, kernel, why, x, residual, shape, facts)
 
 
 def _plan(
