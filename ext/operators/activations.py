@@ -1,4 +1,4 @@
-"""Activations. Convolutions fuse those with a kernel, in this order."""
+"""Activations. Those with a kernel stand in the order in which the kernels list them, in kernels/activation.h."""
 
 # mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
