@@ -163,14 +163,18 @@ def test_torchrun_knows_this_machine_and_no_other():
     assert not torch_compat.takes_for_this_machine("203.0.113.7")  # of a network for documentation
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
 def private_names(path: Path) -> set[str]:
     """Names with an underscore that a file imports from other packages, or reaches for in their modules."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module != "__future__":
             names = [*node.module.split("."), *(alias.name for alias in node.names)]
-            found |= {f"{node.module}: {name}" for name in names if name.startswith("_")}
-        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            found |= {f"{node.module}: {name}" for name in names if is_private(name)}
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
             root = node.value
             while isinstance(root, ast.Attribute):
                 root = root.value
