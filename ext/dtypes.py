@@ -7,6 +7,7 @@ real numbers, `real = (stored - zero_point) * scale`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +73,8 @@ class DType:
     def from_float(self, array: Array) -> Array:
         """Returns real numbers as stored elements: to the nearest, ties to even; integers saturate, NaN becomes 0."""
         if self.kind == "integer":
-            low, high = self.range
+            low, high = map(float, self.range)
+            high = high if int(high) <= self.range[1] else math.nextafter(high, 0)  # of int64, as a float
             whole = np.rint(np.nan_to_num(np.asarray(array, np.float64), nan=0.0, posinf=high, neginf=low))
             return np.clip(whole, low, high).astype(self.storage)
         if self.encode is None:

@@ -113,7 +113,10 @@ class Planner:
         if OPERATORS[node.op].shape is NUMBER:
             return compute(node.op, as_meta(args), self.limit)
         if OPERATORS[node.op].shape is VIEW:
-            return self._view(node.op, args)
+            view = self._view(node.op, args)
+            if node.type is None or not isinstance(view, Tensor) or view.type == node.type:
+                return view
+            return operators.converted(self, view, node.type, "the node declares another type")
         return implement(self, node, args)
 
     def empty(self, shape: Sequence[int], type: Any = FLOAT32, order: Sequence[int] | None = None) -> Tensor:

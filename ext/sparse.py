@@ -139,7 +139,7 @@ class UniformBlockSparse:
         # [R, I / groups, kh, kw, N]
         blocks = padded.reshape(groups * per_group, block_size, channels, kh, kw).transpose(0, 2, 3, 4, 1)
         filled = np.asarray(blocks.any(axis=(2, 3))).any(axis=2)
-        kept = filled if mask is None else _check_mask(mask, filled)
+        kept = np.asarray(filled) if mask is None else _check_mask(mask, np.asarray(filled))
         counts = kept.sum(axis=1)
         _check_uniform(counts, channels)
         indices = np.nonzero(kept)[1].reshape(len(counts), -1).astype(np.int32)

@@ -20,5 +20,12 @@ fi
 echo "=== style"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+echo "=== types"
+# The runtime, and the method's pure files; the links give the packages the names that they are imported by.
+mkdir -p "$venv/typed"
+ln -sfn "$root/ext" "$venv/typed/subp_ext"
+ln -sfn "$root/subp_dist" "$venv/typed/subp_dist"
+pure=(blocks config flag_values layer_report masks schedule scores seeds)
+MYPYPATH=$venv/typed "$bin/mypy" --cache-dir "$venv/typed/cache" --package subp_ext "${pure[@]/#/--module=subp_dist.}"
 echo "=== tests"
 exec "$bin/python" -m pytest "${arguments[@]}" "$@"

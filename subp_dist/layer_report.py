@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import masks
 from .blocks import num_block_rows
@@ -72,7 +72,7 @@ class LayerReport:
     @property
     def blocks_per_row(self) -> int:
         """I / groups; 0 of a dense layer."""
-        return self.shape[1] if self.is_pruned else 0
+        return self.shape[1] if self.is_pruned and self.shape else 0
 
     @property
     def kept(self) -> float:
@@ -102,7 +102,7 @@ class LayerReport:
     @property
     def pruned_parameters(self) -> float:
         """Parameters in blocks that are pruned."""
-        if not self.is_pruned:
+        if not self.is_pruned or self.parameters is None:
             return 0
         return (self.blocks_per_row - self.kept) * self.parameters // self.blocks_per_row
 
@@ -138,7 +138,9 @@ def planned_layers(plan: Sequence[LayerPlan], macs: dict[str, int], rate: float,
         layer, dense = layers.get(name), macs.get(name, 0)
         if layer is None or layer.reason is not None:
             return LayerReport.dense(name, dense, layer)
-        shape, own_rate = tuple(layer.module.weight.shape), rate if layer.rate is None else layer.rate
+        weight = layer.module.weight
+        assert isinstance(weight, Tensor)  # of a layer that the plan found prunable
+        shape, own_rate = tuple(weight.shape), rate if layer.rate is None else layer.rate
         rows = num_block_rows(shape[0], block_size, getattr(layer.module, "groups", 1))
         kept = shape[1] - masks.num_candidates(own_rate, shape[1])
         return LayerReport.pruned(layer, dense, shape, block_size, own_rate, rows * kept)

@@ -42,6 +42,10 @@ def test_bfloat16_rounds_as_torch(values):
     assert np.array_equal(found, expected)
 
 
+def test_the_widest_integers_saturate_at_what_a_float_holds():
+    assert DTYPES["int64"].from_float(np.array([1e30, -1e30])).tolist() == [2**63 - 1024, -(2**63)]
+
+
 @pytest.mark.parametrize("name", ["int8", "uint8", "int32"])
 def test_integers_round_to_even_and_saturate(name):
     row = DTYPES[name]

@@ -20,7 +20,7 @@ from subp_ext.operators import (  # noqa: F401  (each records its operators; the
     views,
 )
 from subp_ext.operators.arguments import arrays_in
-from subp_ext.operators.lowering import lower, pack
+from subp_ext.operators.lowering import converted, lower, pack
 from subp_ext.operators.record import (
     ELEMENTWISE,
     NUMBER,
@@ -48,6 +48,7 @@ __all__ = [
     "arrays_in",
     "check_arguments",
     "check_pieces",
+    "converted",
     "fused_activation",
     "fused_activations",
     "infer",

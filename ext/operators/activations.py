@@ -1,6 +1,5 @@
 """Activations. Those with a kernel stand in the order in which the kernels list them, in kernels/activation.h."""
 
-# mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
 
 from __future__ import annotations

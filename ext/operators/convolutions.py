@@ -1,6 +1,5 @@
 """Convolutions as a window view and one matrix product per group; conv2d has kernels, see `packed`."""
 
-# mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
 
 from __future__ import annotations

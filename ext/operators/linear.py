@@ -1,6 +1,5 @@
 """Matrix products, attention and softmax; linear layers have kernels, see `packed`."""
 
-# mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
 
 from __future__ import annotations

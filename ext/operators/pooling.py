@@ -1,6 +1,5 @@
 """Pooling. Windows that hang over the edge are clipped, so that padding never counts as a value."""
 
-# mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
 
 from __future__ import annotations

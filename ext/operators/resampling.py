@@ -1,6 +1,5 @@
 """Up- and downsampling, pixel and channel shuffles."""
 
-# mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Views: operators that return parts of what they are given, and those that ask for its size alone."""
 
-# mypy: disable-error-code="no-any-return"
 # (what NumPy returns for arrays of any dtype is often Any)
 
 from __future__ import annotations
