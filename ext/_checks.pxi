@@ -46,6 +46,12 @@ cdef str _told(value):
     return type(value).__name__
 
 
+cdef str _wanted(dtype, tuple shape, bint writable):
+    """What an array should have been, for a message."""
+    sizes = ", ".join(["any" if size is None else str(size) for size in shape])
+    return f"expected a {'writable ' if writable else ''}C-contiguous {dtype} array of shape [{sizes}]"
+
+
 cdef class _Array:
     """The memory of an array of known type and shape, held as long as this lives."""
 
@@ -78,24 +84,22 @@ cdef _Array _array(str name, value, dtype, tuple shape, bint writable = False):
     cdef int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0)
     cdef Py_ssize_t itemsize
     cdef str letter
-    wanted = f"expected a {'writable ' if writable else ''}C-contiguous {dtype} array of shape " \
-        f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
     if not isinstance(dtype, str) or dtype not in _FORMATS:
         raise ValueError(f"data type {dtype!r} is not known; expected one of {', '.join(_FORMATS)}")
     letter, itemsize = _FORMATS[dtype]
     try:
         PyObject_GetBuffer(value, &found._view, flags)
     except TypeError:
-        raise TypeError(f"{name} is {_told(value)}; {wanted}") from None
+        raise TypeError(f"{name} is {_told(value)}; {_wanted(dtype, shape, writable)}") from None
     except (ValueError, BufferError) as error:
-        raise ValueError(f"{name} is {_told(value)} ({error}); {wanted}") from None
+        raise ValueError(f"{name} is {_told(value)} ({error}); {_wanted(dtype, shape, writable)}") from None
     found._held = True
     given = "B" if found._view.format == NULL else found._view.format.decode()
     kind = _KINDS.get(given.lstrip("@=" + _NATIVE_ORDER))
     found.shape = tuple([found._view.shape[i] for i in range(found._view.ndim)])
     fits = len(found.shape) == len(shape) and kind == _KINDS[letter] and found._view.itemsize == itemsize
     if not fits or not all([b == a if a is not None else b > 0 for a, b in zip(shape, found.shape)]):
-        raise ValueError(f"{name} is {_told(value)}; {wanted}")
+        raise ValueError(f"{name} is {_told(value)}; {_wanted(dtype, shape, writable)}")
     found.data, found.itemsize = found._view.buf, itemsize
     return found
 
