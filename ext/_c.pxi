@@ -143,12 +143,12 @@ cdef extern from "fused_depthwise.h" nogil:
         Py_ssize_t band, pitch
     Py_ssize_t subp_fused_depthwise_passes(const subp_fused_depthwise *call)
     Py_ssize_t subp_fused_depthwise_parts(const subp_fused_depthwise *call)
-    void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
-                         void *planes)
-    void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t part,
-                         const void *planes, void *between)
-    void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes,
-                         void *between)
+    void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                                   Py_ssize_t pass_, Py_ssize_t channel, void *planes)
+    void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                                   Py_ssize_t pass_, Py_ssize_t part, const void *planes, void *between)
+    void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                                   Py_ssize_t pass_, void *planes, void *between)
 
 
 cdef extern from "winograd.h" nogil:

@@ -21,7 +21,8 @@ cdef class _Kernels:
             row = self.of_row[n]
             same = row.weight_dtype == self.of_row[0].weight_dtype and row.out_dtype == self.of_row[0].out_dtype
             if not same or row.interleave != self.of_row[0].interleave:
-                raise ValueError(f"kernels {self.of_row[0].name.decode()} and {row.name.decode()} do not read the same weights")
+                names = f"{self.of_row[0].name.decode()} and {row.name.decode()}"
+                raise ValueError(f"kernels {names} do not read the same weights")
 
     def __dealloc__(self):
         PyMem_Free(self.of_row)
@@ -231,7 +232,8 @@ cdef class CompiledConvolution(_InPasses):
         call.pad_top, call.pad_left = _wholes("pad", pad, 2, 0)
         call.stride_h, call.stride_w = _wholes("stride", stride, 2)
         call.band, call.plane_rows = _whole("band", band), _whole("plane_rows", plane_rows)
-        call.channel_stride, call.tile_pixels = _whole("channel_stride", channel_stride), _whole("tile_pixels", tile_pixels)
+        call.channel_stride = _whole("channel_stride", channel_stride)
+        call.tile_pixels = _whole("tile_pixels", tile_pixels)
         call.pixels_outside = pixels_outside
         call.block, call.groups = block, groups
         call.rows, call.kept = kept.shape
@@ -383,10 +385,12 @@ cdef class CompiledWinograd(_InPasses):
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
                     Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
-        subp_winograd_part(&self._call, arrays, pass_, part, scratch, <char *>own + subp_winograd_planes(&self._call) * self._element)
+        cdef char *sums = <char *>own + subp_winograd_planes(&self._call) * self._element
+        subp_winograd_part(&self._call, arrays, pass_, part, scratch, sums)
 
     cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
-        subp_winograd_pass(&self._call, arrays, pass_, own, <char *>own + subp_winograd_planes(&self._call) * self._element)
+        cdef char *sums = <char *>own + subp_winograd_planes(&self._call) * self._element
+        subp_winograd_pass(&self._call, arrays, pass_, own, sums)
 
 
 cdef _describe(subp_window *w, in_size, out_size, kernel, stride, dilation, pad):

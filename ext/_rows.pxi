@@ -165,7 +165,10 @@ def choose(kernel_set, operator, dtype, **shape):
     return _explained(subp_row_table, subp_row_count, features, here, request, kernel_set)
 
 
-cdef object _explained(const subp_row *table, int count, uint64_t features, uint64_t here, _Request request, kernel_set):
+cdef object _explained(
+    const subp_row *table, int count, uint64_t features, uint64_t here, _Request request, kernel_set
+):
+    """What `choose` returns, from any table and for any CPU."""
     cdef const subp_row *found = subp_choose(table, count, features, &request.c)
     cdef int i
     if found == NULL:
@@ -200,7 +203,8 @@ def choose_among(made_up, features, operator, dtype, **shape):
             table[i].op = _number("operator", row["operator"], _OPERATORS)
             table[i].dtype = _number("data type", row["dtype"], _DTYPES)
             table[i].features = _feature_mask(row["features"])
-            table[i].channels, table[i].size, table[i].stride = row.get("channels", 1), row.get("size", 0), row.get("stride", 0)
+            table[i].channels, table[i].size = row.get("channels", 1), row.get("size", 0)
+            table[i].stride = row.get("stride", 0)
         mask = _feature_mask(features)
         return _explained(table, len(made_up), mask, mask, request, None)
     finally:

@@ -1,5 +1,6 @@
 /* The activations that the store can fuse: their list and their functions, in plain C so that each kernel file compiles
- * them with its own flags. A new one is a name in the list and a function here; its record in ext/operators names it. */
+ * them with its own flags. A new one is a name in the list and a function here; its record in ext/operators names
+ * it. */
 #ifndef SUBP_ACTIVATION_H
 #define SUBP_ACTIVATION_H
 

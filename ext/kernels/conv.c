@@ -100,7 +100,8 @@ static void run_row(const subp_conv *call, const void *x, const void *planes, co
     if (call->copies)
         tile.x = subp_at(planes, group * group_in * call->channel_stride + first, call->element);
     else
-        tile.x = subp_at(x, (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel, call->element);
+        tile.x = subp_at(x, (s->image * call->in_channels + group * group_in) * call->channel_stride + pixel,
+                         call->element);
     const ptrdiff_t terms = call->packed * call->taps;
     const subp_row *const *kernels = call->kernels;
     for (ptrdiff_t n = 0; n < width;) {
@@ -136,7 +137,8 @@ static void run_rows(const subp_conv *call, const subp_conv_arrays *arrays, cons
                                .residual = subp_at_if(arrays->residual, out, call->out_element),
                                .stride = plane};
             for (ptrdiff_t p = at; p < subp_smaller(at + step, end); p += call->tile_pixels)
-                run_row(call, arrays->x, planes, s, r, p, subp_smaller(call->tile_pixels, subp_smaller(at + step, end) - p), to);
+                run_row(call, arrays->x, planes, s, r, p,
+                        subp_smaller(call->tile_pixels, subp_smaller(at + step, end) - p), to);
         }
 }
 

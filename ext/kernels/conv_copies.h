@@ -10,8 +10,8 @@ static void NAMED(pad)(const subp_conv *call, ptrdiff_t count, element *out) {
 
 /* Rows of a copy whose width and stride are those of the input: one shifted run, then padding over what came from the
  * neighbouring rows. `source` is the input row of the first, all rows are inside the input. */
-static void NAMED(copy_shifted)(const subp_conv *call, const element *in, ptrdiff_t source, ptrdiff_t rows, ptrdiff_t shift,
-                         element *out) {
+static void NAMED(copy_shifted)(const subp_conv *call, const element *in, ptrdiff_t source, ptrdiff_t rows,
+                                ptrdiff_t shift, element *out) {
     const element padding = (element)call->padding;
     ptrdiff_t width = call->width, count = rows * width, begin, end;
     ptrdiff_t first = subp_clip(-shift, 0, count), last = subp_clip(count - shift, first, count);
@@ -24,8 +24,8 @@ static void NAMED(copy_shifted)(const subp_conv *call, const element *in, ptrdif
         for (ptrdiff_t y = 0; y < rows; y++) out[y * width + x] = padding;
 }
 
-static void NAMED(copy_strided)(const subp_conv *call, const element *in, ptrdiff_t source, ptrdiff_t rows, ptrdiff_t shift,
-                         element *out) {
+static void NAMED(copy_strided)(const subp_conv *call, const element *in, ptrdiff_t source, ptrdiff_t rows,
+                                ptrdiff_t shift, element *out) {
     const element padding = (element)call->padding;
     ptrdiff_t width = call->out_w, stride = call->stride_w, begin, end;
     columns_inside(call, shift, &begin, &end);
@@ -55,8 +55,8 @@ static void NAMED(fill_rows)(const subp_conv *call, const void *x, subp_rows s, 
         below = subp_clip(below, above, wanted);
         NAMED(pad)(call, above * width, out);
         if (below > above)
-            (whole ? NAMED(copy_shifted) : NAMED(copy_strided))(call, in, source + above * call->stride_h, below - above, shift,
-                                                  out + above * width);
+            (whole ? NAMED(copy_shifted) : NAMED(copy_strided))(call, in, source + above * call->stride_h,
+                                                                below - above, shift, out + above * width);
         NAMED(pad)(call, (wanted - below) * width, out + below * width);
     }
 }

@@ -2,7 +2,9 @@
 
 #include "shared.h"
 
-ptrdiff_t subp_fused_depthwise_passes(const subp_fused_depthwise *call) { return subp_ceil_div(call->window.out_h, call->band); }
+ptrdiff_t subp_fused_depthwise_passes(const subp_fused_depthwise *call) {
+    return subp_ceil_div(call->window.out_h, call->band);
+}
 
 ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call) { return call->first.rows; }
 
@@ -20,13 +22,13 @@ static subp_rows rows_between(const subp_window *w, subp_rows out) {
     return (subp_rows){out.image, first, subp_clip(end, first, w->height) - first};
 }
 
-void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                     void *planes) {
+void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                               ptrdiff_t pass, ptrdiff_t channel, void *planes) {
     subp_conv_fill_rows(&call->first, arrays->x, rows_between(&call->window, rows_of(call, pass)), channel, planes);
 }
 
-void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
-                     const void *planes, void *between) {
+void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                               ptrdiff_t pass, ptrdiff_t part, const void *planes, void *between) {
     const subp_rows rows = rows_of(call, pass), seen = rows_between(&call->window, rows);
     subp_conv_row(&call->first, arrays->x, planes, seen, part, between, call->pitch);
 
@@ -52,8 +54,8 @@ void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv
     });
 }
 
-void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes,
-                     void *between) {
+void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                               ptrdiff_t pass, void *planes, void *between) {
     for (ptrdiff_t channel = 0; channel < subp_conv_fills(&call->first); channel++)
         subp_fused_depthwise_fill(call, arrays, pass, channel, planes);
     for (ptrdiff_t part = 0; part < subp_fused_depthwise_parts(call); part++)

@@ -25,13 +25,13 @@ typedef struct {
 ptrdiff_t subp_fused_depthwise_passes(const subp_fused_depthwise *call);
 ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call);
 
-void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                     void *planes);
+void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                               ptrdiff_t pass, ptrdiff_t channel, void *planes);
 /* `between` has room for a block's channels, `pitch` elements each. */
-void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
-                     const void *planes, void *between);
+void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                               ptrdiff_t pass, ptrdiff_t part, const void *planes, void *between);
 /* A whole pass. */
-void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes,
-                     void *between);
+void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
+                               ptrdiff_t pass, void *planes, void *between);
 
 #endif

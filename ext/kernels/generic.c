@@ -56,5 +56,6 @@ SUBP_DEFINE_POOL(generic)
 void f32_halve__generic(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
                         ptrdiff_t out_step) {
     for (ptrdiff_t y = 0; y < rows; y++)
-        for (ptrdiff_t x = 0; x < count; x++) ((float *)out)[y * out_step + x] = ((const float *)in)[y * in_step + 2 * x];
+        for (ptrdiff_t x = 0; x < count; x++)
+            ((float *)out)[y * out_step + x] = ((const float *)in)[y * in_step + 2 * x];
 }

@@ -74,8 +74,9 @@ typedef struct {
 } subp_depthwise;
 
 /* Winograd's transforms of one channel of a 3x3 convolution with stride 1: a run of its tiles of size x size outputs,
- * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side. Vectors are
- * loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK elements, of any content. */
+ * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side.
+ * Vectors are loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK
+ * elements, of any content. */
 enum { SUBP_TILE_SLACK = 15 };
 
 typedef struct {
@@ -95,11 +96,12 @@ typedef struct {
 
 enum { SUBP_NORM_PIXELS = 64 };
 
-/* The functions of each operator. Of `pool`, row is room for one input row. `binary` is a + b or a * b, with b one number
- * or as many as a. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over channels that are
- * `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus bias[c]. `halve` takes every
- * second element of each row and reads nothing beyond the last it takes. `peak` is a loop of nothing but products, the
- * speed that kernels are measured against: it returns how many operations a round has; |factor| < 1 keeps it finite. */
+/* The functions of each operator. Of `pool`, row is room for one input row. `binary` is a + b or a * b, with b one
+ * number or as many as a. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
+ * channels that are `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus
+ * bias[c]. `halve` takes every second element of each row and reads nothing beyond the last it takes. `peak` is a
+ * loop of nothing but products, the speed that kernels are measured against: it returns how many operations a
+ * round has; |factor| < 1 keeps it finite. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
 typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);
 typedef struct {

@@ -1,5 +1,5 @@
-/* The kernels for NEON of 64-bit Arm: 8 channels x 3 vectors of pixels fill 24 of the 32 registers, and 24 products need
- * 3 loads of pixels and 2 of values, which the products take lane by lane. */
+/* The kernels for NEON of 64-bit Arm: 8 channels x 3 vectors of pixels fill 24 of the 32 registers, and 24
+ * products need 3 loads of pixels and 2 of values, which the products take lane by lane. */
 #include "simd_neon.h"
 
 #include "planes.h"

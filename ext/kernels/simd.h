@@ -11,8 +11,8 @@
  *     vf32_zip_low(a, b), vf32_zip_high(a, b), the lanes of both in turns, from the first and the second half of each;
  *   vf32_next(a, b), the lanes of a from the second on, then the first of b.
  * Where two pieces of rows in a vector are worth it, VF32_HAS_ORDER is 1 and there are also
- *   vf32_order, an order of lanes, and vf32_permute(x, order); vf32_compress(n), the first n lanes and then those from the
- *     middle on, and vf32_expand(n), where what follows n lanes starts at the middle.
+ *   vf32_order, an order of lanes, and vf32_permute(x, order); vf32_compress(n), the first n lanes and then those
+ *     from the middle on, and vf32_expand(n), where what follows n lanes starts at the middle.
  * `cf32` holds CF32_LANES output channels of one pixel: cf32_load, cf32_store, cf32_splat, cf32_madd, cf32_add,
  * cf32_relu, cf32_relu6 as above.
  * VF32_VALUE(w, c, channels) is w[c] in every lane of a vf32, where `channels` values may be read. */

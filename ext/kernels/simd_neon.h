@@ -6,7 +6,8 @@
 
 enum { VF32_LANES = 4, CF32_LANES = 8 };
 typedef float32x4_t vf32;
-typedef int vf32_mask; /* how many, from the first on: NEON has no masks, so parts are built from halves and single lanes */
+/* How many, from the first on: NEON has no masks, so parts are built from halves and single lanes. */
+typedef int vf32_mask;
 typedef struct {
     int from, to;
 } vf32_span;
@@ -57,7 +58,9 @@ static inline cf32 cf32_splat(float x) { return (cf32){{vdupq_n_f32(x), vdupq_n_
 static inline cf32 cf32_madd(cf32 a, cf32 b, cf32 c) {
     return (cf32){{vf32_madd(a.val[0], b.val[0], c.val[0]), vf32_madd(a.val[1], b.val[1], c.val[1])}};
 }
-static inline cf32 cf32_add(cf32 a, cf32 b) { return (cf32){{vf32_add(a.val[0], b.val[0]), vf32_add(a.val[1], b.val[1])}}; }
+static inline cf32 cf32_add(cf32 a, cf32 b) {
+    return (cf32){{vf32_add(a.val[0], b.val[0]), vf32_add(a.val[1], b.val[1])}};
+}
 static inline cf32 cf32_relu(cf32 x) { return (cf32){{vf32_relu(x.val[0]), vf32_relu(x.val[1])}}; }
 static inline cf32 cf32_relu6(cf32 x) { return (cf32){{vf32_relu6(x.val[0]), vf32_relu6(x.val[1])}}; }
 

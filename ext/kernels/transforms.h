@@ -1,9 +1,9 @@
 /* Winograd's transforms for 3x3 convolutions, for every vector ISA: a tile of size x size outputs follows from size + 2
  * inputs a side, by sums alone, and (size + 2)^2 positions then have a product each where the outputs would have nine.
  *
- * A vector holds a tile in each lane. Its tiles come from one tile row, or from two where rows are short: each such piece
- * takes an equal share of the lanes, and one lane less than that of tiles, because the last two columns of a tile are
- * the first two of the lane after it. */
+ * A vector holds a tile in each lane. Its tiles come from one tile row, or from two where rows are short: each
+ * such piece takes an equal share of the lanes, and one lane less than that of tiles, because the last two columns
+ * of a tile are the first two of the lane after it. */
 #ifndef SUBP_TRANSFORMS_H
 #define SUBP_TRANSFORMS_H
 
@@ -46,7 +46,8 @@ INLINE void transform_inputs(vf32 d[MAX_SIDE], int size) {
         d[1] = vf32_add(d[1], d[2]);
         d[0] = first, d[2] = middle, d[3] = last;
     } else {
-        const vf32 four = vf32_splat(4.0f), two = vf32_splat(2.0f), minus_four = vf32_splat(-4.0f), minus_five = vf32_splat(-5.0f);
+        const vf32 four = vf32_splat(4.0f), two = vf32_splat(2.0f);
+        const vf32 minus_four = vf32_splat(-4.0f), minus_five = vf32_splat(-5.0f);
         vf32 even = vf32_madd(minus_four, d[2], d[4]), odd = vf32_madd(minus_four, d[1], d[3]);
         vf32 far_even = vf32_sub(d[4], d[2]), far_odd = vf32_sub(d[3], d[1]);
         d[0] = vf32_madd(four, d[0], vf32_madd(minus_five, d[2], d[4]));
@@ -111,11 +112,13 @@ INLINE void tiles_in(const subp_tiles *t, const float *in, float *out, int size,
             vf32 raw[MAX_TILE];
             UNROLL for (int v = 0; v < size; v++) {
                 const piece *p = &found[v / each];
-                ptrdiff_t y = p->row * size - t->pad_top + i, x = p->column * size - t->pad_left + v % each * VF32_LANES;
+                ptrdiff_t y = p->row * size - t->pad_top + i;
+                ptrdiff_t x = p->column * size - t->pad_left + v % each * VF32_LANES;
                 if (y < 0 || y >= t->height)
                     raw[v] = vf32_splat(0.0f);
                 else
-                    raw[v] = whole ? vf32_load(in + y * t->width + x) : vf32_load_span(in + y * t->width + x, inside[v], vf32_splat(0.0f));
+                    raw[v] = whole ? vf32_load(in + y * t->width + x)
+                                   : vf32_load_span(in + y * t->width + x, inside[v], vf32_splat(0.0f));
             }
             unzip_columns(d[i], raw, size);
             transform_inputs(d[i], size);

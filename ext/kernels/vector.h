@@ -1,6 +1,6 @@
-/* The convolution kernels of every vector instruction set, in the words of simd.h; included by a kernel set's file after its
- * simd_<set>.h. Accumulators stay in registers as long as every loop over them has constant bounds: functions are
- * inlined, and their options are constants at each call. */
+/* The convolution kernels of every vector instruction set, in the words of simd.h; included by a kernel set's file
+ * after its simd_<set>.h. Accumulators stay in registers as long as every loop over them has constant bounds:
+ * functions are inlined, and their options are constants at each call. */
 #ifndef SUBP_VECTOR_H
 #define SUBP_VECTOR_H
 
@@ -56,8 +56,8 @@ INLINE void activate_block(vf32 acc[MAX_CHANNELS][MAX_VECTORS], int channels, in
         UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = vf32_load(sums + (c * vectors + v) * VF32_LANES);
 }
 
-/* Several passes over the registers, each a decision taken once: read per vector, the fields would have to be loaded again
- * after every store, which might alias them. */
+/* Several passes over the registers, each a decision taken once: read per vector, the fields would have to be
+ * loaded again after every store, which might alias them. */
 INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int channels,
                         int vectors, int partial, vf32_mask part) {
     const ptrdiff_t stride = t->out_stride;
@@ -66,7 +66,8 @@ INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS],
     if (t->bias) {
         const float *bias = t->bias;
         UNROLL for (int c = 0; c < channels; c++)
-            if (c < stored) UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = vf32_add(acc[c][v], vf32_splat(bias[c]));
+            if (c < stored)
+                UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = vf32_add(acc[c][v], vf32_splat(bias[c]));
     }
     if (t->residual) {
         const float *residual = (const float *)t->residual + at;
@@ -85,7 +86,8 @@ INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS],
         activate_block(acc, channels, vectors, activation);
     UNROLL for (int c = 0; c < channels; c++)
         if (c < stored)
-            UNROLL for (int v = 0; v < vectors; v++) store_part(out + c * stride + v * VF32_LANES, acc[c][v], partial, part);
+            UNROLL for (int v = 0; v < vectors; v++)
+                store_part(out + c * stride + v * VF32_LANES, acc[c][v], partial, part);
 }
 
 INLINE cf32 gather(const float *from, ptrdiff_t stride, int32_t count) {
@@ -120,7 +122,8 @@ typedef struct {
     int ahead;   /* fetches the pixels wanted next, as far as these channels go: too many streams for the hardware */
 } block_options;
 
-/* The block at pixel `at`, of `count` pixels. One loop alone may lead to the store, or the accumulators are no registers. */
+/* The block at pixel `at`, of `count` pixels. One loop alone may lead to the store, or the accumulators are no
+ * registers. */
 INLINE void block(const subp_tile *t, ptrdiff_t at, ptrdiff_t count, const block_options o) {
     const int channels = o.channels, vectors = o.vectors, partial = o.partial;
     vf32_mask part = vf32_first(partial ? (int)count : VF32_LANES);
@@ -220,7 +223,8 @@ INLINE void halve_row(const float *in, ptrdiff_t count, float *out) {
         vf32_store(out, vf32_unzip_even(vf32_load(in), vf32_load_mask(in + VF32_LANES, vf32_first(VF32_LANES - 1))));
     if (count == 0) return;
     int wanted = 2 * (int)count - 1, low = wanted < VF32_LANES ? wanted : VF32_LANES;
-    vf32 high = wanted > VF32_LANES ? vf32_load_mask(in + VF32_LANES, vf32_first(wanted - VF32_LANES)) : vf32_splat(0.0f);
+    vf32 high = vf32_splat(0.0f);
+    if (wanted > VF32_LANES) high = vf32_load_mask(in + VF32_LANES, vf32_first(wanted - VF32_LANES));
     vf32_store_mask(out, vf32_unzip_even(vf32_load_mask(in, vf32_first(low)), high), vf32_first((int)count));
 }
 

@@ -1,7 +1,7 @@
 /* Depthwise convolution and maximum pooling of planes, for every vector ISA: a vector of output columns, several output
- * rows in registers, and of each input row no more than `stride` vectors loaded: the other columns of the windows are those
- * moved by a lane, with one number more. The input is read in place: where a vector hangs over the left or right edge only
- * its lanes inside are loaded, and rows above and below are read from a row of padding. */
+ * rows in registers, and of each input row no more than `stride` vectors loaded: the other columns of the windows
+ * are those moved by a lane, with one number more. The input is read in place: where a vector hangs over the left
+ * or right edge only its lanes inside are loaded, and rows above and below are read from a row of padding. */
 #ifndef SUBP_WINDOW_H
 #define SUBP_WINDOW_H
 
@@ -56,7 +56,8 @@ INLINE void find_edge(window_edge *e, const subp_window *g, ptrdiff_t column, in
 
 /* Returns 0 where there are more edges than room for them: in planes with more padding than a window reaches. */
 INLINE int find_columns(window_columns *c, const subp_window *g, int kernel, int stride) {
-    ptrdiff_t last = g->width + g->pad_left - kernel + stride - stride * VF32_LANES; /* first column times stride of a whole one */
+    /* First column, times the stride, of the last whole vector. */
+    ptrdiff_t last = g->width + g->pad_left - kernel + stride - stride * VF32_LANES;
     c->begin = c->edges = 0;
     while (c->begin < g->out_w && c->begin * stride < g->pad_left) {
         if (c->edges == MAX_EDGES) return 0;
@@ -79,7 +80,9 @@ INLINE void load_row(vf32 raw[MAX_WINDOW], const float *row, const window_edge *
     UNROLL for (int h = 0; h < stride; h++)
         raw[h] = edge ? vf32_load_span(row + h * VF32_LANES, edge->inside[h], fill) : vf32_load(row + h * VF32_LANES);
     UNROLL for (int j = stride; j < kernel; j++)
-        raw[j] = after == INSIDE || (after == PARTLY && edge->after[j]) ? vf32_splat(row[stride * VF32_LANES + j - stride]) : fill;
+        raw[j] = after == INSIDE || (after == PARTLY && edge->after[j])
+                     ? vf32_splat(row[stride * VF32_LANES + j - stride])
+                     : fill;
 }
 
 /* The columns of the windows from what load_row found. */
@@ -102,7 +105,8 @@ INLINE void depthwise_block(const window_block *b, const subp_window *g, ptrdiff
         UNROLL for (int j = 0; j < kernel; j++)
             UNROLL for (int r = 0; r < height; r++) {
                 const int tap = i - r * stride;
-                if (tap >= 0 && tap < kernel) acc[r][0] = vf32_madd(vf32_splat(b->values[tap * kernel + j]), x[j], acc[r][0]);
+                if (tap >= 0 && tap < kernel)
+                    acc[r][0] = vf32_madd(vf32_splat(b->values[tap * kernel + j]), x[j], acc[r][0]);
             }
     }
     store_block(&b->out, acc, column, height, 1, edge != NULL, vf32_first(edge ? edge->count : VF32_LANES));
@@ -152,11 +156,13 @@ INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, in
         return;
     }
     for (ptrdiff_t n = 0; n < d->count; n++) {
-        window_block b = {.values = (const float *)d->values + n * kernel * kernel, .bias = d->bias ? d->bias[n] : 0.0f};
+        window_block b = {.values = (const float *)d->values + n * kernel * kernel,
+                          .bias = d->bias ? d->bias[n] : 0.0f};
         b.out = (subp_tile){.out_stride = g->out_w, .activation = d->activation};
         for (ptrdiff_t y = 0; y < g->out_h;) {
             ptrdiff_t rows = g->out_h - y >= many ? many : g->out_h - y >= 2 ? 2 : 1;
-            find_rows(b.rows, g, (const float *)d->in + n * d->in_stride, d->padding, y, (int)(rows - 1) * stride + kernel);
+            find_rows(b.rows, g, (const float *)d->in + n * d->in_stride, d->padding, y,
+                      (int)(rows - 1) * stride + kernel);
             const ptrdiff_t to = n * d->out_stride + y * g->out_w;
             b.out.out = (float *)d->out + to;
             b.out.residual = d->residual ? (const float *)d->residual + to : NULL;

@@ -1,8 +1,9 @@
 /* A 3x3 convolution with stride 1 as independent pieces of work after Winograd: blocks are whole kernels, so their
  * zeros survive the transform, and every position of a tile has a product with the block rows of the weight.
  *
- * A pass is a run of tiles of one image. It fills planes with the transformed channels, then each part multiplies one channel
- * tile of a block row into sums of its own and transforms them back. Who does which piece changes no bit of the result. */
+ * A pass is a run of tiles of one image. It fills planes with the transformed channels, then each part multiplies
+ * one channel tile of a block row into sums of its own and transforms them back. Who does which piece changes no
+ * bit of the result. */
 #ifndef SUBP_WINOGRAD_H
 #define SUBP_WINOGRAD_H
 

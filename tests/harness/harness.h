@@ -48,7 +48,8 @@ void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t term
 #define CANARY (-7.25e20f)
 
 /* --- rows --- */
-/* The row of float32 that forcing a kernel set would choose: `size` is a tile's channels, or its outputs along a side. */
+/* The row of float32 that forcing a kernel set would choose: `size` is a tile's channels, or its outputs along a
+ * side. */
 const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size);
 const subp_row *choose_window(int set, const subp_window *window);
 
