@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from subp_ext import runtime
@@ -80,14 +81,17 @@ def fuse_depthwise(nodes: list[Node], packed: dict[str, Any], outputs: Collectio
     read = [ref.name for node in nodes for ref in node.refs()]
     for node in nodes:
         second, source = packed.get(node.output), node.args.get("input")
-        first = packed.get(source.name) if isinstance(source, Ref) else None
+        if not isinstance(source, Ref):
+            continue
+        first = packed.get(source.name)
         if second is None or not second.depthwise or not isinstance(first, Convolution) or first.depthwise:
             continue
         maker = made[source.name]
         alone = read.count(source.name) == 1 and source.name not in outputs
-        if not alone or maker.op != "conv2d" or maker.args.get("residual") is not None:
+        plain = maker.op == "conv2d" and maker.args.get("residual") is None and maker.type is None
+        if not alone or not plain:
             continue
         packed[node.output] = FusedDepthwise(packed.pop(source.name), second, source.name)
         del made[source.name]
-        made[node.output] = Node(node.op, node.output, node.args | {"input": maker.args["input"]})
+        made[node.output] = replace(node, args=node.args | {"input": maker.args["input"]})
     return list(made.values())

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +25,13 @@ def kernels() -> ModuleType:
         ImportError: it was not built; the message says how to.
     """
     try:
-        from subp_ext import _kernels
+        found = import_module("subp_ext._kernels")
     except ImportError as error:
         raise ImportError(f"{_BUILD_HINT} ({error})") from error
     if hasattr(os, "register_at_fork"):
         # A forked child has none of the threads that GNU OpenMP keeps, and would wait for them for ever.
-        os.register_at_fork(before=_kernels.release_threads)
-    return _kernels
+        os.register_at_fork(before=found.release_threads)
+    return found
 
 
 @cache

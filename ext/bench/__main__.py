@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.json:
             Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        told = isinstance(error, OSError) and error.filename
-        print(f"error: {error.filename}: {error.strerror}" if told else f"error: {error}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename:
+            told = f"{error.filename}: {error.strerror}"
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 

@@ -70,7 +70,12 @@ class Result:
 def read_shapes(network: str) -> list[Layer]:
     """Returns the convolutions of a network, from its file in `shapes/`."""
     with (SHAPES / f"{network}.csv").open(newline="") as file:
-        return [Layer(name, *map(int, rest), bool(int(pruned))) for name, *rest, pruned in list(csv.reader(file))[1:]]
+        lines = list(csv.reader(file))[1:]
+    layers = []
+    for name, *numbers in lines:
+        inputs, outputs, kernel, stride, padding, groups, size, pruned = map(int, numbers)
+        layers.append(Layer(name, inputs, outputs, kernel, stride, padding, groups, size, bool(pruned)))
+    return layers
 
 
 def random_weight(layer: Layer, rate: float, block: int, rng: np.random.Generator) -> UniformBlockSparse:
@@ -203,7 +208,8 @@ def measure(layers: dict[Layer, int], args: argparse.Namespace) -> tuple[float, 
 def summary(results: Sequence[Result]) -> dict[str, float | None]:
     """Totals over all layers: the share of peak is weighted by time, which is kept work over time."""
     ms = sum(r.count * r.ms for r in results)
-    torch_ms = sum(r.count * r.torch_ms for r in results) if results[0].torch_ms else None
+    timed = [r.count * r.torch_ms for r in results if r.torch_ms]
+    torch_ms = sum(timed) if timed else None
     return {
         "ms": ms,
         "share_of_peak": sum(r.count * r.ms * r.share_of_peak for r in results) / ms,
