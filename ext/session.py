@@ -118,6 +118,10 @@ class Session:
         shapes = self._default_shapes()
         if shapes:
             self._entry(shapes)
+            if all(None not in spec.shape[1:] for spec in self.inputs):
+                # Every run will take the algorithms chosen now; those that may yet be chosen need plain weights.
+                for packed in self._packed.values():
+                    packed.release()
 
     def _default_shapes(self) -> tuple[tuple[int, ...], ...] | None:
         """Shapes for a batch of one, images as in training; None if a size is not known."""

@@ -251,6 +251,28 @@ def test_a_constant_residual_is_kept(readers):
         assert np.allclose(result, expected + count * position, atol=1e-5)
 
 
+def test_weights_are_held_once_where_all_sizes_are_fixed():
+    """A 3x3 layer that runs after Winograd needs its transformed weights alone, 4 times the plain ones."""
+    rng = np.random.default_rng(4)
+    constants = {"w": rng.standard_normal((32, 32, 3, 3)).astype(np.float32)}
+    node = Node("conv2d", "y", {"input": Ref("x"), "weight": Ref("w"), "padding": [1, 1]})
+    x = rng.standard_normal((2, 32, 56, 56)).astype(np.float32)
+    held, results = {}, {}
+    for size in (56, None):
+        graph = Graph(
+            [TensorSpec("x", (None, 32, size, size))],
+            [TensorSpec("y", (None, 32, size, size))],
+            [node],
+            dict(constants),
+        )
+        session = Session(graph, threads=1)
+        results[size] = session.run(x)
+        held[size] = session.report().weight_bytes
+        assert ("winograd" in session.report().rows[0].kernel) == (runtime.kernel_set() != "generic")
+    plain = constants["w"].nbytes if runtime.kernel_set() != "generic" else 0
+    assert held[None] - held[56] == plain and np.array_equal(results[56], results[None])
+
+
 def test_results_are_the_callers_own():
     constant = np.ones((1, 4), np.float32)
     graph = simple(Node("alias", "y", {"self": Ref("x")}), outputs=("y", "x", "k"), constants={"k": constant})
