@@ -316,7 +316,19 @@ class State:
             return value
 
         self.inputs, self.outputs = at(plan.inputs), at(plan.outputs)
-        self.calls = [step.bind(at) for step in plan.steps]
+        self.calls = [_bound(step, at) for step in plan.steps]
+
+
+def _bound(step: Step, at: At) -> Call:
+    """The call of a step on the memory of one run.
+
+    Raises:
+        RuntimeError: an array or parameter does not fit the kernel; the message names the node.
+    """
+    try:
+        return step.bind(at)
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(f"node {step.node!r} ({step.op}): {error}") from error
 
 
 def guarded(node: Node, function: Callable[[], Any]) -> Any:

@@ -224,6 +224,21 @@ def test_results_that_are_no_numbers_are_refused(op, args):
         Session(simple(Node(op, "y", args))).run(np.zeros((1, 4), np.float32))
 
 
+@pytest.mark.parametrize(
+    "op, args, name",
+    [
+        ("layer_norm", {"input": Ref("x"), "normalized_shape": [4], "eps": Ref("x")}, "eps"),
+        ("softmax", {"self": Ref("x"), "dim": Ref("x")}, "dim"),
+        ("leaky_relu", {"self": Ref("x"), "negative_slope": Ref("x")}, "negative_slope"),
+        ("max_pool2d", {"self": Ref("x"), "kernel_size": [Ref("x"), 1]}, "kernel_size"),
+    ],
+)
+def test_a_tensor_in_the_place_of_a_number_is_named(op, args, name):
+    graph = Graph([TensorSpec("x", (1, 2, 4, 4))], [TensorSpec("y", (1, 2, 4, 4))], [Node(op, "y", args)])
+    with pytest.raises(ValueError, match=rf"node 'y' \({op}\): argument '{name}' is"):
+        Session(graph)
+
+
 def test_a_residual_that_does_not_fit_is_named():
     nodes = [Node("conv2d", "y", {"input": Ref("x"), "weight": Ref("w"), "residual": Ref("r")})]
     graph = Graph(

@@ -54,6 +54,8 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
     record, form = OPERATORS[node.op], packed.get(node.output)
     args = {name: value for name, value in args.items() if name not in STORAGE_ARGS}
     args = _map(args, lambda value: value.to_float() if isinstance(value, TypedArray) else value)
+    if form is None:
+        check_arguments(node.op, args)  # once more: now it is known what references stand for
     outcome: Lowered | Unsupported = Unsupported("no kernel for this operator")
     if record.pack is not None and record.lower is not None:
         outcome = record.lower(planner, node.op, packed=form, **args)
