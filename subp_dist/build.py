@@ -11,8 +11,9 @@ import torch
 from timm.data import Mixup
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_info, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
@@ -39,6 +40,7 @@ from .process_group import Rank, data_parallel
 from .pruner import SUBPPruner
 from .resolve import uniform_rate
 from .schedule import PruneSchedule
+from .seeds import kept_cpu_generators
 from .training import Training
 
 _logger = logging.getLogger(__name__)
@@ -128,8 +130,7 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
     distillation = create_distillation(config.distillation, config.data, data.sizes)
     pruner = SUBPPruner(model, schedule, plan=planned.plan, seed=config.run.seed, **config.pruning.scoring)
     optimizer = create_optimizer(config.optimization, model)
-    timing = scheduler_kwargs(config.optimization)
-    scheduler, _ = create_scheduler_v2(optimizer, **timing, updates_per_epoch=updates_per_epoch)
+    scheduler = create_scheduler(config.optimization, optimizer, updates_per_epoch)
     precision = config.model
     use_scaler = precision.amp and precision.amp_dtype == "float16"
     return Training(
@@ -215,12 +216,48 @@ def create_optimizer(config: ResolvedOptimization, model: nn.Module) -> torch.op
     """timm's optimizer.
 
     Raises:
-        UsageError: no such optimizer, or it does not take the flags.
+        UsageError: no such optimizer, it does not take the flags, or it cannot make a step as this training does.
     """
     try:
+        _try_optimizer(config, next(model.parameters()).device)
         return create_optimizer_v2(model, **optimizer_kwargs(config))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"--opt {config.opt}: {error}; timm.optim.list_optimizers() has all names") from error
+    except Exception as error:  # whatever optimizers, and libraries that some of them need, raise for what they lack
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"--opt {config.opt}: {why}; timm.optim.list_optimizers() has all names") from error
+
+
+def _try_optimizer(config: ResolvedOptimization, device: torch.device) -> None:
+    """Make one step of a small model: much of what optimizers need (betas, closures, libraries) shows only then."""
+    betas, info = config.opt_betas, get_optimizer_info(config.opt.lower().split("_")[-1])
+    if betas and len(betas) != (expected := info.num_betas if info.has_betas else 0):
+        raise ValueError(f"--opt-betas {' '.join(map(str, betas))}: this optimizer has {expected}")
+    with kept_cpu_generators():
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)).to(device)
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(config))
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it needs second derivatives, which this training does not compute")
+        model(torch.randn(4, 2, 3, 3, device=device)).square().sum().backward()
+        optimizer.step()
+
+
+def create_scheduler(
+    config: ResolvedOptimization, optimizer: torch.optim.Optimizer, updates_per_epoch: int
+) -> Scheduler:
+    """timm's learning-rate schedule; ``none`` is one that changes nothing.
+
+    Raises:
+        UsageError: no such schedule, or it does not take the flags.
+    """
+    timing = scheduler_kwargs(config)
+    if config.sched == "none":
+        timing |= {"sched": "step", "decay_rate": 1.0, "warmup_epochs": 0}
+    try:
+        scheduler, _ = create_scheduler_v2(optimizer, **timing, updates_per_epoch=updates_per_epoch)
+    except (AssertionError, ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(f"--sched {config.sched}: {str(error) or 'timm refuses its flags'}") from error
+    if scheduler is None:  # earlier versions of timm say nothing
+        raise UsageError(f"--sched {config.sched}: timm {timm.__version__} has no such schedule")
+    return scheduler
 
 
 def wrap(model: nn.Module, backend: str | None, rank: Rank) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,6 @@ def parse_macs(text: str) -> float:
         macs = float(number) * factor
     except ValueError:
         macs = 0.0
-    if not macs > 0:
+    if not 0 < macs < math.inf:
         raise UsageError(f"--target-macs {text!r}: expected a number of MACs, such as 2.0G or 300M")
     return macs

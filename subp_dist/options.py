@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,8 +12,22 @@ import yaml
 from .blocks import BLOCK_SIZES
 from .config import TrainConfig
 from .errors import UsageError
-from .flag_values import parse_layer_rates
+from .flag_values import parse_layer_rates, parse_macs
 from .masks import PATTERNS
+from .ranges import (
+    COUNT,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SHARE,
+    STRENGTH,
+    WHOLE,
+    Number,
+    check_order,
+    check_range,
+    whole,
+)
 from .schedule import SHAPES
 from .scores import CRITERIA, RANDOM
 
@@ -70,40 +83,72 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--dataset", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
     add("--train-split", help="name of the training split")
     add("--val-split", help="name of the validation split")
-    add("--num-classes", type=int, help="classes; counted in the data by default")
-    add("--in-chans", type=int, help="input channels; 3, and 1 for the built-in digits, by default")
-    add("--img-size", type=int, metavar="PIXELS", help="square image size; the model's, or the digits' 28, by default")
+    add("--num-classes", type=COUNT, help="classes; counted in the data by default")
+    add("--in-chans", type=COUNT, help="input channels; 3, and 1 for the built-in digits, by default")
+    add(
+        "--img-size",
+        type=whole(1, 16384),
+        metavar="PIXELS",
+        help="square image size; the model's, or the digits' 28, by default",
+    )
     add("--res-schedule", nargs="+", metavar="EPOCH:PIXELS", help="training image sizes, as in 0:160 30:224")
-    add("--crop-pct", type=float, help="share of the image that the validation crop covers; the model's by default")
-    add("--mean", type=float, nargs="+", help="mean per channel; the model's by default")
-    add("--std", type=float, nargs="+", help="standard deviation per channel; the model's by default")
+    add(
+        "--crop-pct",
+        type=Number(low=0.1, high=1, hint=", such as 0.875"),
+        help="share of the image that the validation crop covers; the model's by default",
+    )
+    add(
+        "--mean",
+        type=Number(low=0, high=1, hint=" (of pixels from 0 to 1)"),
+        nargs="+",
+        help="mean per channel; the model's by default",
+    )
+    add(
+        "--std",
+        type=Number(low=0.001, high=1, hint=" (of pixels from 0 to 1)"),
+        nargs="+",
+        help="standard deviation per channel; the model's by default",
+    )
     filters = ["box", "bilinear", "hamming", "bicubic", "lanczos"]
     add("--interpolation", choices=filters, help="resize filter; the model's by default")
-    add("-b", "--batch-size", type=int, help="images per rank and step")
-    add("--validation-batch-size", type=int, help="images per rank in validation; the batch size by default")
-    add("-j", "--workers", type=int, help="data loading processes per rank; 0 for the digits")
+    add("-b", "--batch-size", type=COUNT, help="images per rank and step")
+    add("--validation-batch-size", type=COUNT, help="images per rank in validation; the batch size by default")
+    add("-j", "--workers", type=WHOLE, help="data loading processes per rank; 0 for the digits")
 
 
 def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pruning")
     add = group.add_argument
-    add("--prune-rate", type=float, help="share of blocks to prune in every row, in [0, 1)")
+    add(
+        "--prune-rate",
+        type=Number(low=0, high=1, below=True, noun="a share of blocks", hint=", such as 0.5"),
+        help="share of blocks to prune in every row, in [0, 1)",
+    )
     add("--target-macs", metavar="MACS", help="find the rate for a number of MACs instead, such as 2.0G or 300M")
     add("--block-size", type=int, choices=BLOCK_SIZES, help="output channels per block (the N of 1xN)")
     add("--criterion", choices=[*CRITERIA, RANDOM], help="score of a block; random: a control")
     add("--pattern", choices=list(PATTERNS), help="blocks compete in their row, or in the layer")
-    add("--alpha", type=float, help="weight of the redundancy in bpar")
-    add("--tau", type=float, help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp")
+    add("--alpha", type=FINITE, help="weight of the redundancy in bpar")
+    add(
+        "--tau",
+        type=Number(low=1e-6, hint=" (1 is close to uniform, 0.01 is sharp)"),
+        help="temperature of the regrowth: 1 is close to uniform, 0.01 is sharp",
+    )
     add("--score-latent", action="store_true", help="score latent weights instead of masked ones")
-    add("--prune-start", type=float, metavar="EPOCH", help="first epoch of pruning; 4 %% of the run by default")
-    add("--prune-end", type=float, metavar="EPOCH", help="epoch that reaches the rate; 25 %% of the run by default")
+    add("--prune-start", type=NOT_NEGATIVE, metavar="EPOCH", help="first epoch of pruning; 4 %% of the run by default")
+    add(
+        "--prune-end",
+        type=NOT_NEGATIVE,
+        metavar="EPOCH",
+        help="epoch that reaches the rate; 25 %% of the run by default",
+    )
     add("--prune-schedule", choices=list(SHAPES), help="course of the rate from start to end")
-    add("--prune-interval", type=int, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
+    add("--prune-interval", type=WHOLE, metavar="STEPS", help="optimizer steps between updates; 0: per epoch")
     add("--skip", nargs="*", metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
     add("--only", nargs="*", metavar="PATTERN", help="layers to prune, if not all; --skip wins over it")
     add("--layer-rates", nargs="*", metavar="PATTERN=RATE", help="rates of layers, such as 'layer4*=0.7'")
     add("--prune-linear", action="store_true", help="prune linear layers too, such as ConvNeXt's pointwise ones")
-    add("--sr-ste-decay", type=float, help="extra decay of masked weights")
+    add("--sr-ste-decay", type=NOT_NEGATIVE, help="extra decay of masked weights")
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +156,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--initial-checkpoint", metavar="FILE", help="weights to start from, in timm's keys")
     add("--model-kwargs", nargs="*", metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
-    add("--drop", type=float, help="dropout rate")
-    add("--drop-path", type=float, help="stochastic depth rate")
+    add("--drop", type=SHARE, help="dropout rate")
+    add("--drop-path", type=SHARE, help="stochastic depth rate")
     add("--sync-bn", action="store_true", help="batch norm over the global batch, not a rank's own (GPUs only)")
     add("--dist-bn", choices=["reduce", "broadcast"], help="batch-norm statistics over ranks")
     add("--channels-last", action="store_true", help="channels-last memory format")
@@ -121,47 +166,47 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--amp", action="store_true", help="automatic mixed precision")
     add("--amp-dtype", choices=["float16", "bfloat16"], help="of --amp; default: float16, on a CPU bfloat16")
     add("--model-ema", action="store_true", help="keep and validate a moving average of the weights")
-    add("--model-ema-decay", type=float, help="decay of the moving average")
+    add("--model-ema-decay", type=PROBABILITY, help="decay of the moving average")
     add("--model-ema-warmup", action="store_true", help="warm the decay of the moving average up")
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     add = group.add_argument
-    add("--epochs", type=int, help="epochs of training")
+    add("--epochs", type=COUNT, help="epochs of training")
     add("--opt", help="timm optimizer; 'momentum' is SGD without Nesterov, 'sgd' with it")
-    add("--lr", type=float, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")
-    add("--lr-base", type=float, help="learning rate at the base batch size")
-    add("--lr-base-size", type=int, help="global batch size that --lr-base is meant for")
-    add("--momentum", type=float, help="momentum")
-    add("--weight-decay", type=float, help="weight decay; one-dimensional parameters have none")
-    add("--opt-eps", type=float, help="epsilon of the optimizer")
-    add("--opt-betas", type=float, nargs="+", help="betas of the optimizer")
+    add("--lr", type=POSITIVE, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")
+    add("--lr-base", type=POSITIVE, help="learning rate at the base batch size")
+    add("--lr-base-size", type=COUNT, help="global batch size that --lr-base is meant for")
+    add("--momentum", type=SHARE, help="momentum")
+    add("--weight-decay", type=NOT_NEGATIVE, help="weight decay; one-dimensional parameters have none")
+    add("--opt-eps", type=NOT_NEGATIVE, help="epsilon of the optimizer")
+    add("--opt-betas", type=SHARE, nargs="+", help="betas of the optimizer")
     add("--sched", help="timm learning-rate schedule")
     add("--sched-on-updates", action="store_true", help="step the learning rate per optimizer step, not per epoch")
-    add("--min-lr", type=float, help="lowest learning rate")
-    add("--warmup-lr", type=float, help="learning rate at the start of the warm-up")
-    add("--warmup-epochs", type=int, help="epochs of warm-up")
-    add("--decay-milestones", type=int, nargs="+", help="epochs of a multistep schedule")
-    add("--decay-epochs", type=float, help="epochs between decays of a step schedule")
-    add("--decay-rate", type=float, help="factor of a step schedule")
-    add("--grad-accum-steps", type=int, help="batches per optimizer step")
-    add("--clip-grad", type=float, help="largest gradient norm (or value, see --clip-mode)")
+    add("--min-lr", type=NOT_NEGATIVE, help="lowest learning rate")
+    add("--warmup-lr", type=NOT_NEGATIVE, help="learning rate at the start of the warm-up")
+    add("--warmup-epochs", type=WHOLE, help="epochs of warm-up")
+    add("--decay-milestones", type=whole(1, rising=True), nargs="+", help="epochs of a multistep schedule")
+    add("--decay-epochs", type=Number(low=0.001), help="epochs between decays of a step schedule")
+    add("--decay-rate", type=POSITIVE, help="factor of a step schedule")
+    add("--grad-accum-steps", type=COUNT, help="batches per optimizer step")
+    add("--clip-grad", type=POSITIVE, help="largest gradient norm (or value, see --clip-mode)")
     add("--clip-mode", choices=["norm", "value", "agc"], help="how gradients are clipped")
 
 
 def _add_regularization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation and loss")
     add = group.add_argument
-    add("--scale", type=float, nargs=2, help="area of the random crop")
-    add("--ratio", type=float, nargs=2, help="aspect ratio of the random crop")
-    add("--hflip", type=float, help="probability of a horizontal flip")
-    add("--color-jitter", type=float, help="strength of colour jitter")
+    add("--scale", type=Number(low=0, high=1, above=True, rising=True), nargs=2, help="area of the random crop")
+    add("--ratio", type=Number(low=0.001, high=1000, rising=True), nargs=2, help="aspect ratio of the random crop")
+    add("--hflip", type=PROBABILITY, help="probability of a horizontal flip")
+    add("--color-jitter", type=NOT_NEGATIVE, help="strength of colour jitter")
     add("--aa", metavar="POLICY", help="timm auto-augment policy, such as rand-m9-mstd0.5-inc1")
-    add("--reprob", type=float, help="probability of random erasing")
-    add("--smoothing", type=float, help="label smoothing")
-    add("--mixup", type=float, help="alpha of mixup; 0: off")
-    add("--cutmix", type=float, help="alpha of cutmix; 0: off")
+    add("--reprob", type=PROBABILITY, help="probability of random erasing")
+    add("--smoothing", type=SHARE, help="label smoothing")
+    add("--mixup", type=STRENGTH, help="alpha of mixup; 0: off")
+    add("--cutmix", type=STRENGTH, help="alpha of cutmix; 0: off")
     add("--bce-loss", action="store_true", help="binary cross entropy")
 
 
@@ -170,8 +215,12 @@ def _add_distillation_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--kd-model", metavar="MODEL", help="timm model that teaches; none by default")
     add("--kd-checkpoint", metavar="FILE", help="the teacher's weights; timm's pretrained ones by default")
-    add("--kd-weight", type=float, help="share of the distillation in the loss")
-    add("--kd-temperature", type=float, help="temperature of the teacher's and the student's softmax")
+    add("--kd-weight", type=PROBABILITY, help="share of the distillation in the loss")
+    add(
+        "--kd-temperature",
+        type=Number(low=0.01, high=1000),
+        help="temperature of the teacher's and the student's softmax",
+    )
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -180,12 +229,17 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="DIR", help="folder of all runs")
     add("--experiment", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
     add("--resume", metavar="FILE", help="last.pt of a run to go on with, or 'auto': this run's own, if there is one")
-    add("--recovery-interval", type=int, metavar="STEPS", help="also save every so many optimizer steps")
-    add("--timeout", type=float, metavar="MINUTES", help="how long a rank may wait for another")
-    add("--seed", type=int, help="seed of initial weights, data order and masks")
+    add("--recovery-interval", type=WHOLE, metavar="STEPS", help="also save every so many optimizer steps")
+    add(
+        "--timeout",
+        type=Number(low=0, high=525600, above=True),
+        metavar="MINUTES",
+        help="how long a rank may wait for another",
+    )
+    add("--seed", type=WHOLE, help="seed of initial weights, data order and masks")
     add("--device", help="cpu, cuda, or auto")
-    add("--log-interval", type=int, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
-    add("--image-interval", type=int, metavar="EPOCHS", help="epochs between mask pictures")
+    add("--log-interval", type=COUNT, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
+    add("--image-interval", type=COUNT, metavar="EPOCHS", help="epochs between mask pictures")
     add("--no-export", action="store_true", help="do not write model.subp at the end")
 
 
@@ -212,7 +266,7 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     args = parser.parse_args(argv)
     if not args.model:
         raise UsageError("no model given: name any timm model, such as resnet50 (see timm.list_models())")
-    _check_ranges(args)
+    _check(parser, args)
     return args
 
 
@@ -260,46 +314,30 @@ def _convert(action: argparse.Action, value, where: str):
     return items if many else items[0]
 
 
-def _check_ranges(args: argparse.Namespace) -> None:
-    if not 0 <= args.prune_rate < 1:
-        raise UsageError(f"--prune-rate {args.prune_rate}: expected a share of blocks in [0, 1), such as 0.5")
-    for flag in ("epochs", "batch_size", "grad_accum_steps", "lr_base_size", "log_interval", "image_interval"):
-        if getattr(args, flag) < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
-    for flag in ("img_size", "num_classes", "in_chans", "validation_batch_size"):
-        if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
-    counts = ("workers", "prune_interval", "recovery_interval", "warmup_epochs")
-    for flag in (*counts, "sr_ste_decay", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_lr"):
-        _check_range(args, flag, lambda value: 0 <= value < math.inf, "0 or more")
-    for flag in ("lr", "lr_base", "clip_grad"):
-        _check_range(args, flag, lambda value: 0 < value < math.inf, "a number above 0")
-    for flag in ("momentum", "drop", "drop_path"):
-        _check_range(args, flag, lambda value: 0 <= value < 1, "a value in [0, 1)")
-    _check_range(args, "model_ema_decay", lambda value: 0 <= value <= 1, "a share in [0, 1], such as 0.9998")
-    _check_range(args, "alpha", math.isfinite, "a finite weight, such as 1")
-    if args.crop_pct is not None and not args.crop_pct > 0:
-        raise UsageError(f"--crop-pct {args.crop_pct}: expected a share of the image above 0, such as 0.875")
-    if not 0 < args.timeout < math.inf:
-        raise UsageError(f"--timeout {args.timeout}: expected minutes above 0")
-    if not args.tau > 0:
-        raise UsageError(f"--tau {args.tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
+def flag_name(action: argparse.Action) -> str:
+    """A flag as it is typed, in full."""
+    return max(action.option_strings, key=len)
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse numbers out of their ranges, and flags that contradict each other."""
+    for action in parser._actions:
+        if isinstance(action.type, Number):
+            check_range(flag_name(action), action.type, getattr(args, action.dest))
     parse_layer_rates(args.layer_rates)
-    if not 0 <= args.kd_weight <= 1:
-        raise UsageError(f"--kd-weight {args.kd_weight}: expected a share of the loss in [0, 1]")
-    if not args.kd_temperature > 0:
-        raise UsageError(f"--kd-temperature {args.kd_temperature}: expected a temperature above 0")
+    if args.target_macs:
+        parse_macs(args.target_macs)
     if args.kd_checkpoint and not args.kd_model:
         raise UsageError("--kd-checkpoint without --kd-model: name the teacher as well")
-    if not 0 <= args.smoothing < 1:
-        raise UsageError(f"--smoothing {args.smoothing}: expected a value in [0, 1)")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
+    check_order("prune-start", args.prune_start, "prune-end", args.prune_end)
+    check_order("min-lr", args.min_lr, "lr", args.lr)
+    if args.warmup_epochs:
+        check_order("warmup-lr", args.warmup_lr, "lr", args.lr)
     if args.warmup_epochs >= args.epochs:
         raise UsageError(f"--warmup-epochs {args.warmup_epochs}: expected fewer than the run's {args.epochs} epochs")
-
-
-def _check_range(args: argparse.Namespace, flag: str, is_fine: Callable[[float], bool], expected: str) -> None:
-    value = getattr(args, flag)
-    if value is not None and not is_fine(value):
-        raise UsageError(f"--{flag.replace('_', '-')} {value}: expected {expected}")
+    if args.sched == "none" and args.warmup_epochs:
+        raise UsageError(f"--warmup-epochs {args.warmup_epochs}: --sched none has no warm-up; use --sched constant")
+    if args.decay_rate > 1 and args.sched != "poly":
+        raise UsageError(f"--decay-rate {args.decay_rate}: expected a factor in (0, 1]; it is a power for --sched poly")

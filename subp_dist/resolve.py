@@ -10,6 +10,7 @@ from .data import Data
 from .flag_values import parse_macs
 from .flops import rate_for_macs
 from .plan import LayerPlan, kept_macs_at
+from .ranges import check_order
 from .schedule import PruneSchedule
 
 
@@ -23,12 +24,16 @@ def resolve(given: TrainConfig, data: Data, prune_rate: float, world_size: int, 
         world_size, device: number of ranks and the type of device that they train on.
 
     Raises:
-        ValueError: the target rate would not be reached within the run.
+        ValueError: the target rate would not be reached within the run, or learning rates are out of order.
     """
     pruning, optimization = given.pruning, given.optimization
     schedule = PruneSchedule.for_run(
         prune_rate, optimization.epochs, pruning.prune_start, pruning.prune_end, pruning.prune_schedule
     )
+    lr = learning_rate(optimization, given.data.batch_size, world_size)
+    check_order("min-lr", optimization.min_lr, "lr", lr)
+    if optimization.warmup_epochs:
+        check_order("warmup-lr", optimization.warmup_lr, "lr", lr)
     derived = {
         "loader": data.loader,
         "num_classes": data.num_classes,
@@ -41,7 +46,7 @@ def resolve(given: TrainConfig, data: Data, prune_rate: float, world_size: int, 
         "prune_rate": prune_rate,
         "prune_start": schedule.start,
         "prune_end": schedule.end,
-        "lr": learning_rate(optimization, given.data.batch_size, world_size),
+        "lr": lr,
         # As torch itself does: CPUs compute in float16 many times slower than in float32.
         "amp_dtype": given.model.amp_dtype or ("bfloat16" if device == "cpu" else "float16"),
     }
