@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import AugmentationConfig
 from ..errors import UsageError
 from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
+from .policies import make_valid
 
 
 def timm_transform(size: int | tuple[int, int, int], **settings: Any) -> Any:
@@ -24,7 +25,10 @@ def timm_transform(size: int | tuple[int, int, int], **settings: Any) -> Any:
         UsageError: timm does not know the policy of ``--aa``, or a strength is out of its range.
     """
     try:
-        return timm.data.create_transform(size, **settings)
+        created = timm.data.create_transform(size, **settings)
+        if settings.get("auto_augment"):
+            make_valid(created, size[0] if isinstance(size, tuple) else 3)
+        return created
     except (AssertionError, ValueError) as error:
         policy = settings.get("auto_augment")
         if not policy:
