@@ -19,6 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from .errors import LostRankError
 from .torch_compat import lay_out_gradients, reason_of_lost_rank
 
+# How launchers other than torchrun say how many processes they have started; SLURM's steps go before its job.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -42,7 +45,8 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 10) -> Ran
         timeout_minutes: how long a collective may wait for another rank before the run fails.
 
     Raises:
-        ValueError: CUDA was asked for and there is none, or there are fewer GPUs than ranks on this machine.
+        ValueError: CUDA was asked for and there is none, there are fewer GPUs than ranks on this machine, or this is
+            one of several processes that were not started by torchrun.
     """
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
@@ -58,6 +62,7 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 10) -> Ran
     if device == "cuda":
         torch.cuda.set_device(torch_device)
     if "RANK" not in os.environ:
+        _check_alone()
         return Rank(0, 1, torch_device)
     timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(
@@ -67,6 +72,17 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 10) -> Ran
         device_id=torch_device if device == "cuda" else None,
     )
     return Rank(dist.get_rank(), dist.get_world_size(), torch_device)
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several processes that do not know of each other: each would train, and write, as rank 0."""
+    name = next((name for name in _COUNTS if os.environ.get(name, "").isdecimal()), None)
+    if name is not None and int(os.environ[name]) > 1:
+        raise ValueError(
+            f"one of {os.environ[name]} processes ({name}), but without RANK they would all be rank 0: start ranks "
+            "with launch/train.slurm under SLURM, or else with launch/train.sh or torchrun; for one process, unset "
+            f"{name}, or use srun -n 1"
+        )
 
 
 def _store_of_this_attempt(timeout: timedelta) -> dict:

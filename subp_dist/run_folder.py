@@ -24,6 +24,7 @@ from .checkpoint import (
 )
 from .config import Resolved, TrainConfig
 from .errors import UsageError
+from .folder_lock import FolderLock
 
 _logger = logging.getLogger(__name__)
 FLAGS, RESOLVED = "args.yaml", "resolved.yaml"
@@ -75,6 +76,22 @@ def _check_unused(folder: Path) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; the run needs a folder of that name")
+
+
+def claim_folder(folder: Path, lock: FolderLock) -> None:
+    """Make the folder of a run that is about to write, and take its lock unless it was there to be taken before.
+
+    Raises:
+        UsageError: the folder cannot be made, or another run was faster.
+    """
+    if lock.found:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write the run's folder {folder}: {error}") from error
+    lock.take()
+    _check_unused(folder)
 
 
 def _newest_of_all_machines(folder: Path) -> dict | None:
@@ -156,7 +173,6 @@ def _write_config(folder: Path, given: TrainConfig, config: Resolved, launchers:
         RESOLVED: f"{_DERIVED}{yaml.safe_dump(config.to_dict(), sort_keys=False)}",
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         # The flags last: they mark the folder as a run's.
         for name in (RESOLVED, FLAGS):

@@ -30,6 +30,7 @@ from .config import TrainConfig
 from .data import Data, ResumableLoader
 from .errors import Stopped, UsageError, report_usage_errors
 from .export import export_subp
+from .folder_lock import FolderLock
 from .loop import check_finite, train_epoch, validate
 from .memory import keep_freed_memory
 from .monitor import Monitor
@@ -39,7 +40,7 @@ from .process_group import Rank, closing_process_group, init_process_group, lost
 from .report import run_report
 from .resolve import resolve
 from .resume import checkpoint_state, restore, set_learning_rate
-from .run_folder import find_checkpoint, folder_of, start_folder
+from .run_folder import claim_folder, find_checkpoint, folder_of, start_folder
 from .stopping import StopRequest, end_with_launcher
 from .training import Training
 
@@ -69,15 +70,17 @@ def main(given: TrainConfig) -> Path:
         DivergedError, LostRankError: the ranks do not agree, or one is gone.
         Stopped: SIGTERM was received, and the run has been saved.
     """
-    with lost_ranks_named(), closing_process_group():
+    folder = folder_of(given)
+    with lost_ranks_named(), closing_process_group(), FolderLock(folder) as lock:
         try:
             rank = init_process_group(given.run.device, given.run.timeout)
-            folder = folder_of(given)
+            on_primary(lock.take)
             checkpoint = find_checkpoint(folder, given.run.resume)
             training, data = set_up(given, rank)
             seed, channels_last = given.run.seed, given.model.channels_last
             loaders = data.train_loader(rank, seed, channels_last), data.val_loader(rank, channels_last)
             first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
+            on_primary(lambda: claim_folder(folder, lock))
             best = start_folder(folder, given, training.config, checkpoint, best)
         except ValueError as error:
             raise error if isinstance(error, UsageError) else UsageError(str(error)) from error

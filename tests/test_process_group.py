@@ -53,3 +53,17 @@ def test_more_ranks_than_gpus_is_an_error_that_says_how_many_to_start(no_torchru
 def test_an_unknown_device_is_an_error_that_lists_the_known_ones(no_torchrun, device):
     with pytest.raises(ValueError, match=f"device '{device}': expected auto, cpu or cuda"):
         init_process_group(device)
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE"])
+def test_processes_of_another_launcher_are_refused(no_torchrun, monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ValueError, match=f"one of 2 processes .{name}.*launch/train.slurm.*torchrun") as error:
+        init_process_group("cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_one_process_of_another_launcher_is_fine(no_torchrun, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # of the job
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # of srun -n 1 in it
+    assert init_process_group("cpu").world_size == 1
