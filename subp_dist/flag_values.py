@@ -28,6 +28,14 @@ def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+def plain_name(name: str) -> str:
+    """A timm model's name without what a model hub writes before it: ``timm/resnet18.a1_in1k``."""
+    for prefix in ("hf-hub:timm/", "hf_hub:timm/", "timm/"):
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
 def parse_layer_rates(pairs: Sequence[str]) -> dict[str, float]:
     """``["layer4*=0.7"]`` -> ``{"layer4*": 0.7}``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +13,7 @@ import yaml
 from .blocks import BLOCK_SIZES
 from .config import TrainConfig
 from .errors import UsageError
-from .flag_values import parse_layer_rates, parse_macs
+from .flag_values import parse_layer_rates, parse_macs, plain_name
 from .masks import PATTERNS
 from .ranges import (
     COUNT,
@@ -30,6 +31,8 @@ from .ranges import (
 )
 from .schedule import SHAPES
 from .scores import CRITERIA, RANDOM
+
+_logger = logging.getLogger(__name__)
 
 # The published choices: model, layers and rate; the other flags' defaults are the published recipe already.
 PRESETS = {
@@ -60,8 +63,16 @@ def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="any timm model name")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
+    parser.add_argument("--model", dest="model_option", metavar="MODEL", help="the same, as timm's script has it")
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
     parser.add_argument("--preset", choices=list(PRESETS), help="a published choice; --config and the command line win")
+    parser.add_argument(
+        "--input-size",
+        type=COUNT,
+        nargs=3,
+        metavar=("C", "H", "W"),
+        help="--in-chans and --img-size in one, as in timm",
+    )
     _add_data_flags(parser)
     _add_pruning_flags(parser)
     _add_model_flags(parser)
@@ -179,7 +190,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr-base", type=POSITIVE, help="learning rate at the base batch size")
     add("--lr-base-size", type=COUNT, help="global batch size that --lr-base is meant for")
     add("--momentum", type=SHARE, help="momentum")
-    add("--weight-decay", type=NOT_NEGATIVE, help="weight decay; one-dimensional parameters have none")
+    add("--weight-decay", "--wd", type=NOT_NEGATIVE, help="weight decay; one-dimensional parameters have none")
     add("--opt-eps", type=NOT_NEGATIVE, help="epsilon of the optimizer")
     add("--opt-betas", type=SHARE, nargs="+", help="betas of the optimizer")
     add("--sched", help="timm learning-rate schedule")
@@ -261,29 +272,63 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         UsageError: the file cannot be read or has an unknown key, or a value is out of range.
     """
     first = parser.parse_known_args(argv)[0]
+    if first.model and first.model_option and first.model != first.model_option:
+        raise UsageError(f"--model {first.model_option}: the model is {first.model} already; name one")
     config = _read_config(Path(first.config), parser) if first.config else {}
     parser.set_defaults(**PRESETS.get(first.preset or config.get("preset"), {}) | config)
     args = parser.parse_args(argv)
+    args.model = plain_name(args.model_option or args.model or "")
+    args.kd_model = plain_name(args.kd_model)
     if not args.model:
         raise UsageError("no model given: name any timm model, such as resnet50 (see timm.list_models())")
     _check(parser, args)
+    _take_input_size(args)
     return args
 
 
+def _take_input_size(args: argparse.Namespace) -> None:
+    """What ``--input-size`` says, as the flags that it stands for."""
+    if args.input_size is None:
+        return
+    channels, height, width = args.input_size
+    text = f"--input-size {channels} {height} {width}"
+    if height != width:
+        raise UsageError(f"{text}: expected a square image, H equal to W")
+    for flag, value in (("in_chans", channels), ("img_size", height)):
+        if getattr(args, flag) not in (None, value):
+            raise UsageError(f"{text}: --{flag.replace('_', '-')} says {getattr(args, flag)}; give one of them")
+        setattr(args, flag, value)
+
+
 def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """Values by flag; all that is wrong with a file is told at once."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: expected lines of 'flag: value', found {type(values).__name__}")
-    actions = {action.dest: action for action in parser._actions}
-    checked = {}
+    actions = {
+        option[2:]: action for action in parser._actions for option in action.option_strings if option[:2] == "--"
+    }
+    actions["model"] = next(action for action in parser._actions if action.dest == "model")
+    checked, unknown, idle, problems = {}, [], [], []
     for key, value in values.items():
-        action = actions.get(str(key).replace("-", "_"))
+        action = actions.get(str(key).replace("_", "-"))
         if action is None or action.dest in ("help", "config"):
-            raise UsageError(f"--config {path}: there is no flag {key!r}; --help lists all")
-        checked[action.dest] = _convert(action, value, f"--config {path}: {key}: {value!r}")
+            # Other programs' flags that are off, as files of timm list them all, ask for nothing.
+            (idle if value is None or value is False or value in ("", [], {}) else unknown).append(repr(key))
+            continue
+        try:
+            checked[action.dest] = _convert(action, value, f"{key}: {value!r}")
+        except UsageError as error:
+            problems.append(str(error))
+    if unknown:
+        problems.append(f"there {'is no flag' if len(unknown) == 1 else 'are no flags'} {', '.join(unknown)}")
+    if problems:
+        raise UsageError(f"--config {path}: {'; '.join(problems)}; --help lists all flags")
+    if idle:
+        _logger.warning("--config %s: passed over, for they are no flags here, and off: %s", path, ", ".join(idle))
     return checked
 
 
@@ -297,6 +342,10 @@ def _convert(action: argparse.Action, value, where: str):
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false")
         return value
+    if value == {} and action.nargs == "*":
+        value = []  # timm's model_kwargs
+    if value == "" and action.choices and action.default is None:
+        return None
     many = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     if many != isinstance(value, list):
         raise UsageError(f"{where}: expected {'a list' if many else 'a single value'}")

@@ -118,3 +118,58 @@ def test_empty_values_in_a_file_are_refused(tmp_path, line, message):
 def test_an_empty_value_is_the_default_where_that_is_none(tmp_path):
     (tmp_path / "run.yaml").write_text("model: resnet18\nlr:\n")
     assert parse_args(["--config", str(tmp_path / "run.yaml")]).optimization.lr is None
+
+
+def test_what_people_type_from_timm_is_taken(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: resnet34\nwd: 0.3\ninput_size: [3, 96, 96]\n")
+    given = parse_args(["-c", str(tmp_path / "run.yaml"), "--model", "resnet18"])
+    assert given.model.name == "resnet18" and given.optimization.weight_decay == 0.3
+    assert (given.data.in_chans, given.data.img_size) == (3, 96)
+    given = parse_args(["--model", "resnet18", "--wd", "2e-5", "--input-size", "1", "64", "64"])
+    assert (given.optimization.weight_decay, given.data.in_chans, given.data.img_size) == (2e-5, 1, 64)
+    assert parse_args(["resnet18", "--model", "resnet18"]).model.name == "resnet18"
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "hf-hub:timm/", "hf_hub:timm/", ""])
+def test_names_of_timms_hub_are_timms_names(prefix):
+    given = parse_args([f"{prefix}resnet18.a1_in1k", "--kd-model", f"{prefix}resnet50"])
+    assert (given.model.name, given.distillation.kd_model) == ("resnet18.a1_in1k", "resnet50")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["resnet34", "--model", "resnet18"], "--model resnet18: the model is resnet34 already"),
+        (["resnet18", "--input-size", "3", "64", "96"], "--input-size 3 64 96: expected a square"),
+        (["resnet18", "--input-size", "3", "64", "64", "--img-size", "32"], "--input-size 3 64 64: --img-size says 32"),
+        (["resnet18", "--input-size", "3", "64"], "--input-size: expected 3 arguments"),
+        (["--model"], "--model: expected one argument"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(flags, message):
+    with pytest.raises(UsageError, match=message):
+        parse_args(flags)
+
+
+def test_all_that_is_wrong_with_a_file_is_told_in_one_line(tmp_path):
+    (tmp_path / "args.yaml").write_text(
+        "model: resnet18\nlr: fast\neval_metric: top1\nmixup_mode: batch\nlog_wandb: false\nepochs: 2.5\n"
+    )
+    with pytest.raises(UsageError) as caught:
+        parse_args(["--config", str(tmp_path / "args.yaml")])
+    text = str(caught.value)
+    assert (
+        "lr: 'fast': expected float; epochs: 2.5: expected int; there are no flags 'eval_metric', 'mixup_mode'" in text
+    )
+    assert "\n" not in text and "log_wandb" not in text
+
+
+def test_flags_of_timm_that_are_off_are_passed_over_in_one_line(tmp_path, caplog):
+    (tmp_path / "args.yaml").write_text(
+        "model: resnet18\nlog_wandb: false\nhead_init_scale: null\nclass_map: ''\nmodel_kwargs: {}\n"
+        "interpolation: ''\nresume: ''\naa: null\ninput_size: null\n"
+    )
+    given = parse_args(["--config", str(tmp_path / "args.yaml")])
+    assert given.model.model_kwargs == () and given.data.interpolation is None
+    (record,) = caplog.records
+    assert "'log_wandb', 'head_init_scale', 'class_map'" in record.getMessage()
