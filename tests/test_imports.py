@@ -23,7 +23,9 @@ ALLOWED = {
     "process_group": {"errors", "torch_compat"},
     "agreement": {"errors", "process_group"},
     "stopping": {"errors"},
-    "run_folder": {"agreement", "checkpoint", "config", "errors"},
+    "ranges": {"errors"},
+    "folder_lock": {"errors"},
+    "run_folder": {"agreement", "checkpoint", "config", "errors", "folder_lock"},
     "scores": {"blocks"},
     "masks": {"blocks"},
     "parametrization": {"blocks"},
@@ -74,8 +76,8 @@ ALLOWED = {
         "scores",
     },
     "monitor": {"checkpoint", "layer_report", "mask_picture", "pruner"},
-    "options": {"blocks", "config", "errors", "flag_values", "masks", "schedule", "scores"},
-    "resolve": {"config", "data", "flag_values", "flops", "plan", "schedule"},
+    "options": {"blocks", "config", "errors", "flag_values", "masks", "ranges", "schedule", "scores"},
+    "resolve": {"config", "data", "flag_values", "flops", "plan", "ranges", "schedule"},
     "launch": {"errors", "stopping", "torch_compat"},
 }
 
