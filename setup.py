@@ -1,6 +1,7 @@
 """The compiled part of subp_ext; everything else about the package is in setup.cfg."""
 
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -48,6 +49,8 @@ class BuildExtension(build_ext):
     """`build_ext` alone, as `--inplace` calls it, does not build the libraries it links."""
 
     def run(self) -> None:
+        if find_spec("Cython") is None:  # setuptools would take an old _kernels.c in silence
+            raise SystemExit("building the extension needs Cython: pip install cython, or pip install .")
         self.run_command("build_clib")
         super().run()
 
