@@ -38,6 +38,7 @@ class DataConfig:
     batch_size: int = 128
     validation_batch_size: int | None = None
     workers: int = 4
+    broken: str = "error"
 
 
 @dataclass(frozen=True)

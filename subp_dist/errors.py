@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,14 @@ from typing import NoReturn
 
 class UsageError(ValueError):
     """Bad input: the message says what was found, what was expected and what to do."""
+
+
+class DataError(UsageError):
+    """A picture cannot be loaded, which one rank alone has found; the message names both."""
+
+
+class LoaderError(Exception):
+    """What loads the data failed on one rank, not for a picture; the message names the rank."""
 
 
 class DivergedError(RuntimeError):
@@ -29,27 +38,31 @@ class Stopped(Exception):
     """SIGTERM was obeyed: a run was saved on every rank, or what was not complete has been removed."""
 
 
-EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK = 2, 3, 4
+EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK, EXIT_LOADER = 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
+DEBUG = "SUBP_DEBUG"  # 1 in the environment: errors that are told in one line show their traceback, too
 LAUNCHER = "SUBP_LAUNCHER"  # the process that starts the ranks of a machine, in their environment
 
 
-def _say(text: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def _say(text: str, alone: bool = False) -> None:
+    if alone or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"\n{text}\n", file=sys.stderr, flush=True)
 
 
 def _fail(error: Exception, exit_code: int) -> NoReturn:
     """End with an error that every rank has: the launcher tells it, where there is ours, for ranks end each other.
 
-    The first of them may be any one, and the others are ended before they can speak; it is left in torchrun's file.
+    The first of them may be any one, and the others are ended before they can speak; it is left in torchrun's file. An
+    error that one rank alone has is told by that rank.
     """
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
     if LAUNCHER in os.environ and "TORCHELASTIC_ERROR_FILE" in os.environ:
         told = {"message": str(error), "timestamp": int(time.time())}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
     else:
-        _say(f"error: {error}")
+        _say(f"error: {error}", alone=isinstance(error, DataError | LoaderError))
     sys.exit(exit_code)
 
 
@@ -65,6 +78,8 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
             command()
         except UsageError as error:
             _fail(error, EXIT_USAGE)
+        except LoaderError as error:
+            _fail(error, EXIT_LOADER)
         except DivergedError as error:
             _fail(error, EXIT_DIVERGED)
         except LostRankError as error:

@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE, LAUNCHER
+from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOADER, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE, LAUNCHER
 from .torch_compat import WatchedAgent, takes_for_this_machine, use_agent, use_fresh_stores
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
@@ -110,7 +110,7 @@ def _first_error(failures: dict[int, ProcessFailure]) -> str:
         return f"rank {rank} lost another rank; if that was on another machine, the first error is in the output there"
     if failure.exitcode == EXIT_STOPPED:
         return f"rank {rank} was stopped"
-    if failure.exitcode in (EXIT_USAGE, EXIT_DIVERGED) and failure.error_file_data["message"]:
+    if failure.exitcode in (EXIT_USAGE, EXIT_DIVERGED, EXIT_LOADER) and failure.error_file_data["message"]:
         return failure.message
     if failure.message == _HUNG:
         return f"rank {rank} failed first: {_HUNG}"

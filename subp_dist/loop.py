@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .agreement import sum_over_ranks
+from .data.guarded import worker_deaths_named
 from .seeds import derive_seed, seed_all
 from .training import Progress, Training
 
 
+@worker_deaths_named()
 def train_epoch(
     training: Training, loader: DataLoader, epoch: int, after_step: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
@@ -141,6 +143,7 @@ def check_finite(loss: float, where: str) -> None:
         raise RuntimeError(f"{where}: lower --lr, or set --clip-grad; the last checkpoint is in last.pt")
 
 
+@worker_deaths_named()
 @torch.no_grad()
 def validate(model: nn.Module, loader: DataLoader, training: Training, description: str = "val") -> dict[str, float]:
     """Loss, top-1 and top-5 (percent) over the validation images of all ranks, each counted once.

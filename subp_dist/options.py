@@ -125,6 +125,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("-b", "--batch-size", type=COUNT, help="images per rank and step")
     add("--validation-batch-size", type=COUNT, help="images per rank in validation; the batch size by default")
     add("-j", "--workers", type=WHOLE, help="data loading processes per rank; 0 for the digits")
+    add("--broken", choices=["error", "skip"], help="unreadable pictures end the run, or are found first and left out")
 
 
 def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:

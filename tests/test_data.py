@@ -3,7 +3,9 @@
 Folders are made of the digits themselves as PNG files, 3 classes of 14 and 7 pictures.
 """
 
+import multiprocessing
 import os
+import shutil
 import signal
 import struct
 from collections import Counter
@@ -16,7 +18,7 @@ from PIL import Image
 
 from subp_dist.data import Data, create_data
 from subp_dist.data.digits import Digits, load_digits
-from subp_dist.errors import UsageError
+from subp_dist.errors import DataError, UsageError
 from subp_dist.options import parse_args
 from subp_dist.process_group import Rank
 
@@ -183,7 +185,8 @@ def test_workers_outlive_the_signal_that_stops_a_job(pictures, split):
     loader = data.train_loader(rank(0, 1), seed=42) if split == "train" else data.val_loader(rank(0, 1))
     batches = iter(loader)
     next(batches)
-    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
     assert len(list(batches)) == len(loader) - 1
 
 
@@ -238,3 +241,18 @@ def test_an_empty_split_is_refused(pictures, tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(UsageError, match="cannot read the split 'validation'"):
         opened("--data-dir", str(tmp_path))
+
+
+def test_broken_pictures_are_left_out_if_asked(pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "data")
+    for name in ("train/digit0/3.png", "val/digit2/1.png"):
+        (tmp_path / "data" / name).write_bytes(b"")
+    flags = ["--data-dir", str(tmp_path / "data"), "--img-size", "16", "--batch-size", "4", "--workers", "0"]
+    data = opened(*flags, "--broken", "skip")
+    assert (len(data.train), len(data.val)) == (41, 20)
+    assert sum(len(labels) for _, labels in data.val_loader(rank(0, 1))) == 20
+    assert len(list(data.train_loader(rank(0, 1), seed=1))) == 10
+    said = capsys.readouterr().err
+    assert "train/digit0/3.png: UnidentifiedImageError" in said and "left out: 1 of 42" in said
+    with pytest.raises(DataError, match=r"rank 0: .*val/digit2/1.png: cannot be read"):
+        list(opened(*flags).val_loader(rank(0, 1)))

@@ -35,7 +35,7 @@ from subp_dist.data.beton import Beton, find_beton, sidecar_of
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output, choose_reading, usable_threads
 from subp_dist.data.resolutions import Resolutions
 from subp_dist.data.write import Storage, open_pictures, verify, write
-from subp_dist.errors import UsageError
+from subp_dist.errors import DataError, UsageError
 from subp_dist.options import parse_args
 from subp_dist.process_group import Rank
 
@@ -267,9 +267,26 @@ def test_damage_in_a_picture_arrives_where_the_batch_is_awaited(betons, tmp_path
     with path.open("r+b") as file:
         file.seek(int(beton.images["data_ptr"][victim]))
         file.write(bytes(64))
-    with pytest.raises(RuntimeError, match=rf"train.beton: image {victim} is damaged"):
+    with pytest.raises(DataError, match=rf"^rank 0: .*train.beton: image {victim} is damaged"):
         delivered(loader(Beton.open(path)))
     assert len(delivered(loader(Beton.open(betons / "train_140_0.50_90.beton")))) == 40
+    kept = beton.without_broken()
+    assert len(kept) == len(delivered(loader(kept, 1))) == 39 and victim not in kept.kept
+
+
+def test_files_of_different_pages_are_read_in_one_process(train, tmp_path):
+    """What is compiled for one file must not break the next; `train` has pages of 8 MiB."""
+    source = write_photographs(tmp_path / "pictures", 2, 1)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1300, 3), np.uint8)
+    Image.fromarray(noise).save(source / "train/china/large.png")
+    Image.fromarray(noise[:30, :30]).save(source / "train/china/small.png")
+    write_both(source, tmp_path, Storage(0, 0.0, 90))
+    large = Beton.open(tmp_path / "train_0_0.00_90.beton")
+    assert large.reader.page_size > train.reader.page_size
+    for page_cache in (True, False, True):
+        for beton, count in ((train, 40), (large, 6), (train, 40)):
+            images = [*delivered(loader(beton, 2, page_cache=page_cache)), *delivered(loader(beton, 2, Crop(False)))]
+            assert len(images) == 2 * count
 
 
 SCRIPT = """

@@ -13,8 +13,9 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from ..config import AugmentationConfig
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
+from .pictures import reason
 from .policies import make_valid
 
 
@@ -63,12 +64,20 @@ class ImageAugment:
             erasing = RandomErasing(config.reprob, device="cpu")
         return cls(colours, erasing) if colours or erasing else None
 
-    def recolour(self, images: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> None:
-        """Change ``[n, H, W, 3]`` uint8 in place; every image draws for itself."""
+    def recolour(self, images: np.ndarray, indices: np.ndarray, seed: int, epoch: int, source: object) -> None:
+        """Change ``[n, H, W, 3]`` uint8 in place; every image draws for itself.
+
+        Raises:
+            DataError: timm's transform failed; the message names the image and ``source``.
+        """
         with kept_cpu_generators():
             for image, index in zip(images, indices, strict=True):
                 seed_cpu(derive_seed(seed, epoch, int(index)))
-                image[:] = self.colours(Image.fromarray(image))
+                try:
+                    image[:] = self.colours(Image.fromarray(image))
+                except Exception as error:
+                    text = f"{source}: image {index}: its augmentation failed ({reason(error)})"
+                    raise DataError(text) from error
 
     def erase(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> None:
         """Erase rectangles of ``[n, 3, H, W]`` in place."""

@@ -6,16 +6,22 @@ known without decoding is checked here: sizes, addresses, labels, and the classe
 
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import dataclass
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import UsageError
 
+_logger = logging.getLogger(__name__)
 SUFFIXES = (".beton", ".ffcv")
 JPEG, RAW = 0, 1
 _IMAGE_FIELD, _INT_FIELD = 2, 1
@@ -76,11 +82,13 @@ class Beton:
         path: the file.
         reader: FFCV's reader of it.
         class_names: name of each class, or None for a file that was written without this package.
+        kept: images of the file that are used, ``[n]``; None for all.
     """
 
     path: Path
     reader: object
     class_names: list[str] | None
+    kept: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: Path) -> Beton:
@@ -106,7 +114,7 @@ class Beton:
         return beton
 
     def __len__(self) -> int:
-        return len(self.reader.metadata)
+        return len(self.labels)
 
     @property
     def file_size(self) -> int:
@@ -116,14 +124,45 @@ class Beton:
     @cached_property
     def labels(self) -> np.ndarray:
         """``[n]`` int64."""
-        return np.ascontiguousarray(self.reader.metadata["f1"]).reshape(-1).astype(np.int64)
+        labels = np.ascontiguousarray(self.reader.metadata["f1"]).reshape(-1).astype(np.int64)
+        return labels if self.kept is None else labels[self.kept]
 
     @cached_property
     def images(self) -> dict[str, np.ndarray]:
         """``mode`` (0 JPEG, 1 raw), ``height``, ``width`` and ``data_ptr`` of each image, each ``[n]`` int64."""
         fields = self.reader.metadata["f0"]
         kinds = dict(zip(("mode", "width", "height", "data_ptr"), fields.dtype.names, strict=True))
-        return {name: fields[field].astype(np.int64) for name, field in kinds.items()}
+        chosen = slice(None) if self.kept is None else self.kept
+        return {name: fields[field].astype(np.int64)[chosen] for name, field in kinds.items()}
+
+    def without_broken(self) -> Beton:
+        """The same without the JPEGs that cannot be decoded, which are named.
+
+        Raises:
+            UsageError: none can.
+        """
+        content, table = np.memmap(self.path, np.uint8, "r"), self.reader.alloc_table
+        sizes = dict(zip(table["ptr"].tolist(), table["size"].tolist(), strict=True))
+
+        def is_sound(index: int) -> bool:
+            start = int(self.images["data_ptr"][index])
+            if self.images["mode"][index] == RAW:
+                return True
+            try:
+                with Image.open(io.BytesIO(content[start : start + sizes[start]].tobytes())) as picture:
+                    picture.load()
+                return (picture.height, picture.width) == (self.images["height"][index], self.images["width"][index])
+            except Exception as error:  # a decoder raises whatever a damaged file leads it to
+                _logger.warning("broken: %s: image %d: %s", self.path, index, error)
+                return False
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            sound = np.flatnonzero(list(pool.map(is_sound, range(len(self)))))
+        if len(sound) == 0:
+            raise UsageError(f"{self.path}: none of the images can be decoded")
+        if len(sound) < len(self):
+            _logger.warning("left out: %d of %d images of %s", len(self) - len(sound), len(self), self.path.name)
+        return replace(self, kept=sound)
 
     def _check_tables(self) -> None:
         images, table = self.images, self.reader.alloc_table

@@ -7,12 +7,9 @@ needs FFCV at import.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES, get_random_crop
 from ffcv.libffcv import imdecode
-from ffcv.memory_managers import MemoryManager
 from numba import njit, prange
 
 from .resample import resample
@@ -20,7 +17,6 @@ from .resample import resample
 _options = {"nogil": True, "error_model": "numpy"}
 _decode, _random_crop = njit(**_options)(imdecode), njit(**_options)(get_random_crop)
 _JPEG = IMAGE_MODES["jpg"]
-_loops: dict[tuple, Callable] = {}
 
 
 @njit(**_options)
@@ -40,49 +36,41 @@ def _centre(height, width, shorter, size):
     return full, (int(round((full[0] - size) / 2)), int(round((full[1] - size) / 2)))
 
 
-def batch_loop(manager: MemoryManager) -> Callable:
-    """The loop for a way of reading; compiled at its first call, and shared by all files that are read in this way.
+@njit(parallel=True, **_options)
+def batch_loop(indices, epoch_seed, train, scale, ratio, hflip, shorter, kind, taps, mode, height, width, start, length,
+               memory, scratch, factor, offset, planar, out, failed):  # fmt: skip
+    """Make a batch. Nothing in it is of one file: FFCV's own readers are compiled for a size of pages, and to compile
+    one breaks what was compiled before (it changes numba's type of all arrays of bytes, by which code is found).
 
-    Its arguments:
+    Args:
         indices: ``[n]``, images of the batch.
         epoch_seed: uint64.
         train, scale, ratio, hflip: see ``Crop``.
         shorter: pixels that the shorter side is resized to before the centre is cut out; not in training.
         kind, taps: of the filter, see ``resample``.
-        mode, height, width, data_ptr: of all images in the file.
-        state: of the memory manager.
+        mode, height, width: of all images in the file.
+        start, length: ``[n]``, where the bytes of each image of the batch lie in ``memory``.
+        memory: ``[bytes]`` uint8, not writeable.
         scratch: ``[threads, bytes of the largest image]`` uint8.
         factor, offset, planar: of the normalisation, see ``resample``.
         out, failed: the images, float32 or uint8; and ``[n]``, whether an image could not be decoded.
     """
-    key = type(manager), int(manager.reader.page_size)
-    if key not in _loops:
-        _loops[key] = _make_loop(manager.compile_reader())
-    return _loops[key]
-
-
-def _make_loop(read: Callable) -> Callable:
-    @njit(parallel=True, **_options)
-    def loop(indices, epoch_seed, train, scale, ratio, hflip, shorter, kind, taps, mode, height, width, data_ptr,
-             state, scratch, factor, offset, planar, out, failed):  # fmt: skip
-        workers, size = len(scratch), out.shape[2]
-        for worker in prange(workers):
-            for position in range(worker, len(indices), workers):
-                index = indices[position]
-                data, h, w = read(data_ptr[index], state), height[index], width[index]
-                if mode[index] == _JPEG:
-                    pixels = scratch[worker, : h * w * 3]
-                    failed[position] = _decode(data, pixels, h, w, h, w, 0, 0, 1, 1, False, False) != 0
-                else:
-                    pixels = data
-                image = pixels.reshape(h, w, 3)
-                if train:
-                    np.random.seed(_seed_of(epoch_seed, index))
-                    box = _random_crop(h, w, scale, ratio)
-                    full, first, flip = (size, size), (0, 0), np.random.random() < hflip
-                else:
-                    full, first = _centre(h, w, shorter, size)
-                    box, flip = (0, 0, h, w), False
-                resample(image, box, kind, full, first, flip, taps, factor, offset, planar, out[position])
-
-    return loop
+    workers, size = len(scratch), out.shape[2]
+    for worker in prange(workers):
+        for position in range(worker, len(indices), workers):
+            index = indices[position]
+            data, h, w = memory[start[position] : start[position] + length[position]], height[index], width[index]
+            if mode[index] == _JPEG:
+                pixels = scratch[worker, : h * w * 3]
+                failed[position] = _decode(data, pixels, h, w, h, w, 0, 0, 1, 1, False, False) != 0
+            else:
+                pixels = data
+            image = pixels.reshape(h, w, 3)
+            if train:
+                np.random.seed(_seed_of(epoch_seed, index))
+                box = _random_crop(h, w, scale, ratio)
+                full, first, flip = (size, size), (0, 0), np.random.random() < hflip
+            else:
+                full, first = _centre(h, w, shorter, size)
+                box, flip = (0, 0, h, w), False
+            resample(image, box, kind, full, first, flip, taps, factor, offset, planar, out[position])

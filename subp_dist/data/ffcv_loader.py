@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from ..errors import DataError
 from .augment import ImageAugment
 from .beton import Beton
+from .guarded import errors_named
 from .splits import spread_out
 
 _logger = logging.getLogger(__name__)
@@ -103,6 +105,24 @@ def choose_reading(file_size: int, free_memory: int, world_size: int, ordered: b
     return False, f"{size} do not fit into {free}: page by page, in a nearly random order"
 
 
+def _places(state: tuple[np.ndarray, ...], pointers: np.ndarray, page_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The memory of a reading context of FFCV, ``[bytes]`` uint8, and where addresses of the file lie in it, int64.
+
+    Args:
+        state: (the file, ...) through the page cache, or (pages in memory ``[slots, page size]``, ..., slot by page).
+        pointers: int64 addresses.
+        page_size: bytes.
+    """
+    if state[0].ndim == 1:
+        memory, start = np.asarray(state[0]), pointers
+    else:
+        pages, within = np.divmod(pointers, page_size)
+        memory, start = state[0].reshape(-1), state[3][pages].astype(np.int64) * page_size + within
+    memory = memory.view()
+    memory.flags.writeable = False  # one type for both, so that the loop is compiled once
+    return memory, start
+
+
 class FFCVLoader:
     """Iterates over an epoch of ``(images [n, 3, size, size], labels [n] int64)``.
 
@@ -136,13 +156,10 @@ class FFCVLoader:
     ) -> None:
         from ffcv.memory_managers import OSCacheManager, ProcessCacheManager
 
-        from .ffcv_kernel import batch_loop
-
         self.beton, self.batch_size, self.crop, self.output = beton, batch_size, crop, output
         self.seed, self.workers = seed, min(usable_threads(workers), batch_size)
         self._size_at = size if callable(size) else lambda _: size
         self._manager = (OSCacheManager if page_cache else ProcessCacheManager)(beton.reader)
-        self._loop = batch_loop(self._manager)
         self._indices = spread_out(len(beton), limit)
         self._sampler = self._quasi_random = None
         if not crop.train:
@@ -207,8 +224,9 @@ class FFCVLoader:
             for number in range(_AHEAD):
                 submit(number)
             for number, indices in enumerate(batches):
-                slot = pending.popleft().result()
-                yield self._deliver(slot, indices, epoch)
+                with errors_named():
+                    batch = self._deliver(pending.popleft().result(), indices, epoch)
+                yield batch
                 # Only now: the oldest buffer was in the caller's hands until here.
                 submit(number + _AHEAD)
         finally:
@@ -239,6 +257,7 @@ class FFCVLoader:
         """Make one batch, in the pipeline's thread."""
         import numba
 
+        from .ffcv_kernel import batch_loop
         from .resample import FILTERS, count_taps
 
         if slot.copied is not None:
@@ -253,21 +272,27 @@ class FFCVLoader:
             factor, offset = 1 / (255 * std), -np.asarray(self.output.mean, np.float32) / std
         failed, shorter = np.zeros(len(indices), np.bool_), math.floor(size / crop.share)
         taps = count_taps(crop.filter, self._largest_side, size)
-        self._loop(
+        pointers = images["data_ptr"][indices]
+        memory, start = _places(context.state, pointers, int(self.beton.reader.page_size))
+        batch_loop(
             indices, epoch_seed, crop.train, np.array(crop.scale), np.array(crop.ratio), crop.hflip, shorter,
-            FILTERS[crop.filter], taps, images["mode"], images["height"], images["width"], images["data_ptr"],
-            context.state, self._scratch, factor, offset, slot.planar, slot.images.numpy(), failed,
+            FILTERS[crop.filter], taps, images["mode"], images["height"], images["width"], start,
+            self._lengths(pointers), memory, self._scratch, factor, offset, slot.planar, slot.images.numpy(), failed,
         )  # fmt: skip
         if failed.any():
             first = indices[failed][0]
-            raise RuntimeError(f"{self.beton.path}: image {first} is damaged; write the file again")
+            raise DataError(f"{self.beton.path}: image {first} is damaged; write the file again")
         return slot
+
+    def _lengths(self, pointers: np.ndarray) -> np.ndarray:
+        """Bytes of the images at addresses of the file, int64."""
+        return self._manager.sizes[np.searchsorted(self._manager.ptrs, pointers.astype(np.uint64))].astype(np.int64)
 
     def _deliver(self, slot: SimpleNamespace, indices: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
         """The batch as the caller gets it, on its device."""
         images, device, augment = slot.images[: len(indices)], self.output.device, self.output.augment
         if augment is not None and augment.colours is not None:
-            augment.recolour(images.numpy(), indices, self.seed, epoch)
+            augment.recolour(images.numpy(), indices, self.seed, epoch, self.beton.path)
         labels = torch.from_numpy(self.beton.labels[indices])
         if device.type == "cuda":
             images = images.to(device, non_blocking=True)

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm.data
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from ..config import AugmentationConfig, DataConfig
 from ..errors import UsageError
@@ -21,8 +19,10 @@ from .augment import ImageAugment, timm_transform
 from .beton import Beton, sidecar_of
 from .choice import choose_loader
 from .ffcv_loader import Crop, FFCVLoader, Output, choose_reading
+from .guarded import GuardedLoader
+from .pictures import Pictures
 from .resolutions import Resolutions
-from .resumable import ResumableLoader, leave_stopping_to_the_rank
+from .resumable import ResumableLoader
 from .splits import check_same_classes, class_names, open_split, spread_out
 
 _logger = logging.getLogger(__name__)
@@ -93,7 +93,9 @@ class Data:
         settings = _loading(self.config, rank) | {"on_epoch": resize}
         return ResumableLoader(self.train, batch_size, rank.rank, rank.world_size, seed, **settings)
 
-    def val_loader(self, rank: Rank, channels_last: bool = False, limit: int | None = None) -> DataLoader | FFCVLoader:
+    def val_loader(
+        self, rank: Rank, channels_last: bool = False, limit: int | None = None
+    ) -> GuardedLoader | FFCVLoader:
         """This rank's share of the validation images, in order: no padding, so sums over ranks are exact.
 
         Args:
@@ -107,7 +109,7 @@ class Data:
             output = Output(self.mean, self.std, rank.device, channels_last)
             return self._ffcv_loader(self.val, rank, batch_size, self.input_size[1], crop, output, limit=limit)
         share = Subset(self.val, spread_out(len(self.val), limit)[rank.rank :: rank.world_size].tolist())
-        return DataLoader(share, batch_size, **_loading(self.config, rank))
+        return GuardedLoader(share, batch_size, **_loading(self.config, rank))
 
     def _ffcv_loader(
         self,
@@ -124,6 +126,7 @@ class Data:
 
         available = psutil.virtual_memory().available
         page_cache, why = choose_reading(beton.file_size, available, rank.world_size, ordered=not crop.train)
+        page_cache = page_cache or beton.kept is not None  # FFCV's page order knows whole files only
         _logger.info("%s: %d images, %s", beton.path.name, len(beton), why)
         share, workers = (rank.rank, rank.world_size), self.config.workers
         return FFCVLoader(beton, batch_size, size, crop, output, *share, seed, workers, page_cache, limit)
@@ -132,7 +135,7 @@ class Data:
 def _loading(config: DataConfig, rank: Rank) -> dict:
     workers = 0 if config.data_dir == "builtin" else min(config.workers, len(os.sched_getaffinity(0)))
     pin_memory = rank.device.type == "cuda"
-    return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": leave_stopping_to_the_rank}
+    return {"num_workers": workers, "pin_memory": pin_memory}
 
 
 def create_data(config: DataConfig, augmentation: AugmentationConfig, model_config: dict, epochs: int) -> Data:
@@ -164,14 +167,16 @@ def create_data(config: DataConfig, augmentation: AugmentationConfig, model_conf
 def _from_pictures(config: DataConfig, augmentation: AugmentationConfig, images: dict, shared: dict) -> Data:
     mode = "L" if config.in_chans == 1 else "RGB"
     splits = (config.train_split, config.val_split)
-    train, val = (open_split(config.dataset, config.data_dir, split, mode) for split in splits)
+    train, val = (Pictures(open_split(config.dataset, config.data_dir, split, mode), mode) for split in splits)
+    if config.broken == "skip":
+        from .write import sound_pictures
+
+        for pictures in (train, val):
+            pictures.kept = sound_pictures(pictures)
     settings = {key: images[key] for key in ("interpolation", "mean", "std")}
 
-    def in_mode(transform: Callable) -> Callable:
-        return _InMode(transform, mode) if config.dataset.lower().startswith("torch/") else transform
-
     def transform(size: int) -> Callable:
-        created = timm_transform(
+        return timm_transform(
             (images["input_size"][0], size, size),
             **settings,
             is_training=True,
@@ -182,28 +187,16 @@ def _from_pictures(config: DataConfig, augmentation: AugmentationConfig, images:
             auto_augment=augmentation.aa,
             re_prob=augmentation.reprob,
         )
-        return in_mode(created)
 
     train.transform = transform(images["input_size"][1])
     crop = {key: images[key] for key in ("crop_pct", "crop_mode")}
-    val.transform = in_mode(timm_transform(images["input_size"], **settings, **crop))
-    names = class_names(train)
-    check_same_classes(names, class_names(val), config.data_dir or config.dataset)
+    val.transform = timm_transform(images["input_size"], **settings, **crop)
+    names = class_names(train.dataset)
+    check_same_classes(names, class_names(val.dataset), config.data_dir or config.dataset)
     num_classes = _count_classes(config, names, f"--dataset {config.dataset}")
     return Data(
         loader="timm", train=train, val=val, num_classes=num_classes, class_names=names, transform=transform, **shared
     )
-
-
-@dataclass(frozen=True)
-class _InMode:
-    """A transform of pictures made colour or grey before, which torchvision's data sets leave as they are."""
-
-    transform: Callable
-    mode: str
-
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return self.transform(picture.convert(self.mode))
 
 
 def _from_betons(config: DataConfig, crop_mode: str, paths: tuple[Path, Path], shared: dict) -> Data:
@@ -222,6 +215,8 @@ def _from_betons(config: DataConfig, crop_mode: str, paths: tuple[Path, Path], s
             raise UsageError(f"{missing}: no such file; it names the classes of {beton.path.name}: copy it there too")
     where = f"{train.path.name} and {val.path.name}, which launch/write_ffcv.sh writes together"
     check_same_classes(train.class_names, val.class_names, where)
+    if config.broken == "skip":
+        train, val = train.without_broken(), val.without_broken()
     num_classes = _count_classes(config, train.class_names, f"{paths[0].name}, which was not written by this package,")
     for beton in (train, val):
         if beton.labels.max() >= num_classes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
+from .guarded import GuardedLoader
 
 
 class SeededDataset(Dataset):
@@ -21,21 +21,15 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int):
-        return self.__getitems__([index])[0]
+        return list(self.load([index]))[0]
 
-    def __getitems__(self, indices: list[int]) -> list:
-        items = []
+    def load(self, indices: Iterable[int]) -> Iterator:
+        """Items, one after the other."""
         # Without worker processes the generators are those of the training step.
         with kept_cpu_generators():
             for index in indices:
                 seed_cpu(derive_seed(self.seed, self.epoch, index))
-                items.append(self.dataset[index])
-        return items
-
-
-def leave_stopping_to_the_rank(worker: int) -> None:
-    """Schedulers send SIGTERM to every process of a job; the rank needs its workers until it has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                yield self.dataset[index]
 
 
 class _Sampler(DistributedSampler):
@@ -47,7 +41,7 @@ class _Sampler(DistributedSampler):
         return islice(super().__iter__(), self.first, None)
 
 
-class ResumableLoader(DataLoader):
+class ResumableLoader(GuardedLoader):
     """Shuffles anew each epoch and drops the incomplete batch.
 
     All that training asks of a loader: ``set_epoch`` before an epoch is iterated, and ``len``, the batches of a whole
@@ -65,13 +59,13 @@ class ResumableLoader(DataLoader):
         **kwargs,
     ) -> None:
         sampler = _Sampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
-        seeded = SeededDataset(dataset, seed)
-        super().__init__(seeded, batch_size, sampler=sampler, drop_last=True, **kwargs)
+        self.seeded = SeededDataset(dataset, seed)
+        super().__init__(self.seeded, batch_size, sampler=sampler, drop_last=True, **kwargs)
         self.on_epoch = on_epoch
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch that is iterated next; batches before ``first_batch`` are left out, and cost nothing."""
         self.on_epoch(epoch)
         self.sampler.set_epoch(epoch)
-        self.dataset.epoch = epoch
+        self.seeded.epoch = epoch
         self.sampler.first = first_batch * self.batch_size

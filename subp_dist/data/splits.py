@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import timm.data
+from timm.data import ImageDataset
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import UsageError
+from .folders import ClassFolders
+
+_logger = logging.getLogger(__name__)
 
 # Names under which a validation split is looked for, whichever of them was asked for.
 VAL_NAMES = ("val", "validation", "valid", "test", "eval")
@@ -30,22 +35,32 @@ def open_split(dataset: str, root: str, split: str, mode: str = "RGB") -> Datase
         raise UsageError(f"--dataset {dataset}: expected PREFIX/NAME, such as torch/cifar10; leave it out for folders")
     if dataset.lower().startswith("torch/") and not root:
         raise UsageError(f"--dataset {dataset}: set --data-dir to the folder that it lies in")
-    where = {"root": root, "split": split}
     if not dataset:
-        where = {"root": str(_folder_of(Path(root), split)), "search_split": False}
+        return _open_folder(_folder_of(Path(root), split), split)
     try:
-        found = timm.data.create_dataset(dataset, **where, input_img_mode=mode)
+        found = timm.data.create_dataset(dataset, root=root, split=split, input_img_mode=mode)
     except (AssertionError, OSError, RuntimeError, ValueError, ImportError) as error:
-        raise UsageError(f"cannot read the split {split!r} of {dataset or root}: {error}") from error
+        raise UsageError(f"cannot read the split {split!r} of {dataset}: {error}") from error
     if isinstance(found, IterableDataset):
         raise UsageError(f"--dataset {dataset}: streams are not supported; unpack it to a folder of pictures")
     if not len(found):
-        raise UsageError(f"{dataset or root}: the split {split!r} has no images")
-    if not dataset and "" in class_to_idx(found):
-        raise UsageError(
-            f"{where['root']}: pictures lie in it, not in class folders; expected {where['root']}/CLASS/PICTURE"
-        )
+        raise UsageError(f"{dataset}: the split {split!r} has no images")
     return found
+
+
+def _open_folder(folder: Path, split: str) -> Dataset:
+    """A folder of class folders; what is left out of it is logged."""
+    reader = ClassFolders(str(folder))
+    if not len(reader):
+        raise UsageError(
+            f"cannot read the split {split!r}: {reader.report() or f'{folder} is empty'}; expected "
+            f"{folder}/CLASS/PICTURE"
+        )
+    if "" in reader.class_to_idx:
+        raise UsageError(f"{folder}: pictures lie in it, not in class folders; expected {folder}/CLASS/PICTURE")
+    if (report := reader.report()) is not None:
+        _logger.warning("%s", report)
+    return ImageDataset(str(folder), reader=reader)
 
 
 def _folder_of(root: Path, split: str) -> Path:

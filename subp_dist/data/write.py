@@ -28,14 +28,14 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..agreement import on_primary
 from ..checkpoint import write_atomically
 from ..errors import Stopped, UsageError, report_usage_errors
 from ..stopping import end_with_parent
 from .beton import require_ffcv, sidecar_of
+from .pictures import Pictures as PictureFiles
 from .splits import check_same_classes, class_names, class_to_idx, open_split
 
 _CHUNK = 32  # images per task of a worker
@@ -103,27 +103,22 @@ class Storage:
         )
 
 
-class Pictures(Dataset):
-    """Undecoded access to a timm or torchvision data set; items are (RGB ``[H, W, 3]`` uint8, label).
-
-    timm's own ``__getitem__`` takes the next image in place of one that it cannot open; here that raises.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset, self.reader = dataset, getattr(dataset, "reader", None)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+class Pictures(PictureFiles):
+    """Items are (RGB ``[H, W, 3]`` uint8, label)."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image, label = self.dataset[index] if self.reader is None else self.reader[index]
-        if not isinstance(image, Image.Image):
-            image = Image.open(image)
-        return np.asarray(image.convert("RGB")), int(label)
+        image, label = self.read(index)
+        return np.asarray(image), label
 
-    def name(self, index: int) -> str:
-        """How a person finds the image."""
-        return f"image {index}" if self.reader is None else str(self.reader.filename(index, absolute=True))
+
+def sound_pictures(found: PictureFiles) -> np.ndarray:
+    """Indices of the pictures that can be read; the others are named. Rank 0 tries them all, for all ranks.
+
+    Raises:
+        UsageError: none can.
+    """
+    whole, cores = Storage(0, 0.0), len(os.sched_getaffinity(0))
+    return on_primary(lambda: verify(Pictures(found.dataset, found.mode), whole, cores, skip=True)[0])
 
 
 @report_usage_errors
@@ -165,8 +160,8 @@ def _parse() -> argparse.Namespace:
     add("--only", choices=["train", "val"], help="write one of the two")
     add(
         "--broken",
-        choices=["fail", "skip"],
-        default="fail",
+        choices=["error", "skip"],
+        default="error",
         help="images that cannot be decoded end it, or are left out",
     )
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; all usable cores by default")

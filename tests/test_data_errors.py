@@ -1,0 +1,187 @@
+"""Errors out of loaders, their workers and transforms, on one of two ranks, end a run: one line with rank and picture,
+an exit code, no process left, within seconds. Real runs of test_resnet on 2 x 14 and 2 x 4 pictures of 24 pixels.
+
+The program of a run breaks one thing in its processes, then trains; broken files need no such help.
+"""
+
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from runs import environment
+from torch.utils.data import Dataset
+
+from subp_dist.data.guarded import GuardedLoader
+from subp_dist.errors import DataError, LoaderError
+
+FLAGS = [
+    *("test_resnet", "--img-size", "32", "--epochs", "1", "--batch-size", "4", "--no-export", "--experiment", "run"),
+    *("--prune-start", "0", "--prune-end", "0", "--lr", "0.01"),
+]
+PROGRAM = """
+import os, signal, sys, time
+from subp_dist import train
+from subp_dist.data import pictures
+read = pictures.Pictures.read
+def worse(self, index):
+    if "{name}" in self.name(index):
+        {what}
+    return read(self, index)
+pictures.Pictures.read = worse
+train.cli()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+    for split, count in (("train", 14), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(pixels).save(tmp_path / f"data/{split}/{name}/{index:02}.png")
+    return tmp_path / "data"
+
+
+def bomb(path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))))
+
+
+def members(session: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def run(folder: Path, *more: str, ranks: int = 1, program: Path | None = None, **extra: str):
+    """Exit code and standard error of a run that leaves no process."""
+    launch = ["-m", "subp_dist.launch", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    what = [str(program)] if program else ["-m", "subp_dist.train"]
+    flags = [*FLAGS, "--data-dir", str(folder), "--output", str(folder.parent / "out"), *more]
+    process = subprocess.Popen(
+        [sys.executable, *launch, *what, *flags],
+        env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        errors = process.communicate(timeout=120)[1]
+        time.sleep(0.5)
+        assert not members(process.pid), "processes are left"
+    finally:
+        for left in members(process.pid):
+            left.kill()
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("split", "ranks", "workers"), [("train", 1, "2"), ("train", 2, "2"), ("val", 2, "1"), ("val", 1, "0")]
+)
+def test_a_bomb_ends_the_run_with_its_name(folder, split, ranks, workers):
+    bomb(folder / split / "dog/00.png")
+    code, errors = run(folder, "--workers", workers, ranks=ranks)
+    assert code == 2 and "Traceback" not in errors, errors
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and f"{split}/dog/00.png: cannot be read (DecompressionBombError" in lines[0], errors
+    assert lines[0].startswith("error: rank ")
+
+
+def test_the_traceback_can_be_had(folder):
+    (folder / "train/cat/03.png").write_bytes(b"")
+    code, errors = run(folder, "--workers", "1", SUBP_DEBUG="1")
+    assert code == 2 and "Traceback" in errors and "cat/03.png: cannot be read (not a picture, or empty)" in errors
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [
+        ("raise KeyError('lost')", 2, r"train/dog/00.png: cannot be read (KeyError: 'lost')"),
+        ("raise MemoryError", 2, "train/dog/00.png: cannot be read (MemoryError: )"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 5, "a process that loads pictures died"),
+        ("os._exit(7)", 5, "a process that loads pictures died"),
+    ],
+)
+def test_whatever_happens_in_a_worker_ends_two_ranks(folder, tmp_path, what, code, message):
+    (tmp_path / "program.py").write_text(PROGRAM.format(name="train/dog/00.png", what=what))
+    ended, errors = run(folder, "--workers", "2", ranks=2, program=tmp_path / "program.py")
+    assert ended == code and "Traceback" not in errors, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank ") and message in line
+
+
+class Slow(Dataset):
+    """Its third item fails, and all others take long."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 2:
+            raise ArithmeticError("odd\nnumber")
+        time.sleep(1)
+        return torch.zeros(index % 2 + 1)
+
+
+def test_an_iteration_that_fails_leaves_no_worker_and_does_not_wait_for_the_others():
+    before, start = set(psutil.Process().children()), time.monotonic()
+    loader = GuardedLoader(Slow(), 16, num_workers=4)
+    with pytest.raises(LoaderError, match="^rank 0: loading failed: ArithmeticError: odd number$"):
+        list(loader)
+    assert set(psutil.Process().children()) <= before
+    assert time.monotonic() - start < 30  # a batch of the others takes 16 s
+
+
+def test_an_iteration_that_is_left_leaves_no_worker():
+    before = set(psutil.Process().children())
+    for _ in GuardedLoader(torch.arange(64), 4, num_workers=2):
+        break
+    assert set(psutil.Process().children()) <= before
+
+
+def test_images_of_different_sizes_are_named_as_such():
+    class Uneven(Slow):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.zeros(index % 2 + 1)
+
+    with pytest.raises(LoaderError, match="rank 0: loading failed: RuntimeError: stack expects each tensor"):
+        next(iter(GuardedLoader(Uneven(), 4)))
+
+
+def test_an_explained_error_of_a_worker_stays_one():
+    class Broken(Slow):
+        def __getitem__(self, index: int):
+            raise DataError("x.png: cannot be read")
+
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="^rank 0: x.png: cannot be read$"):
+            next(iter(GuardedLoader(Broken(), 4, num_workers=workers)))
+
+
+SCRIPT = """
+import torch
+from subp_dist.data.guarded import GuardedLoader
+batches = iter(GuardedLoader(torch.arange(64), 4, num_workers=2))
+next(batches)
+raise SystemExit(3)
+"""
+
+
+def test_a_program_ends_with_an_iteration_in_its_hands():
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], env=environment(), timeout=60, capture_output=True)
+    assert ended.returncode == 3
