@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from photographs import write_photographs
+from PIL import Image
 
 from subp_dist.data import write as module
 from subp_dist.data.beton import Beton
@@ -96,7 +97,7 @@ def test_broken_pictures_are_left_out_if_asked(photographs, tmp_path, monkeypatc
 
 
 def test_pictures_that_cannot_be_stored_are_broken(photographs, tmp_path, monkeypatch, capsys):
-    module.Image.new("RGB", (2000, 3)).save(photographs / "train/china/line.png")
+    Image.new("RGB", (2000, 3)).save(photographs / "train/china/line.png")
     assert run(monkeypatch, photographs, tmp_path / "out") == 2
     assert "line.png: ValueError: 2000x3 pixels are too narrow to be shrunk to 500" in capsys.readouterr().err
     assert run(monkeypatch, photographs, tmp_path / "out", "0_0.0_90") == 0
@@ -235,7 +236,7 @@ def test_large_raw_pictures_get_a_large_page(tmp_path):
     source = write_photographs(tmp_path / "pictures", 1, 1)
     file = source / "train/china/000.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (1700, 1700, 3), np.uint8)
-    module.Image.fromarray(noise).save(file, quality=50)
+    Image.fromarray(noise).save(file, quality=50)
     pictures = open_pictures("", str(source), "train")
     storage = Storage(0, 0.0, 90)
     indices, largest = verify(pictures, storage, 1, skip=False)
