@@ -60,6 +60,12 @@ def test_digits_have_the_size_asked_for():
     assert image.shape == (1, 40, 40) and image.dtype == torch.float32 and label == 0
 
 
+def test_the_start_tells_how_many_images_there_are(pictures, caplog):
+    caplog.set_level("INFO")
+    opened("--data-dir", str(pictures))
+    assert "images: 42 for training, 21 for validation; 3 classes" in caplog.text
+
+
 def test_folders_of_pictures(pictures):
     data = opened("--data-dir", str(pictures), "--img-size", "32")
     assert (data.num_classes, data.input_size) == (3, (3, 32, 32))

@@ -160,8 +160,12 @@ def create_data(config: DataConfig, augmentation: AugmentationConfig, model_conf
     shared = {key: images[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
     shared |= {"config": config, "augmentation": augmentation, "resolutions": resolutions}
     if betons:
-        return _from_betons(config, images["crop_mode"], betons, shared)
-    return _from_pictures(config, augmentation, images, shared)
+        data = _from_betons(config, images["crop_mode"], betons, shared)
+    else:
+        data = _from_pictures(config, augmentation, images, shared)
+    counts = len(data.train), len(data.val), data.num_classes
+    _logger.info("images: %d for training, %d for validation; %d classes", *counts)
+    return data
 
 
 def _from_pictures(config: DataConfig, augmentation: AugmentationConfig, images: dict, shared: dict) -> Data:
