@@ -244,7 +244,7 @@ def test_two_ranks_and_one_with_the_same_global_batch_learn_the_same(tmp_path):
         output, torchrun = tmp_path / str(ranks), [f"--nproc-per-node={ranks}"]
         done = finish(start(output, *flags, "--batch-size", batch, model="test_efficientnet_gn", torchrun=torchrun))
         assert done.returncode == 0, done.stderr
-        losses.append(torch.tensor([loss for _, loss in scalars(output / "run")["train/loss"]]))
+        losses.append(torch.tensor([loss for _, loss in scalars(output / "run")["loss/train"]]))
         states.append(torch.load(output / "run/last.pt", weights_only=True))
     assert len(losses[0]) == 14
     # 7 steps an epoch: float32 sums in another order, then what training makes of the differences.
