@@ -41,6 +41,8 @@ class Stopped(Exception):
 EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK, EXIT_LOADER = 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
+_LOST_RANK_PATIENCE = 2.0  # seconds
+
 DEBUG = "SUBP_DEBUG"  # 1 in the environment: errors that are told in one line show their traceback, too
 LAUNCHER = "SUBP_LAUNCHER"  # the process that starts the ranks of a machine, in their environment
 
@@ -84,6 +86,8 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
             _fail(error, EXIT_DIVERGED)
         except LostRankError as error:
             _say(f"lost another rank: {error}")
+            # The rank with an error of its own leaves the group before it ends, and the first to end is named.
+            time.sleep(_LOST_RANK_PATIENCE)
             sys.exit(EXIT_LOST_RANK)
         except Stopped as stopped:
             _say(str(stopped))

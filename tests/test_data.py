@@ -212,7 +212,7 @@ def test_workers_outlive_the_signal_that_stops_a_job(pictures, split):
         (["--data-dir", "{root}", "--batch-size", "64"], "less than a batch of 64"),
         (["--dataset", "torch/mnist"], "set --data-dir"),
         (["--dataset", "Torch/mnist"], "set --data-dir"),
-        (["--data-dir", "{root}", "--color-jitter", "-1"], "the augmentation cannot be had: .*non negative"),
+        (["--data-dir", "{root}", "--color-jitter", "-1"], "--color-jitter -1.0: expected 0 or more"),
         (["--data-dir", "{root}", "--aa", "randfoo"], "--aa randfoo: no policy of timm"),
         (["--data-dir", "{root}", "--mean", "0.5", "0.5"], "--mean 0.5 0.5: expected one value or 3"),
         (["--data-dir", "{root}", "--std", "1", "1", "1", "--in-chans", "1"], "--std .*: expected one value or 1"),
