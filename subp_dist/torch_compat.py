@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,20 @@ ANY_CONVOLUTION, ANY_TRANSPOSED, ANY_BATCH_NORM = _ConvNd, _ConvTransposeNd, _Ba
 def operator_schema(target: object) -> torch.FunctionSchema | None:
     """The signature of an ATen operator in an exported graph (name, arguments); None for a function of Python."""
     return getattr(target, "_schema", None)
+
+
+def loading_processes(batches: Iterator) -> list:
+    """The processes that load for an iteration of a DataLoader; none where it loads by itself."""
+    return list(getattr(batches, "_workers", ()))
+
+
+def end_loading_processes(batches: Iterator) -> None:
+    """End the processes that load for an iteration that is over, as torch does when the iterator is collected.
+
+    Raises:
+        RuntimeError: one of them was killed.
+    """
+    batches._shutdown_workers()
 
 
 def lay_out_gradients(ddp: DistributedDataParallel) -> None:

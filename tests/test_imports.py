@@ -46,7 +46,7 @@ ALLOWED = {
     "mask_picture": {"layer_report"},
     "distillation": {"config", "errors"},
     "checkpoint": {"config", "errors"},
-    "data": {"agreement", "checkpoint", "config", "errors", "process_group", "seeds", "stopping"},
+    "data": {"agreement", "checkpoint", "config", "errors", "process_group", "seeds", "stopping", "torch_compat"},
     "export": {
         "blocks",
         "checkpoint",

@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.launcher import api
+from torch.utils.data import DataLoader
 
 from subp_dist import torch_compat
 
@@ -48,6 +49,16 @@ def test_nested_results_flatten_in_order_with_the_keys_that_lead_to_them():
     ]
     assert found == [(["['b']", "[0]"], 1), (["['b']", "[1]", "[0]"], 2), (["['a']"], 3)]
     assert torch_compat.pytree.tree_leaves(nested) == [1, 2, 3]
+
+
+def test_the_processes_of_a_loader_are_known_and_end():
+    batches = iter(DataLoader(list(range(64)), num_workers=2))
+    next(batches)
+    processes = torch_compat.loading_processes(batches)
+    assert len(processes) == 2 and all(process.is_alive() for process in processes)
+    torch_compat.end_loading_processes(batches)
+    assert not any(process.is_alive() for process in processes)
+    assert torch_compat.loading_processes(iter(DataLoader([1]))) == []
 
 
 def test_an_operator_of_an_exported_graph_has_a_schema_and_a_function_has_none():

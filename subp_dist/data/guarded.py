@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import DataError, LoaderError, UsageError
 from ..process_group import world
+from ..torch_compat import end_loading_processes, loading_processes
 
 _PATIENCE = 3  # seconds that a worker has for the picture in its hands, before it is killed
 _running: dict[int, tuple[Iterator, list]] = {}  # iterations under way, and their workers
@@ -109,7 +110,7 @@ class GuardedLoader(DataLoader):
         try:
             with errors_named():
                 batches = super().__iter__()
-                workers = list(getattr(batches, "_workers", ()))
+                workers = loading_processes(batches)
                 if workers:
                     _running[id(batches)] = batches, workers
             while True:
@@ -136,7 +137,7 @@ def _end(batches: Iterator, workers: list) -> None:
     overdue.start()
     try:
         with suppress(RuntimeError):  # torch's, of a worker that was killed
-            batches._shutdown_workers()
+            end_loading_processes(batches)
     finally:
         overdue.cancel()
         _kill(workers)
