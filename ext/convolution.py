@@ -192,7 +192,7 @@ def _activations_of(weight_dtype: str) -> str:
     Raises:
         ValueError: no kernel of this build takes such weights.
     """
-    rows = [row for row in runtime.kernels().rows() if row["operator"] == "conv2d"]
+    rows = [row for row in runtime.rows() if row["operator"] == "conv2d"]
     for row in rows:
         if row["weight_dtype"] == weight_dtype and row["usable"]:
             return row["dtype"]

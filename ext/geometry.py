@@ -121,7 +121,7 @@ class Layer:
 
     def row(self, name: str) -> dict[str, Any]:
         """Returns the row of a kernel."""
-        return next(row for row in runtime.kernels().rows() if row["name"] == name)
+        return next(row for row in runtime.rows() if row["name"] == name)
 
     @property
     def padded_weights(self) -> int:

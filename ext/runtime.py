@@ -61,6 +61,12 @@ def _forced() -> str | None:
 
 
 @cache
+def rows() -> tuple[dict[str, Any], ...]:
+    """Returns the rows of all kernels of the build; listed once, for every layer asks."""
+    return tuple(kernels().rows())
+
+
+@cache
 def kernel_set() -> str:
     """Returns the kernel set in use: the one that is forced, else the best this CPU can run.
 
