@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,7 @@ class Weight:
         return 0 if self.values is None else self.values.nbytes
 
 
-class Algorithm:
+class Algorithm(ABC):
     """What can run a layer. Its weights are packed when it is chosen for the first time.
 
     Args:
@@ -202,13 +203,13 @@ class Algorithm:
         """The values that are packed."""
         return values
 
+    @abstractmethod
     def cost(self, height: int, width: int) -> float:
         """What an image of this size takes, in products."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, height: int, width: int) -> Any:
         """Returns what is compiled for one input size."""
-        raise NotImplementedError
 
 
 def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:
