@@ -7,16 +7,20 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+ROOT = Path(__file__).resolve().parent
 KERNELS = "ext/kernels"
 DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
-# A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its file
-# kernels/<name>.c alone gets the flags, or the compiler may use the instructions where no CPU check guards them;
-# SUBP_HAVE_<NAME> is defined for everything, and guards its lines in the lists.
+# A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its files
+# kernels/<name>.c, for floats, and kernels/int8_<name>.c, where there are such, alone get the flags, or the compiler
+# may use the instructions where no CPU check guards them; SUBP_HAVE_<NAME> is defined for everything, and guards its
+# lines in the lists.
 X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx2", ["-mavx2", "-mfma"]),
-    (X86, "avx512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]),
+    (X86, "avx512", AVX512),
+    (X86, "avx512vnni", [*AVX512, "-mavx512vnni"]),
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
 ]
 CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden"]
@@ -24,10 +28,19 @@ CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden"]
 # ISO C would leave fused multiply-adds off, which Arm and others have in their baseline.
 GENERIC_CFLAGS = ["-ffp-contract=fast"]
 
+# Results of the int8 kernels are the same bits everywhere: a product is fused with a sum only where the code says so.
+INT8_CFLAGS = ["-ffp-contract=off"]
+
 
 def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:
     """The sets to build for a machine beside the generic one, and their flags."""
     return [(name, flags) for machines, name, flags in ISA_SETS if machine.lower() in machines]
+
+
+def kernel_files(name: str, flags: list[str]) -> list[tuple[str, list[str]]]:
+    """The files of a set, and the flags of each."""
+    files = [(name, flags), (f"int8_{name}", [*flags, *INT8_CFLAGS])]
+    return [(file, own) for file, own in files if (ROOT / KERNELS / f"{file}.c").exists()]
 
 
 here = kernel_sets(platform.machine())
@@ -62,8 +75,11 @@ if __name__ == "__main__":
         # The linker resolves from left to right: the dispatch names the kernels, so its library comes first.
         libraries=[
             kernel_library("dispatch", DISPATCH, []),
-            kernel_library("generic", ["generic"], GENERIC_CFLAGS),
-            *(kernel_library(name, [name], flags) for name, flags in here),
+            *(
+                kernel_library(file, [file], own)
+                for name, flags in [("generic", GENERIC_CFLAGS), *here]
+                for file, own in kernel_files(name, flags)
+            ),
         ],
         ext_modules=[
             Extension(

@@ -33,6 +33,18 @@ enum subp_set {
 enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
 #undef SUBP_OPERATOR
 
+/* From int32 sums to outputs, with the constants of requantize.py:
+ *   uint8:   clamp(rne(fma(float32(residual - residual_zero), residual_factor, float32(sum) * factor[o])) + zero, low, high),
+ *            without a residual clamp(rne(float32(sum) * factor[o]) + zero, low, high)
+ *   float32: float32(sum) * factor[o]
+ * rne rounds to the nearest integer, ties to even, and its argument is below 2**30 in magnitude. */
+typedef struct {
+    int32_t zero, low, high;
+    int32_t residual_zero;
+    float residual_factor;
+    int to_float; /* outputs are float32; they have no residual */
+} subp_requantize;
+
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
  * Nothing needs room to spare: a kernel reads x[channel_offsets[k] + tap_offsets[t] .. + count), the arrays below in
  * the sizes given and residual where it writes out, and writes nothing but the run. Fetching in advance is no read. */

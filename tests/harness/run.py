@@ -52,7 +52,11 @@ def build(directory: Path, machine: str, sanitize: bool) -> list[str]:
     flags = [*setup["CFLAGS"], *WARNINGS, *(SANITIZE if sanitize else []), f"-I{kernels}"]
     flags += [f"-DSUBP_HAVE_{name.upper()}=1" for name, _ in sets]
     sources = [(kernels / f"{name}.c", []) for name in setup["DISPATCH"]]
-    sources += [(kernels / f"{name}.c", special) for name, special in [("generic", setup["GENERIC_CFLAGS"]), *sets]]
+    sources += [
+        (kernels / f"{file}.c", special)
+        for name, flags_of_set in [("generic", setup["GENERIC_CFLAGS"]), *sets]
+        for file, special in setup["kernel_files"](name, flags_of_set)
+    ]
     sources += [(path, []) for path in sorted(Path(__file__).parent.glob("*.c"))]
     run = functools.partial(subprocess.run, check=True)
     objects = [directory / f"{number}.o" for number in range(len(sources))]
