@@ -13,6 +13,7 @@ from subp_ext.direct import Depthwise, Direct
 from subp_ext.dtypes import DTYPES
 from subp_ext.geometry import Layer, Weight, pair, resolve_padding
 from subp_ext.memory import aligned_empty, scratch
+from subp_ext.requantize import Requantization
 from subp_ext.sparse import UniformBlockSparse
 from subp_ext.winograd import Winograd, fits
 
@@ -45,11 +46,13 @@ class Convolution:
             this CPU can run.
         winograd: whether 3x3 convolutions may take Winograd's algorithm where it is faster; by default what
             `SUBP_WINOGRAD` says, else yes.
+        requantize: with an int8 weight, how sums become outputs; in place of bias and activation.
 
     Attributes:
         layer: the arguments, resolved.
         kept_share: blocks kept over all blocks.
         algorithms: all that can run it.
+        note: what a report adds, such as why it does not compute with integers.
 
     Raises:
         ValueError: an argument that does not fit; the message says what was expected.
@@ -67,7 +70,9 @@ class Convolution:
         activation: str | None = None,
         kernel_set: str | None = None,
         winograd: bool | None = None,
+        requantize: Requantization | None = None,
     ) -> None:
+        self.requantize, self.note = requantize, ""
         weight = _as_blocks(weight, groups)
         kernel = weight.shape[2:]
         stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)

@@ -88,8 +88,9 @@ def fuse_depthwise(nodes: list[Node], packed: dict[str, Any], outputs: Collectio
             continue
         maker = made[source.name]
         alone = read.count(source.name) == 1 and source.name not in outputs
-        plain = maker.op == "conv2d" and maker.args.get("residual") is None and maker.type is None
-        if not alone or not plain:
+        plain = maker.op == "conv2d" and maker.args.get("residual") is None
+        plain &= maker.type is None or first.requantize is not None
+        if not alone or not plain or first.layer.dtype != second.layer.dtype:
             continue
         packed[node.output] = FusedDepthwise(packed.pop(source.name), second, source.name)
         del made[source.name]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext import operators
-from subp_ext.dtypes import FLOAT32, TypedArray, as_type, dtype_of
+from subp_ext.dtypes import FLOAT32, TypedArray, ValueType, as_type, dtype_of
 from subp_ext.graph import Graph, Node, Ref
 from subp_ext.memory import Buffer, aligned, place
 from subp_ext.operators import ELEMENTWISE, NUMBER, OPERATORS, VIEW, Rule
@@ -72,6 +72,7 @@ class Planner:
     def __init__(self, constants: Mapping[str, Any], threads: int, limit: int) -> None:
         self.values, self.threads, self.limit = dict(constants), threads, limit
         self.steps: list[Step] = []
+        self.conversions: dict[tuple[Tensor, ValueType], Tensor] = {}  # made so far
         self._buffers: list[Buffer] = []
         self._meta_memory = np.empty(0, np.uint8)  # what the views of all meta tensors point to
         self._node = ""

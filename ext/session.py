@@ -95,13 +95,14 @@ class Session:
         kept: list[Node] = []
         outputs = {spec.name for spec in graph.outputs}
         sized: set[str] = set()  # what follows from the sizes of the inputs: planning computes it, by the reference
+        types = operators.value_types(graph)
         for node in nodes:
             follows = all(ref.name in constants or ref.name in sized for ref in node.refs())
             if follows or OPERATORS[node.op].shape is NUMBER:
                 sized.add(node.output)
                 kept.append(node)
                 continue
-            packed = guarded(node, partial(operators.pack, node, constants))
+            packed = guarded(node, partial(operators.pack, node, constants, types))
             if packed is not None:
                 self._packed[node.output] = packed
                 rest = {name: value for name, value in node.args.items() if name in ("input", "residual")}

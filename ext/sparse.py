@@ -132,12 +132,8 @@ class UniformBlockSparse:
             ValueError: the block rows keep different numbers of blocks, or a non-zero weight lies outside `mask`.
         """
         weight = np.asarray(weight, dtype=np.float32)
-        outputs, channels, kh, kw = shape = _check_shape(weight.shape, block_size, groups)
-        per_group = -(-(outputs // groups) // block_size)
-        padded = np.zeros((groups, per_group * block_size, channels, kh, kw), np.float32)
-        padded[:, : outputs // groups] = weight.reshape(groups, outputs // groups, channels, kh, kw)
-        # [R, I / groups, kh, kw, N]
-        blocks = padded.reshape(groups * per_group, block_size, channels, kh, kw).transpose(0, 2, 3, 4, 1)
+        _, channels, *_ = shape = _check_shape(weight.shape, block_size, groups)
+        blocks = _in_blocks(weight, block_size, groups)
         filled = np.asarray(blocks.any(axis=(2, 3))).any(axis=2)
         kept = np.asarray(filled) if mask is None else _check_mask(mask, np.asarray(filled))
         counts = kept.sum(axis=1)
@@ -145,6 +141,22 @@ class UniformBlockSparse:
         indices = np.nonzero(kept)[1].reshape(len(counts), -1).astype(np.int32)
         values = blocks if kept.all() else blocks[np.arange(len(counts))[:, None], indices]
         return cls(np.ascontiguousarray(values), indices, shape, block_size, groups)
+
+    @classmethod
+    def from_dense_integers(
+        cls, stored: npt.NDArray[np.int8], scale: Float32Array, block_size: int, groups: int = 1
+    ) -> UniformBlockSparse:
+        """Packs a dense int8 weight `[O, I / groups, kh, kw]` with a scale per output channel; keeps all blocks."""
+        shape = _check_shape(stored.shape, block_size, groups)
+        values = np.ascontiguousarray(_in_blocks(stored, block_size, groups))
+        indices = np.tile(np.arange(shape[1], dtype=np.int32), (len(values), 1))
+        return cls(values, indices, shape, block_size, groups, "int8", np.array(scale, np.float32))
+
+    def stored_sums(self) -> Array:
+        """Returns the sum of the stored weights of each output channel, `[O]` int64, in the order of the rows."""
+        outputs = self.shape[0] // self.groups
+        sums = self.values.sum(axis=(1, 2, 3), dtype=np.int64)
+        return np.ascontiguousarray(sums.reshape(self.groups, -1)[:, :outputs]).reshape(-1)
 
     def to_dense(self) -> Float32Array:
         """Returns the `[O, I / groups, kh, kw]` float32 weight, zero where blocks were not kept."""
@@ -195,6 +207,15 @@ class UniformBlockSparse:
         """Bytes of the arrays in memory."""
         arrays = (self.values, self.indices, self.scale, self.order)
         return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _in_blocks(weight: Array, block_size: int, groups: int) -> Array:
+    """A dense weight as `[R, I / groups, kh, kw, N]`, narrow rows padded with zeros."""
+    outputs, channels, kh, kw = weight.shape
+    rows = block_rows(outputs, block_size, groups)
+    padded = np.zeros((groups, rows // groups * block_size, channels, kh, kw), weight.dtype)
+    padded[:, : outputs // groups] = weight.reshape(groups, outputs // groups, channels, kh, kw)
+    return padded.reshape(rows, block_size, channels, kh, kw).transpose(0, 2, 3, 4, 1)
 
 
 def block_rows(outputs: int, block_size: int, groups: int) -> int:

