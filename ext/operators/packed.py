@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subp_ext.convolution import DENSE_BLOCK, Convolution
-from subp_ext.dtypes import DTYPES, FLOAT32, Array, TypedArray, ValueType
+from subp_ext.dtypes import DTYPES, FLOAT32, Array, Quantization, TypedArray, ValueType
 from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
 from subp_ext.operators.lowering import converted, no_kernel, told, viewed
@@ -120,21 +120,26 @@ def _requantization(
         return "the weight is no int8 with a scale per output channel"
     if isinstance(weight, UniformBlockSparse) and weight.order is not None:
         return "the kernels take rows in their natural order"
-    types = [*operands.values(), *([] if out_type is None else [out_type])]
-    if any(type is None or type.dtype is not UINT8 or type.quantization is None for type in types):
+    x, residual = (_quantization(operands.get(name)) for name in ("input", "residual"))
+    out = _quantization(out_type)
+    if x is None or (residual is None and "residual" in operands) or (out is None and out_type is not None):
         return "an operand or the result is no quantized uint8"
-    quantizations = {name: type.quantization for name, type in operands.items() if type is not None}
     sums = _sums_of_weights(weight)
     return of_convolution(
         sums,
         np.full(sums.shape, LARGEST_WEIGHT * math.prod(weight.shape[1:])),
         scale,
         bias,
-        quantizations["input"],
-        None if out_type is None else out_type.quantization,
-        quantizations.get("residual"),
+        x,
+        out,
+        residual,
         activation,
     )
+
+
+def _quantization(type: ValueType | None) -> Quantization | None:
+    """The scale and zero point of a quantized uint8; None for anything else."""
+    return type.quantization if type is not None and type.dtype is UINT8 else None
 
 
 def _weight_scale(weight: Any) -> Array | None:
@@ -351,4 +356,11 @@ def _work(convolution: Convolution, shape: Sequence[int]) -> dict[str, Any]:
     macs, kept_share = convolution.macs(shape), convolution.kept_share
     dense_macs = math.prod(shape) * math.prod(convolution.layer.shape[1:])
     sparse_macs = macs if kept_share < 1 else 0
-    return {"kept_share": kept_share, "macs": macs, "dense_macs": dense_macs, "sparse_macs": sparse_macs}
+    int8_macs = 0 if convolution.requantize is None else macs
+    return {
+        "kept_share": kept_share,
+        "macs": macs,
+        "dense_macs": dense_macs,
+        "sparse_macs": sparse_macs,
+        "int8_macs": int8_macs,
+    }
