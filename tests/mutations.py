@@ -21,6 +21,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from int8_graphs import int8_graph
 from test_ext_format import small_graph, typed_graph
 from test_ext_planner import GRAPHS
 
@@ -35,7 +36,7 @@ OTHERS = [None, True, "", "x", "float64", "S1000000000", [], [1], [[1, 2], [3, 4
 
 def networks() -> list[Graph]:
     many = small_graph()
-    return [many, typed_graph(), *(make() for make in GRAPHS)]
+    return [many, typed_graph(), int8_graph(size=8), int8_graph(1, size=8), *(make() for make in GRAPHS)]
 
 
 def parse(raw: bytes):

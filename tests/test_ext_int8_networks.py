@@ -1,0 +1,48 @@
+"""Whole networks of integers: the same bits as an interpreter, from every kernel set and any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from int8_graphs import int8_graph, interpret
+
+import subp_ext
+from subp_ext import Session, _kernels
+
+SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"]]
+
+
+@pytest.fixture(scope="module")
+def network():
+    graph = int8_graph()
+    images = np.random.default_rng(3).normal(0, 1, (3, 3, 20, 20)).astype(np.float32)
+    return graph, images, interpret(graph, images)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kernel_set", SETS)
+def test_outputs_are_the_interpreters_to_the_bit(network, kernel_set, threads, monkeypatch):
+    graph, images, want = network
+    monkeypatch.setenv("SUBP_KERNEL", kernel_set)
+    session = Session(graph, threads=threads)
+    assert np.array_equal(session.run(images), want)
+    assert np.array_equal(session.run(images[:1]), want[:1])
+
+
+def test_no_step_leaves_the_integers(network, tmp_path):
+    graph, images, want = network
+    subp_ext.save(tmp_path / "model.subp", graph)
+    session = Session(tmp_path / "model.subp", threads=1)
+    assert np.array_equal(session.run(images), want)
+    report = session.report()
+    assert report.int8_share == 1.0 and "100.0% in int8" in str(report)
+    assert [row.op for row in report.rows if row.op == "cast" or row.kernel == "reference"] == []
+    others = [row.node for row in report.rows if not row.dtype.startswith("uint8")]
+    assert others == ["y"]  # the classifier's results alone are real numbers
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_other_weights_and_sizes(seed):
+    graph = int8_graph(seed, 13 + seed)
+    images = np.random.default_rng(seed).normal(0, 2, (2, 3, 13 + seed, 13 + seed)).astype(np.float32)
+    assert np.array_equal(Session(graph).run(images), interpret(graph, images))
