@@ -21,6 +21,13 @@ cdef extern from "kernels.h" nogil:
         int average
         const float *row_counts
         const float *column_counts
+    ctypedef struct subp_requantize:
+        int32_t zero, low, high, residual_zero
+        float residual_factor
+        int to_float
+    ctypedef struct subp_interleave:
+        pass
+    ctypedef void (*subp_interleave_fn)(const subp_interleave *planes) noexcept nogil
     ctypedef void (*subp_depthwise_fn)(const subp_depthwise *) noexcept nogil
     ctypedef void (*subp_pool_fn)(const subp_pool *p, const void *input, void *out, void *row) noexcept nogil
     ctypedef void (*subp_mean_fn)(const void *input, Py_ssize_t count, void *out) noexcept nogil
@@ -35,6 +42,7 @@ cdef extern from "kernels.h" nogil:
                                    Py_ssize_t out_step) noexcept nogil
     ctypedef Py_ssize_t (*subp_peak_fn)(Py_ssize_t rounds, float factor) noexcept nogil
     ctypedef union subp_run_functions:
+        subp_interleave_fn interleave
         subp_depthwise_fn depthwise
         subp_pool_fn pool
         subp_mean_fn mean
@@ -53,7 +61,7 @@ cdef extern from "kernels.h" nogil:
         double tolerance
         int32_t size, stride
         subp_run_functions run
-    int SUBP_TILE_SLACK
+    int SUBP_TILE_SLACK, SUBP_WORD
     int SUBP_SET_COUNT, SUBP_DTYPE_COUNT, SUBP_OP_COUNT, SUBP_ACT_COUNT
     int SUBP_OP_conv2d, SUBP_OP_depthwise, SUBP_OP_winograd
     Py_ssize_t SUBP_NORM_PIXELS
@@ -115,6 +123,14 @@ cdef extern from "conv.h" nogil:
         const Py_ssize_t *tap_offsets
         Py_ssize_t tile_pixels
         int pixels_outside
+        const subp_requantize *requantize
+        const int32_t *start
+        const float *factor
+        subp_interleave_fn interleave
+        Py_ssize_t words
+        int shared
+        Py_ssize_t run_pixels, halo, word_plane
+        const Py_ssize_t *word_offsets
     ctypedef struct subp_conv_parts:
         Py_ssize_t row_step, pixel_step, parts
     ctypedef struct subp_conv_arrays:
@@ -124,11 +140,15 @@ cdef extern from "conv.h" nogil:
     Py_ssize_t subp_conv_passes(const subp_conv *call)
     Py_ssize_t subp_conv_fills(const subp_conv *call)
     subp_conv_parts subp_conv_divide(const subp_conv *call, Py_ssize_t threads)
+    Py_ssize_t subp_conv_planes(const subp_conv *call)
+    Py_ssize_t subp_conv_shared_words(const subp_conv *call)
+    Py_ssize_t subp_conv_own_words(const subp_conv *call)
     void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, Py_ssize_t channel,
                         void *planes)
     void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_,
-                        const subp_conv_parts *parts, Py_ssize_t part, const void *planes)
-    void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes)
+                        const subp_conv_parts *parts, Py_ssize_t part, const void *planes, void *words)
+    void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes,
+                        void *words)
 
 
 cdef extern from "fused_depthwise.h" nogil:

@@ -174,8 +174,8 @@ cdef class CompiledConvolution(_InPasses):
     Args:
         kernel_set: as of `choose`.
         dtype: of the activations.
-        values: [rows, kept * taps * block] in the type and packing of the kernels' rows, kept channels filled up to a
-            multiple of their interleave.
+        values: [rows, kept * taps * block] in the type and packing of the kernels' rows; of int8 whole words of kept
+            channels, [rows, words * taps * block * 4].
         indices: int32 [rows, kept], channels within the group.
         block, groups: as the weight's.
         bias: float32 [out_channels] or None.
@@ -185,13 +185,15 @@ cdef class CompiledConvolution(_InPasses):
         pad, stride: (height, width).
         band, plane_rows, channel_stride, tile_pixels, pixels_outside: see kernels/conv.h.
         tap_offsets: intp [taps].
-        padding: the bits of what stands beyond the edges, as a whole number.
+        requantize: a `Requantization`; for uint8 activations alone, which need one and have neither bias nor activation.
+        run_pixels: of a run whose words are made at once; for them too.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
     """
 
     cdef subp_conv _call
+    cdef subp_requantize _requantize
 
     def __cinit__(
         self,
@@ -215,7 +217,8 @@ cdef class CompiledConvolution(_InPasses):
         channel_stride,
         tile_pixels,
         bint pixels_outside,
-        padding=0,
+        requantize=None,
+        run_pixels=None,
     ):
         cdef subp_conv *call = &self._call
         cdef const subp_row *halve
@@ -241,10 +244,19 @@ cdef class CompiledConvolution(_InPasses):
         taps = _array("tap_offsets", tap_offsets, "intp", (None,))
         call.taps = <int32_t>_whole("taps", taps.shape[0])
         kernels = _Kernels(kernel_set, dtype, min(block, out_shape[0] + MAX_TILE_CHANNELS))
-        call.packed = -(-call.kept // kernels.of_row[0].interleave) * kernels.of_row[0].interleave
+        call.packed = call.kept
         self._take_types(kernels.of_row[0])
+        call.kernels = kernels.of_row
+        if (requantize is None) != (self._dtype != "uint8"):
+            raise ValueError(f"a convolution of {self._dtype} has {'no' if requantize is None else 'a'} requantization")
+        if requantize is not None and (bias is not None or activation is not None):
+            raise ValueError("a bias or an activation beside a requantization, which has both; leave them out")
+        constants = None if requantize is None else self._requantized(requantize, out_shape[0])
         call.element, call.weight_element = self._element, _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
-        call.out_element, call.padding = _FORMATS[self._out_dtype][1], _whole("padding", padding, 0, 2**63 - 1)
+        call.out_element = _FORMATS[self._out_dtype][1]
+        if requantize is not None:
+            call.words = (call.kept + kernels.of_row[0].interleave - 1) // kernels.of_row[0].interleave
+            call.packed = call.words * SUBP_WORD
         weights = _array(
             "values", values, _DTYPES[kernels.of_row[0].weight_dtype],
             (kept.shape[0], <object>call.packed * taps.shape[0] * block),
@@ -276,16 +288,60 @@ cdef class CompiledConvolution(_InPasses):
                 f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
             )
         offsets = _offsets(indices, in_shape[0], channel_stride)
-        self.scratch = (channel_stride * in_shape[0] * self._element + 3) // 4 if call.copies else 0
+        moved = None if requantize is None else self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels)
+        self.scratch = (
+            subp_conv_planes(call) + subp_conv_shared_words(call) + subp_conv_own_words(call)
+        ) // 4
         halve = subp_choose(subp_row_table, subp_row_count, _admitted(kernel_set), &_Request("halve", dtype).c)
-        call.kernels, call.halve = kernels.of_row, NULL if halve == NULL else halve.run.halve
+        call.halve = NULL if halve == NULL else halve.run.halve
         summands = _optional("bias", bias, "float32", out_shape[:1])
         call.bias = _floats(summands)
         call.values, call.channel_offsets = weights.data, <const int32_t *>offsets.data
         call.tap_offsets = <const Py_ssize_t *>taps.data
-        self._arrays = (weights, offsets, taps, summands, rows, columns, kernels)
+        self._arrays = (weights, offsets, taps, summands, rows, columns, kernels, constants, moved)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_conv_passes(call), subp_conv_fills(call)
+
+    cdef tuple _requantized(self, requantize, outputs):
+        """Takes the constants of a requantization; returns what keeps them alive."""
+        cdef subp_requantize *q = &self._requantize
+        cdef _Array start = _array("start", np.array(requantize.start), "int32", (outputs,))
+        cdef _Array factor = _array("factor", np.array(requantize.factor), "float32", (outputs,))
+        cdef Py_ssize_t top = 255
+        q.zero, q.low, q.high = [_whole(name, getattr(requantize, name), 0, top) for name in ("zero", "low", "high")]
+        q.residual_zero = <int32_t>_whole("residual_zero", requantize.residual_zero, 0, top)
+        q.residual_factor, q.to_float = requantize.residual_factor, bool(requantize.to_float)
+        self._call.padding = <uint64_t>_whole("padding", requantize.padding, 0, top)
+        self._call.requantize = q
+        self._call.start, self._call.factor = <const int32_t *>start.data, <const float *>factor.data
+        if q.to_float:
+            self._out_dtype = "float32"
+        return start, factor
+
+    cdef _Array _plan_words(self, kernel_set, dtype, tap_offsets, indices, run_pixels):
+        """Lays out the words of kept channels; returns what keeps the offsets of taps in them alive."""
+        cdef subp_conv *call = &self._call
+        cdef const subp_row *interleave = _choose(kernel_set, _Request("interleave", dtype))
+        cdef _Array offsets
+        if interleave.interleave != call.kernels[0].interleave:
+            raise ValueError(f"{interleave.name.decode()} makes other words than {call.kernels[0].name.decode()} reads")
+        call.interleave = interleave.run.interleave
+        plane, band = call.plane_rows * call.out_w, call.band * call.out_w
+        copy, within = np.divmod(tap_offsets, plane)
+        if int(within.max()) + band > plane:
+            raise ValueError(f"a tap reads from pixel {within.max()} of a copy of {plane} on; expected {band} behind it")
+        every = np.arange(call.in_channels // call.groups, dtype=np.int32)
+        call.shared = indices.shape[1] == len(every) and bool((indices == every).all())
+        call.run_pixels, call.halo = min(_whole("run_pixels", run_pixels), band), int(within.max())
+        room = (band if call.shared else call.run_pixels) + call.halo
+        # Kernels write whole vectors, no longer than a cache line. An odd number of lines, as of planes.
+        line = 4 * SUBP_LINE // SUBP_WORD
+        call.word_plane = ((room + line - 1) // line | 1) * line
+        if call.words * call.groups * max(1, call.copies) * call.word_plane >= 2**31:
+            raise ValueError(f"words of {call.kept} channels on {room} pixels are too large; expected less than 2**31 in all")
+        offsets = _array("word_offsets", np.ascontiguousarray(copy * call.word_plane + within, np.intp), "intp", (None,))
+        call.word_offsets = <const Py_ssize_t *>offsets.data
+        return offsets
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         return subp_conv_divide(&self._call, threads)
@@ -296,10 +352,14 @@ cdef class CompiledConvolution(_InPasses):
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
                     Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
-        subp_conv_part(&self._call, arrays, pass_, parts, part, scratch)
+        subp_conv_part(&self._call, arrays, pass_, parts, part, scratch, self._words(own))
 
     cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
-        subp_conv_pass(&self._call, arrays, pass_, own)
+        subp_conv_pass(&self._call, arrays, pass_, own, self._words(own))
+
+    cdef void *_words(self, const void *own) noexcept nogil:
+        """A thread's own words: its scratch, behind the planes and the shared words, which only the first thread's has."""
+        return <char *>own + subp_conv_planes(&self._call) + subp_conv_shared_words(&self._call)
 
 
 cdef class CompiledWinograd(_InPasses):
@@ -528,6 +588,8 @@ cdef class CompiledFusedDepthwise(_InPasses):
         cdef tuple shape
         if first._arrays is None or second._values is None:
             raise ValueError("one of the convolutions was not made completely; make another")
+        if first._call.requantize != NULL:
+            raise ValueError("the first convolution makes words of its channels; fused ones read planes")
         band = _whole("band", band)
         shape = (second._values.shape[0], w.height, w.width)
         if shape != first._out_shape:
@@ -609,6 +671,8 @@ def run_rows(
     for each in convolutions:
         if not isinstance(each, CompiledConvolution) or (<CompiledConvolution>each)._arrays is None:
             raise TypeError(f"convolutions have a {type(each).__name__}; expected CompiledConvolutions")
+        if (<CompiledConvolution>each)._call.requantize != NULL:
+            raise ValueError("convolutions of uint8 make words of their own; expected others")
         if _common(each) != _common(convolutions[0]) or (<CompiledConvolution>each)._call.rows != 1:
             raise ValueError("the convolutions have several block rows, or planes that differ; expected one and the same")
     convolution = convolutions[0]
@@ -632,10 +696,10 @@ def run_rows(
                 subp_conv_fill(first, arrays, n, i, planes)
             if dynamic:
                 for i in prange(count, nogil=True, schedule="dynamic", num_threads=workers, use_threads_if=workers > 1):
-                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, planes)
+                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, planes, NULL)
             else:
                 for i in prange(count, nogil=True, schedule="static", num_threads=workers, use_threads_if=workers > 1):
-                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, planes)
+                    subp_conv_part(calls[i], &arrays[i], n, &whole, 0, planes, NULL)
     finally:
         PyMem_Free(calls)
         PyMem_Free(arrays)

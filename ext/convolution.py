@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subp_ext import runtime
-from subp_ext.direct import Depthwise, Direct
-from subp_ext.dtypes import DTYPES
+from subp_ext.direct import Depthwise, Direct, DirectWords
+from subp_ext.dtypes import DTYPES, Array, TypedArray
 from subp_ext.geometry import Layer, Weight, pair, resolve_padding
 from subp_ext.memory import aligned_empty, scratch
 from subp_ext.requantize import Requantization
@@ -36,8 +36,9 @@ class Convolution:
     """A convolution ready to run: weights packed, arguments checked.
 
     Args:
-        weight: `UniformBlockSparse`, or a dense `[O, I / groups, kh, kw]` array.
-        bias: `[O]` or None.
+        weight: `UniformBlockSparse`, or a dense `[O, I / groups, kh, kw]` array, or a `TypedArray` of int8 with a scale
+            per output channel. Weights of int8 meet activations of uint8.
+        bias: `[O]` or None; with weights of int8 it is part of the requantization, as the activation is.
         stride: a number or [height, width]; likewise `dilation`.
         padding: as `resolve_padding`.
         groups: 1 or more; must be the weight's own if it is UniformBlockSparse.
@@ -46,13 +47,15 @@ class Convolution:
             this CPU can run.
         winograd: whether 3x3 convolutions may take Winograd's algorithm where it is faster; by default what
             `SUBP_WINOGRAD` says, else yes.
-        requantize: with an int8 weight, how sums become outputs; in place of bias and activation.
 
     Attributes:
         layer: the arguments, resolved.
         kept_share: blocks kept over all blocks.
         algorithms: all that can run it.
+        requantize: of int8 weights, what makes outputs of the sums unless a call says so; None until somebody sets it.
         note: what a report adds, such as why it does not compute with integers.
+        weight_sums, weight_sizes: `[O]` int64, the sums of each output channel's integers and of their magnitudes, for
+            `requantize.of_convolution`; None for floats.
 
     Raises:
         ValueError: an argument that does not fit; the message says what was expected.
@@ -61,7 +64,7 @@ class Convolution:
 
     def __init__(
         self,
-        weight: UniformBlockSparse | np.ndarray,
+        weight: UniformBlockSparse | TypedArray | np.ndarray,
         bias: np.ndarray | None = None,
         stride: int | Sequence[int] = 1,
         padding: Any = 0,
@@ -70,10 +73,15 @@ class Convolution:
         activation: str | None = None,
         kernel_set: str | None = None,
         winograd: bool | None = None,
-        requantize: Requantization | None = None,
     ) -> None:
-        self.requantize, self.note = requantize, ""
+        self.requantize: Requantization | None = None
+        self.note = ""
         weight = _as_blocks(weight, groups)
+        self.weight_sums: Array | None
+        self.weight_sizes: Array | None
+        self.weight_sums, self.weight_sizes = _sums(weight)
+        if weight.scale is not None and (bias is not None or activation is not None):
+            raise ValueError("weights of int8 come with a bias or an activation; a Requantization has them")
         kernel = weight.shape[2:]
         stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
         known = runtime.kernels().activations()
@@ -101,7 +109,7 @@ class Convolution:
         if len(self.algorithms) == 1:
             self.algorithms[0].packed()
             self.release()
-        self._prepared: dict[tuple[int, int], Prepared] = {}
+        self._prepared: dict[tuple[int, int, Requantization | None], Prepared] = {}
 
     def macs(self, out_shape: Sequence[int]) -> int:
         """Multiply-accumulates on kept weights for an output `[B, O, Ho, Wo]`."""
@@ -134,19 +142,30 @@ class Convolution:
         usable = [algorithm for algorithm in self.algorithms if algorithm.usable]
         return min(usable, key=lambda algorithm: algorithm.cost(height, width))
 
-    def prepare(self, height: int, width: int) -> Prepared:
+    def prepare(self, height: int, width: int, requantize: Requantization | None = None) -> Prepared:
         """Chooses the fastest algorithm for one input size, and compiles it.
 
+        Args:
+            height: of the input.
+            width: of the input.
+            requantize: what makes outputs of the sums, by default the convolution's own; of int8 weights only.
+
         Raises:
-            ValueError: the padded input is smaller than the kernel.
+            ValueError: the padded input is smaller than the kernel, or `requantize` does not fit the weights.
         """
-        if (height, width) not in self._prepared:
+        requantize = requantize or self.requantize
+        integers = self.weight_sums is not None
+        if integers != (requantize is not None):
+            raise ValueError(f"weights of {'int8 need a' if integers else 'floats have no'} requantization")
+        key = (height, width, requantize)
+        if key not in self._prepared:
             while len(self._prepared) >= KEPT_SIZES:
                 self._prepared.pop(next(iter(self._prepared)))
             out_size = self.layer.out_size(height, width)
             best = self.algorithm(height, width)
-            self._prepared[height, width] = Prepared(best.build(height, width), out_size, best.kernel)
-        return self._prepared[height, width]
+            more = {} if requantize is None else {"requantize": requantize}
+            self._prepared[key] = Prepared(best.build(height, width, **more), out_size, best.kernel)
+        return self._prepared[key]
 
     def __call__(
         self,
@@ -155,8 +174,11 @@ class Convolution:
         out: np.ndarray | None = None,
         threads: int | None = None,
         empty: Callable[[Sequence[int]], np.ndarray] = aligned_empty,
+        requantize: Requantization | None = None,
     ) -> np.ndarray:
         """Returns activation(conv(x) + bias + residual), `[B, O, Ho, Wo]` in the storage of the layer's data type.
+
+        With weights of int8 it is what `requantize` makes of the sums: uint8, or float32 if it says so.
 
         Args:
             x: `[B, I, H, W]`, cast to that storage.
@@ -164,6 +186,7 @@ class Convolution:
             out: where to write: C-contiguous of that type and the output's shape. It must not overlap `x`.
             threads: see `runtime.thread_count`. Any number gives the same bits.
             empty: makes the output where `out` is None and float32.
+            requantize: as for `prepare`.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -174,7 +197,9 @@ class Convolution:
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"input has shape {x.shape}; expected [B, {channels}, H, W] with no empty dimension")
         threads = runtime.thread_count(threads)
-        compiled, out_size, _ = self.prepare(*x.shape[2:])
+        compiled, out_size, _ = self.prepare(*x.shape[2:], requantize)
+        if requantize is not None and requantize.to_float:
+            storage = np.dtype(np.float32)
         shape = (x.shape[0], self.layer.shape[0], *out_size)
         if out is None:
             out = empty(shape) if storage == np.float32 else np.empty(shape, storage)
@@ -210,21 +235,56 @@ def _algorithms(layer: Layer, weight: Weight, winograd: bool) -> list[Direct | D
     if layer.shape[1] == 1 and layer.shape[0] == layer.groups:
         with contextlib.suppress(ValueError):  # a type without such kernels takes those for any convolution
             return [Depthwise(layer, weight)]
+    if weight.integers:
+        return [DirectWords(layer, weight)]
     sizes = [size for size in (2, 4) if winograd and fits(layer, size)]
     return [Direct(layer, weight), *(Winograd(layer, weight, size) for size in sizes)]
 
 
-def _as_blocks(weight: UniformBlockSparse | np.ndarray, groups: int | None) -> UniformBlockSparse:
+def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int | None) -> UniformBlockSparse:
     if isinstance(weight, UniformBlockSparse):
         if groups not in (None, weight.groups):
             raise ValueError(f"groups is {groups}, but the weight was packed for {weight.groups}")
+        if weight.order is not None:
+            raise ValueError("the weight has an order of its rows, which no kernel takes; use its `to_float32`")
         return weight
-    weight, groups = np.asarray(weight), groups or 1
-    if weight.ndim != 4:
-        raise ValueError(f"weight has shape {weight.shape}; expected [O, I / groups, kh, kw]")
-    block = min(DENSE_BLOCK, max(1, weight.shape[0] // groups))
-    full = np.ones((groups * -(-(weight.shape[0] // groups) // block), weight.shape[1]), bool)
-    return UniformBlockSparse.from_dense(weight, block, groups, full)
+    scale = _scale_of(weight) if isinstance(weight, TypedArray) else None
+    stored = weight.values if isinstance(weight, TypedArray) else np.asarray(weight)
+    groups = groups or 1
+    if stored.ndim != 4:
+        raise ValueError(f"weight has shape {stored.shape}; expected [O, I / groups, kh, kw]")
+    block = min(DENSE_BLOCK, max(1, stored.shape[0] // groups))
+    if scale is not None:
+        return UniformBlockSparse.from_dense_integers(stored, scale, block, groups)
+    full = np.ones((groups * -(-(stored.shape[0] // groups) // block), stored.shape[1]), bool)
+    return UniformBlockSparse.from_dense(stored, block, groups, full)
+
+
+def _scale_of(weight: TypedArray) -> Array:
+    """The scales of dense integer weights, one per output channel.
+
+    Raises:
+        ValueError: weights of another kind.
+    """
+    q = weight.type.quantization
+    if weight.type.dtype.name != "int8" or q is None or q.axis != 0 or q.zero_point.any():
+        raise ValueError(
+            f"the weight is of {weight.type}; expected int8 with a scale per output channel, 0 standing for 0"
+        )
+    return q.scale
+
+
+def _sums(weight: UniformBlockSparse) -> tuple[Array, Array] | tuple[None, None]:
+    """What `Convolution` tells of integer weights."""
+    if weight.scale is None:
+        return None, None
+    outputs, groups = weight.shape[0], weight.groups
+
+    def of_channels(values: Array) -> Array:
+        found = values.sum(axis=(1, 2, 3), dtype=np.int64).reshape(groups, -1)
+        return np.ascontiguousarray(found[:, : outputs // groups]).reshape(-1)
+
+    return of_channels(weight.values), of_channels(np.abs(weight.values, dtype=np.int16))
 
 
 def conv2d(

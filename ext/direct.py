@@ -11,6 +11,7 @@ import numpy as np
 from subp_ext import runtime
 from subp_ext.geometry import Algorithm, Layer, Weight
 from subp_ext.memory import LINE, odd_lines
+from subp_ext.requantize import Requantization
 
 # Planes of one band, in bytes: they share the L2 cache with the weights that pass through.
 CACHED_PLANES = 768 * 1024
@@ -23,6 +24,10 @@ RUN_PIXELS = 48
 
 # Bytes of input beyond which every block row would fetch it anew from outside the L2 cache.
 CACHED_INPUT = 256 * 1024
+
+# Words of one block row's run, and of all of a band where they are shared or have several copies, in bytes.
+CACHED_WORDS = 32 * 1024
+CACHED_BAND_WORDS = 256 * 1024
 
 # What a weight costs beside its products, in products: it comes from outside the L2 cache.
 PRODUCTS_PER_WEIGHT = 32
@@ -120,6 +125,9 @@ class Direct(Algorithm):
 
     def build(self, height: int, width: int, band: int | None = None) -> Any:
         """Returns the compiled convolution for one input size; `band` as for `split`."""
+        return self._build(height, width, band)
+
+    def _build(self, height: int, width: int, band: int | None, **more: Any) -> Any:
         layer, planes = self._layer, self.planes(height, width)
         split = self.split(height, width, planes, band)
         offsets = (planes.tap_copies * split.plane_rows + planes.tap_rows) * planes.out_size[1]
@@ -139,7 +147,52 @@ class Direct(Algorithm):
             layer.stride,
             np.ascontiguousarray(offsets, np.intp),
             **dataclasses.asdict(split),
+            **more,
         )
+
+
+class DirectWords(Direct):
+    """The same for uint8 activations: kernels read words of several kept channels, made from the planes.
+
+    Where all block rows keep all channels they share the words of a band; else each makes its own, run by run.
+    """
+
+    def build(self, height: int, width: int, band: int | None = None, requantize: Requantization | None = None) -> Any:
+        """Returns the compiled convolution for one input size and the constants that make outputs of its sums."""
+        planes, kept = self.planes(height, width), self._layer.indices.shape[1]
+        split = self.split(height, width, planes, band)
+        copies = max(1, len(planes.copies))
+        return self._build(
+            height, width, split.band, requantize=requantize, run_pixels=self._run(split, kept, copies, planes)
+        )
+
+    def _run(self, split: Split, kept: int, copies: int, planes: Planes) -> int:
+        """Pixels whose words are made at once."""
+        pixels = split.band * planes.out_size[1]
+        if len(planes.copies):
+            return pixels
+        tiles = max(1, CACHED_WORDS // (kept * split.tile_pixels))
+        return min(pixels, tiles * split.tile_pixels)
+
+    def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
+        layer, (out_h, out_w) = self._layer, planes.out_size
+        tile, kept, copies = run_pixels(layer), layer.indices.shape[1], max(1, len(planes.copies))
+        shared = kept == layer.shape[1]
+        halo = int(planes.tap_rows.max())
+        # Bytes of a row of words, and of the planes that they are made of.
+        words, sources = copies * kept * out_w, len(planes.copies) * layer.channels * out_w
+        if shared:
+            words *= layer.groups
+        if band is None and (shared or len(planes.copies)):
+            least = max(-(-out_h * words // CACHED_BAND_WORDS), -(-out_h * sources // CACHED_PLANES))
+            band = _band(out_h, out_w, least, halo, tile)
+        band = band or out_h
+        plane_rows = band + halo if len(planes.copies) else band
+        stride = odd_lines(-(-copies * plane_rows * out_w // 4)) * 4 if len(planes.copies) else height * width
+        pixels = band * out_w
+        if pixels == tile + 1 or (pixels % (tile + 1) == 0 and pixels % LINE):
+            tile += 1
+        return Split(band, plane_rows, stride, tile, True)
 
 
 class Depthwise(Algorithm):

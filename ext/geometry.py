@@ -161,6 +161,11 @@ class Weight:
         """Bytes of the values."""
         return 0 if self.values is None else self.values.nbytes
 
+    @property
+    def integers(self) -> bool:
+        """Whether they are of int8."""
+        return self.values is not None and self.values.dtype == np.int8
+
 
 class Algorithm(ABC):
     """What can run a layer. Its weights are packed when it is chosen for the first time.
@@ -224,5 +229,27 @@ def pack_planes(values: np.ndarray, layer: Layer) -> np.ndarray:
     return np.ascontiguousarray(values[:, 0, :, :, 0])
 
 
+def pack_quads(values: np.ndarray, layer: Layer) -> np.ndarray:
+    """int8 `[R, K, kh, kw, N]` to `[R, -1]`, tile by tile as `pack_tiles`, in words of four kept channels each."""
+    return _pack_words(values, layer, 4)
+
+
+def _pack_words(values: np.ndarray, layer: Layer, per_word: int) -> np.ndarray:
+    """Tiles of `[words, taps, channels, per_word]`; channels that fill the last word weigh nothing."""
+    rows, kept, kh, kw, block = values.shape
+    words = -(-kept // per_word)
+    filled = np.zeros((rows, words * per_word, kh * kw, block), values.dtype)
+    filled[:, :kept] = values.reshape(rows, kept, kh * kw, block)
+    # [R, words, taps, N, per_word]
+    split = filled.reshape(rows, words, per_word, kh * kw, block).transpose(0, 1, 3, 4, 2)
+    sizes = [channels for channels, _ in layer.tiles]
+    parts = [split[:, :, :, end - n : end].reshape(rows, -1) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
 # How a kernel wants its weights, by the name that its row gives.
-PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {"tiles": pack_tiles, "planes": pack_planes}
+PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {
+    "tiles": pack_tiles,
+    "planes": pack_planes,
+    "quads": pack_quads,
+}

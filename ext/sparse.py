@@ -152,12 +152,6 @@ class UniformBlockSparse:
         indices = np.tile(np.arange(shape[1], dtype=np.int32), (len(values), 1))
         return cls(values, indices, shape, block_size, groups, "int8", np.array(scale, np.float32))
 
-    def stored_sums(self) -> Array:
-        """Returns the sum of the stored weights of each output channel, `[O]` int64, in the order of the rows."""
-        outputs = self.shape[0] // self.groups
-        sums = self.values.sum(axis=(1, 2, 3), dtype=np.int64)
-        return np.ascontiguousarray(sums.reshape(self.groups, -1)[:, :outputs]).reshape(-1)
-
     def to_dense(self) -> Float32Array:
         """Returns the `[O, I / groups, kh, kw]` float32 weight, zero where blocks were not kept."""
         outputs, channels, kh, kw = self.shape

@@ -87,20 +87,23 @@ def test_features_and_operators_that_nobody_knows():
 
 
 SETS = {entry["name"]: entry for entry in _kernels.kernel_sets()}
+FLOAT32_CONV2D = [row for row in _kernels.rows() if (row["operator"], row["dtype"]) == ("conv2d", "float32")]
 USABLE = [name for name, entry in SETS.items() if entry["usable"]]
 
 
 @pytest.mark.parametrize("forced", USABLE)
-@pytest.mark.parametrize("operator", sorted({row["operator"] for row in _kernels.rows()}))
-def test_a_forced_set_admits_what_needs_no_more(forced, operator):
-    """Each set has a row of every operator today, of its own or of one that needs less."""
+@pytest.mark.parametrize("operator, dtype", sorted({(row["operator"], row["dtype"]) for row in _kernels.rows()}))
+def test_a_forced_set_admits_what_needs_no_more(forced, operator, dtype):
+    """Each set has a row of every operator but winograd, of its own or of one that needs less."""
     shape = {"size": 2} if operator == "winograd" else {}
-    found = _kernels.choose(forced, operator, "float32", **shape)
+    found = _kernels.choose(forced, operator, dtype, **shape)
     if found is None:
         assert operator == "winograd" and forced == "generic"
         return
     rows = {row["name"]: row for row in _kernels.rows()}
-    assert set(rows[found[0]]["features"]) <= set(SETS[forced]["features"]) and rows[found[0]]["set"] == forced
+    own = {row["set"] for row in rows.values() if (row["operator"], row["dtype"]) == (operator, dtype)}
+    assert set(rows[found[0]]["features"]) <= set(SETS[forced]["features"])
+    assert rows[found[0]]["set"] == forced or forced not in own
     for name, why in found[1]:
         assert why == f"SUBP_KERNEL={forced} leaves it out" or not rows[name]["usable"]
         assert not set(rows[name]["features"]) <= set(SETS[forced]["features"])
@@ -108,8 +111,8 @@ def test_a_forced_set_admits_what_needs_no_more(forced, operator):
 
 def test_unforced_every_feature_of_this_cpu_counts():
     name, better = _kernels.choose(None, "conv2d", "float32", channels=16)
-    usable = [row for row in _kernels.rows() if row["operator"] == "conv2d" and row["usable"] and row["channels"] <= 16]
-    assert name == usable[-1]["name"]
+    usable = [row["name"] for row in FLOAT32_CONV2D if row["usable"] and row["channels"] <= 16]
+    assert name == usable[-1]
     assert all(why.startswith("this CPU lacks ") for _, why in better)
 
 
@@ -126,9 +129,7 @@ def test_an_algorithm_says_what_was_passed_over():
     assert all(
         why == "SUBP_KERNEL=generic leaves it out" or why.startswith("this CPU") for _, why in direct.passed_over
     )
-    assert len(direct.passed_over) == len(
-        [r for r in _kernels.rows() if r["operator"] == "conv2d" and r["set"] != "generic"]
-    )
+    assert len(direct.passed_over) == len([row for row in FLOAT32_CONV2D if row["set"] != "generic"])
 
 
 def test_a_weight_of_a_type_that_no_kernel_takes():

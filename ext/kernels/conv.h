@@ -37,6 +37,20 @@ typedef struct {
 
     ptrdiff_t tile_pixels; /* of a run */
     int pixels_outside;    /* runs of pixels are the outer loop, block rows the inner one */
+
+    /* Of uint8 activations: words of kept channels, which the kernels read in place of planes. A thread makes them for a
+     * block row and a run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all
+     * channels, they are made once for a whole pass, by those who fill planes. */
+    const subp_requantize *requantize; /* or NULL: planes are read as they are */
+    const int32_t *start;              /* IN [out_channels] */
+    const float *factor;               /* IN [out_channels] */
+    subp_interleave_fn interleave;
+    ptrdiff_t words;               /* of a pixel */
+    int shared;                    /* all block rows keep all channels of their group */
+    ptrdiff_t run_pixels;          /* of a run whose words are made at once; the band if they are shared */
+    ptrdiff_t halo;                /* pixels that taps read behind a run */
+    ptrdiff_t word_plane;          /* pixels of a copy of a word: a run and its halo, in whole cache lines */
+    const ptrdiff_t *word_offsets; /* IN [taps] in pixels */
 } subp_conv;
 
 /* A pass in equal parts: row_step block rows x pixel_step pixels each. */
@@ -50,31 +64,35 @@ typedef struct {
     void *out;            /* OUT [batch][out_channels][out_h][out_w] */
 } subp_conv_arrays;
 
-/* Passes of one image, and channels to fill in a pass. */
+/* Passes of one image, and what there is to fill in a pass: channels, or shared words of them. */
 ptrdiff_t subp_conv_passes(const subp_conv *call);
 ptrdiff_t subp_conv_fills(const subp_conv *call);
+
+/* Bytes of the planes, of the shared words behind them, and of a thread's own words. */
+ptrdiff_t subp_conv_planes(const subp_conv *call);
+ptrdiff_t subp_conv_shared_words(const subp_conv *call);
+ptrdiff_t subp_conv_own_words(const subp_conv *call);
 
 /* Cuts a pass for so many threads, a part each. */
 subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads);
 
-/* One channel of a pass's planes; nothing to do for a convolution without copies. `planes` has room for channel_stride
- * elements of each channel to fill, and what they hold does not matter. */
-void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t channel,
-                    void *planes);
+/* One of what there is to fill. `planes` has room for the planes, channel_stride elements of each channel, and for shared
+ * words; what they hold does not matter. */
+void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t fill, void *planes);
 void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
-                    const subp_conv_parts *parts, ptrdiff_t part, const void *planes);
-/* A whole pass. */
-void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes);
+                    const subp_conv_parts *parts, ptrdiff_t part, const void *planes, void *words);
+/* A whole pass. `words` here and above is the thread's own. */
+void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes, void *words);
 
-/* The same for any rows of the output, as many as a band at most, and any place to put them: a channel's planes, and
- * one block row of [channels][rows][out_w], its channels `out_stride` apart and without residual. */
+/* The same for any rows of the output, as many as a band at most, and any place to put them: one of what there is to
+ * fill, and one block row of [channels][rows][out_w], its channels `out_stride` apart and without residual. */
 typedef struct {
     ptrdiff_t image, first_row, rows;
 } subp_rows;
 
-void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t channel, void *planes);
+void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t fill, void *planes);
 void subp_conv_row(const subp_conv *call, const void *x, const void *planes, subp_rows rows, ptrdiff_t row,
-                   void *out, ptrdiff_t out_stride);
+                   void *out, ptrdiff_t out_stride, void *words);
 
 /* The first output channel of a block row, and how many it has. */
 ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width);

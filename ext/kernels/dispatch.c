@@ -23,6 +23,7 @@ enum { /* of each set */
 
 /* A row's function, or functions, from its name. */
 #define RUN_conv2d(name) name
+#define RUN_interleave(name) name
 #define RUN_depthwise(name) name
 #define RUN_winograd(name) {name##_in, name##_out}
 #define RUN_pool(name) name

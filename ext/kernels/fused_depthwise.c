@@ -30,7 +30,7 @@ void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv
 void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
                                ptrdiff_t pass, ptrdiff_t part, const void *planes, void *between) {
     const subp_rows rows = rows_of(call, pass), seen = rows_between(&call->window, rows);
-    subp_conv_row(&call->first, arrays->x, planes, seen, part, between, call->pitch);
+    subp_conv_row(&call->first, arrays->x, planes, seen, part, between, call->pitch, NULL);
 
     subp_window window = call->window; /* as the rows between see it */
     window.pad_top += seen.first_row - rows.first_row * window.stride_h;

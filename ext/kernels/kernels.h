@@ -26,7 +26,7 @@ enum subp_set {
 };
 
 #define SUBP_OPERATORS(OPERATOR)                                                                             \
-    OPERATOR(conv2d) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool) OPERATOR(mean) OPERATOR(binary)   \
+    OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool) OPERATOR(mean) OPERATOR(binary)   \
     OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run) OPERATOR(halve) OPERATOR(peak)
 
 #define SUBP_OPERATOR(name) SUBP_OP_##name,
@@ -63,7 +63,29 @@ typedef struct {
     ptrdiff_t ahead;       /* pixels from here to those wanted next, to be fetched in advance; 0 for none */
     int32_t channels;      /* to store: at most those of the kernel's tile */
     int activation;        /* enum subp_activation */
+    /* Of uint8 activations alone; they have neither bias nor activation. */
+    int32_t words;         /* of a pixel */
+    ptrdiff_t word_stride; /* pixels from one word to the next */
+    const subp_requantize *requantize;
+    const int32_t *start; /* IN [channels] to store, what sums start from */
+    const float *factor;  /* IN [channels] to store */
 } subp_tile;
+
+/* uint8 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel: x[word][plane][pixel], and
+ * `values` as well, [word][taps][channels of the tile]. A word has as many channels as the row says: 4 bytes or 2 numbers
+ * of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind a run there
+ * are SUBP_TILE_SLACK of any content.
+ *
+ * A kernel of `interleave` makes them from planes, whole vectors of them too: word w of pixel p goes to
+ * out[(w * word_stride + p) * SUBP_WORD]. It reads no more than `count` bytes of each plane. */
+enum { SUBP_WORD = 4 };
+
+typedef struct {
+    const uint8_t *x;               /* IN first channel of the group, at the first pixel */
+    const int32_t *channel_offsets; /* IN [kept] from x */
+    ptrdiff_t kept, count, word_stride;
+    uint8_t *out; /* OUT, the channels that fill the last word of any content */
+} subp_interleave;
 
 /* Windows over a plane; they may hang over any edge. */
 typedef struct {
@@ -115,6 +137,7 @@ enum { SUBP_NORM_PIXELS = 64 };
  * loop of nothing but products, the speed that kernels are measured against: it returns how many operations a
  * round has; |factor| < 1 keeps it finite. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
+typedef void (*subp_interleave_fn)(const subp_interleave *planes);
 typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);
 typedef struct {
     void (*in)(const subp_tiles *tiles, const void *in, void *out); /* from a plane [height][width] */
@@ -137,6 +160,7 @@ typedef ptrdiff_t (*subp_peak_fn)(ptrdiff_t rounds, float factor);
 
 typedef union {
     subp_conv2d_fn conv2d;
+    subp_interleave_fn interleave;
     subp_depthwise_fn depthwise;
     subp_winograd_fn winograd;
     subp_pool_fn pool;
@@ -165,6 +189,7 @@ typedef struct {
 
 /* The declarations of a row's functions. */
 #define SUBP_DECLARE_conv2d(name) void name(const subp_tile *);
+#define SUBP_DECLARE_interleave(name) void name(const subp_interleave *);
 #define SUBP_DECLARE_depthwise(name) void name(const subp_depthwise *);
 #define SUBP_DECLARE_winograd(name)                                                                          \
     void name##_in(const subp_tiles *, const void *, void *);                                                \

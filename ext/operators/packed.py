@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.convolution import DENSE_BLOCK, Convolution
+from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, FLOAT32, Array, Quantization, TypedArray, ValueType
 from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 # Zeros around an input, against its own size and the kernel's extent.
 MAX_PADDING = 64
-
-# The largest magnitude of a stored weight.
-LARGEST_WEIGHT = 128
 
 UINT8 = DTYPES["uint8"]
 
@@ -94,12 +91,16 @@ def pack(
         ValueError: arguments that do not fit.
     """
     bias = bias.to_float() if isinstance(bias, TypedArray) else bias
-    found, integers = (
-        _requantization(weight, bias, activation, operands or {}, out_type),
-        _weight_scale(weight) is not None,
-    )
-    if isinstance(found, Requantization):
-        return Convolution(_as_blocks(weight, groups or 1), groups=groups, requantize=found, **args)
+    scale = _weight_scale(weight)
+    found: Requantization | str = ""
+    if scale is not None:
+        found = _not_integers(weight, operands or {}, out_type)
+        if not found:
+            convolution = Convolution(_per_channel(weight, scale), groups=groups, **args)
+            found = _requantization(convolution, scale, bias, activation, operands or {}, out_type)
+            if isinstance(found, Requantization):
+                convolution.requantize = found
+                return convolution
     if isinstance(weight, UniformBlockSparse):
         weight = weight.to_float32()
     else:
@@ -107,34 +108,34 @@ def pack(
         if weight.dtype != np.float32:
             return None
     convolution = Convolution(weight, bias, groups=groups, activation=activation, **args)
-    convolution.note = f" in float32: {found}" if integers else ""
+    convolution.note = f" in float32: {found}" if found else ""
     return convolution
 
 
-def _requantization(
-    weight: Any, bias: Any, activation: str | None, operands: Mapping[str, ValueType | None], out_type: ValueType | None
-) -> Requantization | str:
-    """How the layer computes with integers, or why it does not."""
-    scale = _weight_scale(weight)
-    if scale is None:
-        return "the weight is no int8 with a scale per output channel"
+def _not_integers(weight: Any, operands: Mapping[str, ValueType | None], out_type: ValueType | None) -> str:
+    """Why a layer with an int8 weight does not compute with integers; empty if it does."""
     if isinstance(weight, UniformBlockSparse) and weight.order is not None:
         return "the kernels take rows in their natural order"
-    x, residual = (_quantization(operands.get(name)) for name in ("input", "residual"))
-    out = _quantization(out_type)
-    if x is None or (residual is None and "residual" in operands) or (out is None and out_type is not None):
+    types = [*operands.values(), *([] if out_type is None else [out_type])]
+    if any(_quantization(type) is None for type in types):
         return "an operand or the result is no quantized uint8"
-    sums = _sums_of_weights(weight)
-    return of_convolution(
-        sums,
-        np.full(sums.shape, LARGEST_WEIGHT * math.prod(weight.shape[1:])),
-        scale,
-        bias,
-        x,
-        out,
-        residual,
-        activation,
-    )
+    return ""
+
+
+def _requantization(
+    convolution: Convolution,
+    scale: Array,
+    bias: Array | None,
+    activation: str | None,
+    operands: Mapping[str, ValueType | None],
+    out_type: ValueType | None,
+) -> Requantization | str:
+    """The constants that make outputs of sums, or why integers will not do."""
+    x, out = _quantization(operands.get("input")), _quantization(out_type)
+    if convolution.weight_sums is None or convolution.weight_sizes is None or x is None:
+        return "the weight or the input is no integer"
+    sums, sizes = convolution.weight_sums, convolution.weight_sizes
+    return of_convolution(sums, sizes, scale, bias, x, out, _quantization(operands.get("residual")), activation)
 
 
 def _quantization(type: ValueType | None) -> Quantization | None:
@@ -154,19 +155,12 @@ def _weight_scale(weight: Any) -> Array | None:
     return np.broadcast_to(q.scale, weight.shape[:1])
 
 
-def _sums_of_weights(weight: TypedArray | UniformBlockSparse) -> Array:
-    """`[O]`, of the stored weights of each output channel."""
-    if isinstance(weight, TypedArray):
-        return weight.values.reshape(len(weight.values), -1).sum(1, dtype=np.int64)
-    return weight.stored_sums()
-
-
-def _as_blocks(weight: TypedArray | UniformBlockSparse, groups: int) -> UniformBlockSparse:
-    """An int8 weight as blocks, all of them where it is dense."""
+def _per_channel(weight: TypedArray | UniformBlockSparse, scale: Array) -> TypedArray | UniformBlockSparse:
+    """The weight with a scale for each output channel, where it has one for all."""
     if isinstance(weight, UniformBlockSparse):
         return weight
-    block = min(DENSE_BLOCK, max(1, weight.shape[0] // groups))
-    return UniformBlockSparse.from_dense_integers(weight.values, np.array(_weight_scale(weight)), block, groups)
+    quantization = Quantization(scale, np.zeros(len(scale), np.int32), 0)
+    return TypedArray(weight.values, ValueType(weight.type.dtype, quantization))
 
 
 def pack_linear(weight: Any, **args: Any) -> Convolution | None:

@@ -112,7 +112,8 @@ float *exact_planes(const subp_conv *call) {
 }
 
 static void run_passes(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes) {
-    for (ptrdiff_t pass = 0; pass < subp_conv_passes(call) * batch; pass++) subp_conv_pass(call, arrays, pass, planes);
+    for (ptrdiff_t pass = 0; pass < subp_conv_passes(call) * batch; pass++)
+        subp_conv_pass(call, arrays, pass, planes, NULL);
 }
 
 /* As threads that share each pass do: fills and parts in any order. */
@@ -122,7 +123,7 @@ static void run_parts(const subp_conv *call, const subp_conv_arrays *arrays, ptr
         for (ptrdiff_t channel = subp_conv_fills(call) - 1; channel >= 0; channel--)
             subp_conv_fill(call, arrays, pass, channel, planes);
         for (ptrdiff_t part = parts->parts - 1; part >= 0; part--)
-            subp_conv_part(call, arrays, pass, parts, part, planes);
+            subp_conv_part(call, arrays, pass, parts, part, planes, NULL);
     }
 }
 

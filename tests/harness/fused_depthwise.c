@@ -40,7 +40,8 @@ static void run_apart(const subp_fused_depthwise *call, const subp_conv_arrays *
     const ptrdiff_t channels = first->out_channels, plane = first->out_h * first->out_w;
     float *between = exact_floats((size_t)(batch * channels * plane), CANARY);
     const subp_conv_arrays to = {.x = arrays->x, .out = between};
-    for (ptrdiff_t pass = 0; pass < subp_conv_passes(first) * batch; pass++) subp_conv_pass(first, &to, pass, planes);
+    for (ptrdiff_t pass = 0; pass < subp_conv_passes(first) * batch; pass++)
+        subp_conv_pass(first, &to, pass, planes, NULL);
     for (ptrdiff_t image = 0; image < batch; image++) {
         const ptrdiff_t out_plane = call->window.out_h * call->window.out_w, at = image * channels * out_plane;
         call->kernel->run.depthwise(&(subp_depthwise){

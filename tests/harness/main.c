@@ -32,7 +32,8 @@ int main(int argc, char **argv) {
         for (unsigned long long i = 0; i < count; i++) {
             for (int k = 0; k < subp_row_count; k++) {
                 const subp_row *row = &subp_row_table[k];
-                if (row->set != (enum subp_set)set || row->op != SUBP_OP_conv2d) continue;
+                if (row->set != (enum subp_set)set || row->op != SUBP_OP_conv2d || row->dtype != SUBP_DTYPE_float32)
+                    continue;
                 seed_case(seed + i);
                 check_tile(set, row);
                 free_buffers();

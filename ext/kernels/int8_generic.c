@@ -1,0 +1,74 @@
+/* The int8 kernels of any CPU: plain loops. */
+#include <math.h>
+#include <string.h>
+
+#include "int8_planes.h"
+
+static inline int32_t clip(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
+
+static void store_sums(const subp_tile *t, const int32_t *sums, ptrdiff_t step, ptrdiff_t at, ptrdiff_t count) {
+    const subp_requantize *q = t->requantize;
+    for (int32_t c = 0; c < t->channels; c++, sums += step) {
+        const ptrdiff_t to = c * t->out_stride + at;
+        const float factor = t->factor[c];
+        if (q->to_float) {
+            for (ptrdiff_t i = 0; i < count; i++) ((float *)t->out)[to + i] = (float)sums[i] * factor;
+            continue;
+        }
+        const uint8_t *residual = t->residual ? (const uint8_t *)t->residual + to : NULL;
+        for (ptrdiff_t i = 0; i < count; i++) {
+            float x = (float)sums[i] * factor;
+            if (residual) x = fmaf((float)(residual[i] - q->residual_zero), q->residual_factor, x);
+            ((uint8_t *)t->out)[to + i] = (uint8_t)clip((int32_t)lrintf(x) + q->zero, q->low, q->high);
+        }
+    }
+}
+
+#define DEFINE_UBSCONV(name, CHANNELS, PIXELS)                                                                \
+    void name(const subp_tile *t) {                                                                           \
+        for (ptrdiff_t at = 0; at < t->count; at += PIXELS) {                                                 \
+            ptrdiff_t count = t->count - at < PIXELS ? t->count - at : PIXELS;                                \
+            int32_t sums[CHANNELS][PIXELS];                                                                   \
+            const int8_t *w = t->values;                                                                      \
+            for (int c = 0; c < CHANNELS; c++)                                                                \
+                for (int i = 0; i < PIXELS; i++) sums[c][i] = c < t->channels ? t->start[c] : 0;              \
+            for (int32_t k = 0; k < t->words; k++)                                                            \
+                for (int32_t tap = 0; tap < t->taps; tap++, w += CHANNELS * SUBP_WORD) {                      \
+                    const ptrdiff_t pixel = k * t->word_stride + t->tap_offsets[tap] + at;                    \
+                    const uint8_t *x = (const uint8_t *)t->x + pixel * SUBP_WORD;                             \
+                    uint8_t words[PIXELS * SUBP_WORD] = {0};                                                  \
+                    memcpy(words, x, (size_t)(count * SUBP_WORD));                                            \
+                    for (int c = 0; c < CHANNELS; c++)                                                        \
+                        for (int i = 0; i < PIXELS; i++)                                                      \
+                            for (int b = 0; b < SUBP_WORD; b++)                                               \
+                                sums[c][i] += w[c * SUBP_WORD + b] * words[i * SUBP_WORD + b];                \
+                }                                                                                             \
+            store_sums(t, sums[0], PIXELS, at, count);                                                        \
+        }                                                                                                     \
+    }
+
+DEFINE_UBSCONV(u8s8_ubsconv_1x16__generic, 1, 16)
+DEFINE_UBSCONV(u8s8_ubsconv_4x16__generic, 4, 16)
+
+void u8s8_interleave__generic(const subp_interleave *s) {
+    const ptrdiff_t words = subp_words(s->kept, SUBP_WORD);
+    for (ptrdiff_t w = 0; w < words; w++) {
+        const uint8_t *planes[SUBP_WORD];
+        uint8_t *out = s->out + w * s->word_stride * SUBP_WORD;
+        subp_word_planes(s, w, SUBP_WORD, planes);
+        for (ptrdiff_t p = 0; p < s->count; p++)
+            for (int b = 0; b < SUBP_WORD; b++) out[p * SUBP_WORD + b] = planes[b][p];
+    }
+}
+
+/* As that of float32, in products of integers. */
+enum { PEAK_CHAINS = 32 };
+
+ptrdiff_t u8s8_peak__generic(ptrdiff_t rounds, float factor) {
+    uint32_t chains[PEAK_CHAINS], scale = factor < 1.0f ? 3 : 5;
+    for (uint32_t i = 0; i < PEAK_CHAINS; i++) chains[i] = i;
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = chains[i] * scale + scale;
+    for (int i = 1; i < PEAK_CHAINS; i++) chains[0] += chains[i];
+    return chains[0] == 1 ? 0 : 2 * PEAK_CHAINS;
+}

@@ -1,0 +1,87 @@
+/* AVX-512 behind the interface of int8_vector.h, but for vi32_dot. */
+#ifndef SUBP_INT8_SIMD_AVX512_H
+#define SUBP_INT8_SIMD_AVX512_H
+
+#include <string.h>
+
+#include "kernels.h"
+#include "simd_avx512.h"
+
+enum { VI32_LANES = 16 };
+typedef __m512i vi32;
+
+INLINE vi32 vi32_splat(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE vi32 vi32_sub(vi32 a, vi32 b) { return _mm512_sub_epi32(a, b); }
+INLINE vi32 vi32_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE vi32 vi32_weight(const uint8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof(word));
+    return _mm512_set1_epi32(word);
+}
+INLINE vf32 vf32_of(vi32 x) { return _mm512_cvtepi32_ps(x); }
+INLINE vf32 vf32_mul(vf32 a, vf32 b) { return _mm512_mul_ps(a, b); }
+INLINE vi32 vi32_round(vf32 x) {
+    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vi32 vi32_bytes(const uint8_t *p, int n) {
+    return _mm512_cvtepu8_epi32(n == VI32_LANES ? _mm_loadu_si128((const __m128i *)p)
+                                                : _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), p));
+}
+INLINE void vf32_store_first(float *p, vf32 x, int n) {
+    if (n == VI32_LANES)
+        vf32_store(p, x);
+    else
+        vf32_store_mask(p, x, vf32_first(n));
+}
+
+/* The first n of 64 bytes. */
+INLINE void store_first(uint8_t *out, __m512i x, int n) {
+    if (n == 64) {
+        _mm512_storeu_si512(out, x);
+    } else if (n == 48) {
+        _mm256_storeu_si256((__m256i *)out, _mm512_castsi512_si256(x));
+        _mm_storeu_si128((__m128i *)(out + 32), _mm512_extracti32x4_epi32(x, 2));
+    } else if (n == 32) {
+        _mm256_storeu_si256((__m256i *)out, _mm512_castsi512_si256(x));
+    } else if (n == 16) {
+        _mm_storeu_si128((__m128i *)out, _mm512_castsi512_si128(x));
+    } else {
+        _mm512_mask_storeu_epi8(out, ((__mmask64)1 << n) - 1, x);
+    }
+}
+
+/* Packs work within quarters of a vector: each ends with four numbers of every vector, which are put in order at the end. */
+INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, const subp_requantize *q) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i zero = _mm512_set1_epi16((short)q->zero);
+    const __m512i low = _mm512_set1_epi8((char)q->low), high = _mm512_set1_epi8((char)q->high);
+    UNROLL for (int v = 0; v < vectors; v += 4) {
+        const int left = vectors - v, pixels = count - v * VI32_LANES;
+        const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(x[v], x[left > 1 ? v + 1 : v]), zero);
+        const __m512i b =
+            left > 2 ? _mm512_adds_epi16(_mm512_packs_epi32(x[v + 2], x[left > 3 ? v + 3 : v + 2]), zero) : a;
+        const __m512i bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+        store_first(out + v * VI32_LANES, _mm512_permutexvar_epi32(order, bytes), pixels < 64 ? pixels : 64);
+    }
+}
+
+/* The words of up to 64 pixels from four planes, of which `count` bytes each are read. */
+INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
+    /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in order. */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i x = count >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(((__mmask64)1 << count) - 1, p);
+    return _mm512_permutexvar_epi32(order, x);
+}
+
+INLINE void interleave_quads(const uint8_t *const planes[4], ptrdiff_t count, uint8_t *out) {
+    const __m512i a = load_plane(planes[0], count), b = load_plane(planes[1], count);
+    const __m512i c = load_plane(planes[2], count), d = load_plane(planes[3], count);
+    const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+    const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi16(ab_low, cd_low));
+    if (count > 16) _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi16(ab_low, cd_low));
+    if (count > 32) _mm512_storeu_si512(out + 128, _mm512_unpacklo_epi16(ab_high, cd_high));
+    if (count > 48) _mm512_storeu_si512(out + 192, _mm512_unpackhi_epi16(ab_high, cd_high));
+}
+
+#endif
