@@ -20,6 +20,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mpre
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx2", ["-mavx2", "-mfma"]),
     (X86, "avx512", AVX512),
+    (X86, "avx512vbmi", [*AVX512, "-mavx512vbmi"]),
     (X86, "avx512vnni", [*AVX512, "-mavx512vnni"]),
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
 ]

@@ -28,6 +28,14 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct subp_interleave:
         pass
     ctypedef void (*subp_interleave_fn)(const subp_interleave *planes) noexcept nogil
+    ctypedef struct subp_rescale:
+        int32_t a_zero, b_zero
+        float a_factor, b_factor
+        int32_t zero, low, high
+    ctypedef struct subp_quantized_pool:
+        subp_window window
+        int32_t in_zero, zero
+        const float *factors
     ctypedef void (*subp_depthwise_fn)(const subp_depthwise *) noexcept nogil
     ctypedef void (*subp_pool_fn)(const subp_pool *p, const void *input, void *out, void *row) noexcept nogil
     ctypedef void (*subp_mean_fn)(const void *input, Py_ssize_t count, void *out) noexcept nogil
@@ -41,6 +49,18 @@ cdef extern from "kernels.h" nogil:
     ctypedef void (*subp_halve_fn)(const void *input, Py_ssize_t in_step, Py_ssize_t rows, Py_ssize_t count, void *out,
                                    Py_ssize_t out_step) noexcept nogil
     ctypedef Py_ssize_t (*subp_peak_fn)(Py_ssize_t rounds, float factor) noexcept nogil
+    ctypedef void (*subp_quantize_fn)(const float *input, Py_ssize_t count, float inverse, int32_t zero,
+                                      void *out) noexcept nogil
+    ctypedef void (*subp_dequantize_fn)(const void *input, Py_ssize_t count, int32_t zero, float scale,
+                                        float *out) noexcept nogil
+    ctypedef void (*subp_lookup_fn)(const void *input, Py_ssize_t count, const void *table, int to_float,
+                                    void *out) noexcept nogil
+    ctypedef void (*subp_quantized_binary_fn)(int multiply, const subp_rescale *rescale, const void *a, const void *b,
+                                              int one_b, Py_ssize_t count, void *out) noexcept nogil
+    ctypedef void (*subp_quantized_pool_fn)(const subp_quantized_pool *p, const void *input, void *out,
+                                            int32_t *row) noexcept nogil
+    ctypedef void (*subp_quantized_mean_fn)(const subp_rescale *rescale, const void *input, Py_ssize_t count,
+                                            void *out) noexcept nogil
     ctypedef union subp_run_functions:
         subp_interleave_fn interleave
         subp_depthwise_fn depthwise
@@ -52,6 +72,12 @@ cdef extern from "kernels.h" nogil:
         subp_norm_run_fn norm_run
         subp_halve_fn halve
         subp_peak_fn peak
+        subp_quantize_fn quantize
+        subp_dequantize_fn dequantize
+        subp_lookup_fn lookup
+        subp_quantized_binary_fn quantized_binary
+        subp_quantized_pool_fn quantized_pool
+        subp_quantized_mean_fn quantized_mean
     ctypedef struct subp_row:
         const char *name
         int op, dtype, weight_dtype, out_dtype, set

@@ -34,6 +34,12 @@ enum { /* of each set */
 #define RUN_norm_run(name) name
 #define RUN_halve(name) name
 #define RUN_peak(name) name
+#define RUN_quantize(name) name
+#define RUN_dequantize(name) name
+#define RUN_lookup(name) name
+#define RUN_quantized_binary(name) name
+#define RUN_quantized_pool(name) name
+#define RUN_quantized_mean(name) name
 
 #define SUBP_ROW(operator, own_name, type, weights, outputs, own_set, tile_channels, tile_pixels, interleaved, packed, \
                  bound, window_size, window_stride)                                                                  \

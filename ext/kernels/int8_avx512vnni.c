@@ -1,7 +1,7 @@
 /* The int8 kernels for AVX-512 with dot products: 8 channels x 3 vectors of words fill 24 of the 32 registers. */
 #include "int8_simd_avx512.h"
 
-#include "int8_planes.h"
+#include "int8_words.h"
 
 /* Not the intrinsic, with which GCC 12 copies and spills the sums. */
 INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {

@@ -26,8 +26,10 @@ enum subp_set {
 };
 
 #define SUBP_OPERATORS(OPERATOR)                                                                             \
-    OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool) OPERATOR(mean) OPERATOR(binary)   \
-    OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run) OPERATOR(halve) OPERATOR(peak)
+    OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool) OPERATOR(mean)      \
+    OPERATOR(binary) OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run) OPERATOR(halve) OPERATOR(peak)               \
+    OPERATOR(quantize) OPERATOR(dequantize) OPERATOR(lookup) OPERATOR(quantized_binary)                      \
+    OPERATOR(quantized_pool) OPERATOR(quantized_mean)
 
 #define SUBP_OPERATOR(name) SUBP_OP_##name,
 enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
@@ -128,6 +130,21 @@ typedef struct {
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
 
+/* From quantized operands to a quantized result, with the constants of requantize.py: zero points, factors that have the
+ * result's scale in them, and bounds from 0 to 255. A product or mean has one factor, a_factor. */
+typedef struct {
+    int32_t a_zero, b_zero;
+    float a_factor, b_factor;
+    int32_t zero, low, high; /* of the result */
+} subp_rescale;
+
+/* Pooling of a quantized plane. Parts of a window outside of the input count for nothing; every pixel lies in one. */
+typedef struct {
+    subp_window window;
+    int32_t in_zero, zero;
+    const float *factors; /* IN [out_h][out_w], what sums are multiplied by; NULL for the maximum */
+} subp_quantized_pool;
+
 enum { SUBP_NORM_PIXELS = 64 };
 
 /* The functions of each operator. Of `pool`, row is room for one input row. `binary` is a + b or a * b, with b one
@@ -135,7 +152,11 @@ enum { SUBP_NORM_PIXELS = 64 };
  * channels that are `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus
  * bias[c]. `halve` takes every second element of each row and reads nothing beyond the last it takes. `peak` is a
  * loop of nothing but products, the speed that kernels are measured against: it returns how many operations a
- * round has; |factor| < 1 keeps it finite. */
+ * round has; |factor| < 1 keeps it finite.
+ * Of uint8: `quantize` is clamp(rne(x * inverse) + zero), NaN giving 0, `dequantize` (x - zero) * scale. `lookup` is
+ * table[x], 256 results of uint8 or float32. `quantized_binary` is a sum of two operands of one size, or a product,
+ * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for width + out_w sums. Where an operand
+ * and the result have elements of one size, they may be in the same place. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
 typedef void (*subp_interleave_fn)(const subp_interleave *planes);
 typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);
@@ -157,6 +178,13 @@ typedef void (*subp_norm_run_fn)(const void *in, ptrdiff_t channels, ptrdiff_t p
 typedef void (*subp_halve_fn)(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
                               ptrdiff_t out_step);
 typedef ptrdiff_t (*subp_peak_fn)(ptrdiff_t rounds, float factor);
+typedef void (*subp_quantize_fn)(const float *in, ptrdiff_t count, float inverse, int32_t zero, void *out);
+typedef void (*subp_dequantize_fn)(const void *in, ptrdiff_t count, int32_t zero, float scale, float *out);
+typedef void (*subp_lookup_fn)(const void *in, ptrdiff_t count, const void *table, int to_float, void *out);
+typedef void (*subp_quantized_binary_fn)(int multiply, const subp_rescale *rescale, const void *a, const void *b,
+                                         int one_b, ptrdiff_t count, void *out);
+typedef void (*subp_quantized_pool_fn)(const subp_quantized_pool *pool, const void *in, void *out, int32_t *row);
+typedef void (*subp_quantized_mean_fn)(const subp_rescale *rescale, const void *in, ptrdiff_t count, void *out);
 
 typedef union {
     subp_conv2d_fn conv2d;
@@ -171,6 +199,12 @@ typedef union {
     subp_norm_run_fn norm_run;
     subp_halve_fn halve;
     subp_peak_fn peak;
+    subp_quantize_fn quantize;
+    subp_dequantize_fn dequantize;
+    subp_lookup_fn lookup;
+    subp_quantized_binary_fn quantized_binary;
+    subp_quantized_pool_fn quantized_pool;
+    subp_quantized_mean_fn quantized_mean;
 } subp_run_functions;
 
 /* A kernel; what the fields mean is told in the lists. */
@@ -204,6 +238,13 @@ typedef struct {
     void name(const void *, ptrdiff_t, ptrdiff_t, const float *, const float *, float, void *);
 #define SUBP_DECLARE_halve(name) void name(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t);
 #define SUBP_DECLARE_peak(name) ptrdiff_t name(ptrdiff_t, float);
+#define SUBP_DECLARE_quantize(name) void name(const float *, ptrdiff_t, float, int32_t, void *);
+#define SUBP_DECLARE_dequantize(name) void name(const void *, ptrdiff_t, int32_t, float, float *);
+#define SUBP_DECLARE_lookup(name) void name(const void *, ptrdiff_t, const void *, int, void *);
+#define SUBP_DECLARE_quantized_binary(name) \
+    void name(int, const subp_rescale *, const void *, const void *, int, ptrdiff_t, void *);
+#define SUBP_DECLARE_quantized_pool(name) void name(const subp_quantized_pool *, const void *, void *, int32_t *);
+#define SUBP_DECLARE_quantized_mean(name) void name(const subp_rescale *, const void *, ptrdiff_t, void *);
 #define SUBP_ROW(operator, name, ...) SUBP_DECLARE_##operator(name)
 #include "dtypes.inc"
 
