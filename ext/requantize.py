@@ -6,6 +6,7 @@ Constants are computed in float64 from scales in float32, and rounded once. docs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -146,3 +147,71 @@ def of_convolution(
         float(residual_factor),
         0 if residual is None else int(residual.zero_point),
     )
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """How one or two quantized operands become a quantized result. Fields are as in subp_rescale of kernels/kernels.h.
+
+    Attributes:
+        a_zero, b_zero: zero points of the operands.
+        a_factor, b_factor: what they are multiplied by; a product and a mean have one, `a_factor`.
+        zero, low, high: zero point and bounds of the stored result.
+    """
+
+    a_zero: int
+    a_factor: float
+    zero: int
+    b_zero: int = 0
+    b_factor: float = 0.0
+    low: int = 0
+    high: int = TOP
+
+
+def of_sum(a: Quantization, b: Quantization, out: Quantization) -> Rescale | str:
+    """Returns the constants of a + b, or why integers will not do."""
+    factors = factors_of([np.float64(a.scale), np.float64(b.scale)], out, TOP)
+    if isinstance(factors, str):
+        return factors
+    zero, (a_factor, b_factor) = int(out.zero_point), map(float, factors)
+    return Rescale(int(a.zero_point), a_factor, zero, int(b.zero_point), b_factor)
+
+
+def of_product(a: Quantization, b: Quantization, out: Quantization) -> Rescale | str:
+    """Returns the constants of a * b, or why integers will not do."""
+    factors = factors_of([np.float64(a.scale) * np.float64(b.scale)], out, TOP * TOP)
+    if isinstance(factors, str):
+        return factors
+    return Rescale(int(a.zero_point), float(factors[0]), int(out.zero_point), int(b.zero_point))
+
+
+def of_average(x: Quantization, out: Quantization, counts: Array, pixels: int) -> Float32Array | str:
+    """Returns what sums of pixels are multiplied by, or why integers will not do.
+
+    Args:
+        x, out: of the tensors.
+        counts: what each sum is divided by, of any shape.
+        pixels: the most that are in a sum.
+    """
+    if not (counts > 0).all():
+        return "an average is not over one pixel or more"
+    if pixels * TOP > MAX_SUM:
+        return "sums of its pixels could overflow int32"
+    return factors_of(np.float64(x.scale) / counts.astype(np.float64), out, pixels * TOP)
+
+
+def factors_of(units: Any, out: Quantization, largest: int) -> Float32Array | str:
+    """Returns float32 factors from integers of these units to those of a result, or why they will not do.
+
+    Args:
+        units: what one of each integer stands for.
+        out: of the result.
+        largest: magnitude of the integers.
+    """
+    with np.errstate(all="ignore"):
+        factors = (np.asarray(units, np.float64) / np.float64(out.scale)).astype(np.float32)
+    if not (factors > 0).all():
+        return "a factor is beyond float32"
+    if not (np.isfinite(factors).all() and 2.0 * largest * factors.max() < MAX_RESULT):
+        return "its results could be beyond int32 before they are bounded"
+    return factors

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array
+from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import like_torch
-from subp_ext.operators.lowering import activation, on_numpy
+from subp_ext.operators.lowering import activation, on_numpy, tabulated
 from subp_ext.operators.record import (
     DRY_RUN,
     ELEMENTWISE,
@@ -119,8 +119,17 @@ def leaky_relu(self: Array, negative_slope: float = 0.01) -> Array:
 
 
 def _lower_hardtanh(
-    planner: Planner, op: str, *, self: Any, min_val: float = -1, max_val: float = 1
+    planner: Planner,
+    op: str,
+    *,
+    self: Any,
+    min_val: float = -1,
+    max_val: float = 1,
+    out_type: ValueType | None = None,
 ) -> Lowered | Unsupported:
+    integers = tabulated(planner, op, self, out_type, lambda x: hardtanh(x, min_val, max_val))
+    if integers is not None:
+        return integers
     if fused_activation(op, {"min_val": min_val, "max_val": max_val}):
         return activation(planner, op, self=self, min_val=min_val, max_val=max_val)
     return on_numpy(planner, op, np.clip, self, min_val, max_val)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array
+from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import pair, sizes
-from subp_ext.operators.lowering import no_kernel
+from subp_ext.operators.lowering import no_kernel, quantization_of
 from subp_ext.operators.pooling import lower_pool
 from subp_ext.operators.record import OPERATORS, Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.reductions import lower_mean
@@ -46,18 +46,20 @@ def _average_spec(self: MetaTensor, output_size: OutputSize) -> Spec:
     return (*self.shape[:-2], *sizes(out)), self.dtype
 
 
-def _lower_average(planner: Planner, op: str, *, self: Any, output_size: OutputSize) -> Lowered | Unsupported:
+def _lower_average(
+    planner: Planner, op: str, *, self: Any, output_size: OutputSize, out_type: ValueType | None = None
+) -> Lowered | Unsupported:
     wanted = pair(output_size)
     if set(wanted) == {1}:
-        return lower_mean(planner, op, self=self, dim=(2, 3), keepdim=True)
-    if refused := no_kernel("pool", self, 4):
+        return lower_mean(planner, op, self=self, dim=(2, 3), keepdim=True, out_type=out_type)
+    if refused := no_kernel("pool" if quantization_of(self) is None else "quantized_pool", self, 4):
         return refused
     planes = self.view.shape[2:]
     if any(size is not None and (size < 1 or n % size) for n, size in zip(planes, wanted, strict=True)):
         return Unsupported("the output's size does not divide the input's")
     # Windows of equal size without overlap.
     kernel = [n // (size or n) for n, size in zip(planes, wanted, strict=True)]
-    return lower_pool(planner, "avg_pool2d", self=self, kernel_size=kernel, stride=kernel)
+    return lower_pool(planner, "avg_pool2d", self=self, kernel_size=kernel, stride=kernel, out_type=out_type)
 
 
 @operator("adaptive_avg_pool2d", "_adaptive_avg_pool2d", shape=_average_spec, lower=_lower_average)

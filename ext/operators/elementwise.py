@@ -10,30 +10,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array
+from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import Number, Operand, like_torch
 from subp_ext.operators.lowering import (
+    UINT8,
     bound,
     flat,
+    is_quantized,
     memory_order,
     no_kernel,
     on_numpy,
     plan_kernel,
+    quantization_of,
+    tabulated,
     ufunc,
 )
 from subp_ext.operators.record import ELEMENTWISE, Lowered, Lowering, Unsupported, operator
+from subp_ext.requantize import of_product, of_sum
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
 
 
-def _lower_binary(planner: Planner, op: str, *, self: Any, other: Any, alpha: Number = 1) -> Lowered | Unsupported:
+def _lower_binary(
+    planner: Planner,
+    op: str,
+    *,
+    self: Any,
+    other: Any,
+    alpha: Number = 1,
+    out_type: ValueType | None = None,
+) -> Lowered | Unsupported:
     """Operands of one shape, or one with a number per plane, as a squeeze-and-excitation gate has."""
     if alpha != 1:
         return Unsupported("alpha is not 1")
     a, b = (self, other) if _size(self) >= _size(other) else (other, self)
-    laid = _meet(a, b)
+    if quantization_of(a) is not None and is_quantized(out_type, UINT8):
+        return _lower_integers(planner, op, a, b, out_type)
+    laid = _meet(a, b) if no_kernel("binary", a) is None and _is_array(b) and type_of(b) == a.type else None
     if laid is None:
         return on_numpy(planner, op, np.multiply if op == "mul" else np.add, self, other)
     order, b, runs = laid
@@ -47,14 +62,51 @@ def _lower_binary(planner: Planner, op: str, *, self: Any, other: Any, alpha: Nu
     return plan_kernel(planner, op, "binary", bind, [a, b], out, in_place=same)
 
 
+def _lower_integers(planner: Planner, op: str, a: Tensor, b: Any, out_type: ValueType) -> Lowered | Unsupported:
+    """As `_lower_binary`, of quantized uint8; a sum is one of operands of one shape."""
+    own, other, result = a.type.quantization, quantization_of(b), out_type.quantization
+    if own is None or other is None or result is None:
+        return Unsupported("an operand is not quantized")
+    if refused := no_kernel("quantized_binary", a):
+        return refused
+    if op == "add" and a.view.shape != b.view.shape:
+        return Unsupported("operands of several shapes")
+    rescale = of_product(own, other, result) if op == "mul" else of_sum(own, other, result)
+    if isinstance(rescale, str):
+        return Unsupported(rescale)
+    laid = _meet(a, b)
+    if laid is None and not _runs_of(a.view, b.view):
+        return Unsupported("operands of shapes that meet in another way")
+    if laid is None:
+        a, b = planner.contiguous(a), planner.contiguous(b)
+        laid = _meet(a, b)
+    assert laid is not None
+    order, b, runs = laid
+    out, threads = planner.empty(a.view.shape, out_type, order), planner.threads
+
+    def bind(at: At) -> Call:
+        first, second, target = (flat(at(value), order, runs, -1) for value in (a, b, out))
+        return bound("bind_quantized_binary", op == "mul", first, second, rescale, target, threads)
+
+    same = [a, b] if b.view.shape == a.view.shape else [a]
+    return plan_kernel(planner, op, "quantized_binary", bind, [a, b], out, in_place=same)
+
+
+def _runs_of(a: Array, b: Array) -> bool:
+    """Whether two operands meet on a kernel once both are in C order."""
+    return 0 < a.ndim >= b.ndim and _runs(a, b.reshape((1,) * (a.ndim - b.ndim) + b.shape)) is not None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
 def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:
     """How two operands meet on a kernel: the larger one's memory order, the other spread to it, and its runs.
 
     Returns:
         None if they do not.
     """
-    if no_kernel("binary", a) or not isinstance(b, (Tensor, np.ndarray)) or type_of(b) != a.type:
-        return None
     order = memory_order(a.view)
     if order is None or a.view.ndim == 0:
         return None
@@ -67,7 +119,7 @@ def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:
 
 
 def _size(value: Any) -> int:
-    return as_meta(value).size if isinstance(value, (Tensor, np.ndarray)) else 0
+    return as_meta(value).size if _is_array(value) else 0
 
 
 def _runs(a: Array, b: Array) -> int | None:
@@ -171,9 +223,21 @@ def minimum(self: Array, other: Array) -> Array:
     return np.minimum(self, other)
 
 
-def _lower_clamp(planner: Planner, op: str, *, self: Any, min: Any = None, max: Any = None) -> Lowered | Unsupported:
+def _lower_clamp(
+    planner: Planner,
+    op: str,
+    *,
+    self: Any,
+    min: Any = None,
+    max: Any = None,
+    out_type: ValueType | None = None,
+) -> Lowered | Unsupported:
     if min is None and max is None:
         return Unsupported("without bounds")
+    if not any(_is_array(bound) for bound in (min, max)):
+        integers = tabulated(planner, op, self, out_type, lambda x: clamp(x, min, max))
+        if integers is not None:
+            return integers
     return on_numpy(planner, op, np.clip, self, min, max)
 
 

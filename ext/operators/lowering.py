@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from subp_ext import runtime
-from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType, as_type
+from subp_ext.dtypes import DTYPES, FLOAT32, Array, DType, Quantization, TypedArray, ValueType, as_type
 from subp_ext.operators.record import (
+    FUSED,
     OPERATORS,
     STORAGE_ARGS,
     VIEW,
@@ -28,6 +29,7 @@ from subp_ext.operators.record import (
     fused_activation,
 )
 from subp_ext.operators.shape_inference import infer, of_shape
+from subp_ext.requantize import BOUNDS
 from subp_ext.tensor import At, Call, Tensor, as_meta, tensors_in, type_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 
 # Arguments that stay with a node whose others are packed.
 RUN_ARGS = ("input", "residual")
+
+UINT8 = DTYPES["uint8"]
+
+# Every uint8: what tables are made from.
+BYTES = np.arange(256, dtype=np.uint8)
 
 # Those of `quantize` that make the type of its result.
 QUANTIZE_ARGS = ("dtype", "scale", "zero_point")
@@ -214,14 +221,116 @@ def converted(planner: Planner, tensor: Tensor, type: ValueType, why: str) -> Te
     known = planner.conversions.get((tensor, type))
     if known is not None:
         return known
-    out = planner.conversions[tensor, type] = planner.empty(tensor.view.shape, type)
+    out = recast(planner, "cast", tensor, type, why)
+    if out is None:
+        out = planner.empty(tensor.view.shape, type)
+        planner.step("cast", "reference", why, _numpy_conversion(tensor, out), [tensor], [out])
+    planner.conversions[tensor, type] = out
+    return out
 
+
+def _numpy_conversion(tensor: Tensor, out: Tensor) -> Callable[[At], Call]:
     def bind(at: At) -> Call:
         source, target = at(tensor), at(out)
-        return lambda: np.copyto(target, type.from_float(tensor.type.to_float(source)))
+        return lambda: np.copyto(target, out.type.from_float(tensor.type.to_float(source)))
 
-    planner.step("cast", "reference", why, bind, [tensor], [out])
-    return out
+    return bind
+
+
+def recast(planner: Planner, op: str, tensor: Tensor, type: ValueType, why: str = "kernel") -> Tensor | None:
+    """The real numbers of a tensor in another type, by a kernel; None if there is none between these types.
+
+    Args:
+        planner: gets the step.
+        op: of the step.
+        tensor: any memory order.
+        type: of the result.
+        why: of the step, for the report.
+    """
+    if not tensor.view.size:
+        return None
+    if is_quantized(tensor.type, UINT8) and is_quantized(type, UINT8):
+        return look_up(planner, op, tensor, type.from_float(tensor.type.to_float(BYTES)), type, why)
+    if tensor.type.dtype is FLOAT32 and is_quantized(type, UINT8):
+        operator, quantization = "quantize", type.quantization
+    elif is_quantized(tensor.type, UINT8) and type.dtype is FLOAT32:
+        operator, quantization = "dequantize", tensor.type.quantization
+    else:
+        return None
+    assert quantization is not None
+    scale, zero, threads = np.float64(quantization.scale), int(quantization.zero_point), planner.threads
+    factors = (float(np.float32(1 / scale)), zero) if operator == "quantize" else (zero, float(scale))
+    tensor, order = ordered(planner, tensor)
+    out = planner.empty(tensor.view.shape, type, order)
+
+    def bind(at: At) -> Call:
+        source, target = (flat(at(value), order, -1) for value in (tensor, out))
+        return bound(f"bind_{operator}", source, *factors, target, threads)
+
+    return plan_kernel(planner, op, operator, bind, [tensor], out, dtype="uint8", why=why).value
+
+
+def look_up(planner: Planner, op: str, tensor: Tensor, table: Array, type: ValueType, why: str = "kernel") -> Tensor:
+    """A tensor of uint8 with each element replaced by that of a table, by a kernel.
+
+    Args:
+        planner: gets the step.
+        op: of the step.
+        tensor: not empty, any memory order.
+        table: `[256]`, or `[C, 256]` with one per channel, the tensor's dimension 1; uint8 or float32.
+        type: of the result.
+        why: of the step, for the report.
+    """
+    if table.ndim == 1:
+        tensor, order = ordered(planner, tensor)
+        runs = 1
+    else:
+        tensor, order = planner.contiguous(tensor), tuple(range(tensor.view.ndim))
+        runs = math.prod(tensor.view.shape[:2])
+    tables, threads = np.ascontiguousarray(table.reshape(-1, len(BYTES))), planner.threads
+    out = planner.empty(tensor.view.shape, type, order)
+
+    def bind(at: At) -> Call:
+        source, target = (flat(at(value), order, runs, -1) for value in (tensor, out))
+        return bound("bind_lookup", source, tables, target, threads, tables.dtype.name)
+
+    same = [tensor] if tables.dtype == np.uint8 else []
+    return plan_kernel(planner, op, "lookup", bind, [tensor], out, same, dtype="uint8", why=why).value
+
+
+def tabulated(
+    planner: Planner, op: str, tensor: Any, out_type: ValueType | None, function: Callable[[Array], Array]
+) -> Lowered | Unsupported | None:
+    """Lowers a function that is exact in float32, such as a bound, on quantized uint8: as a table.
+
+    Returns:
+        None if the tensor is no quantized uint8.
+    """
+    if not isinstance(tensor, Tensor) or not is_quantized(tensor.type, UINT8):
+        return None
+    if not is_quantized(out_type, UINT8):
+        return Unsupported("the result is not quantized")
+    assert out_type is not None
+    if not tensor.view.size:
+        return Unsupported("the input is empty")
+    table = out_type.from_float(function(tensor.type.to_float(BYTES)))
+    return Lowered(look_up(planner, op, tensor, table, out_type, "a table"))
+
+
+def is_quantized(type: ValueType | None, dtype: DType) -> bool:
+    """Whether it is the type of integers of a dtype that stand for real numbers."""
+    return type is not None and type.dtype is dtype and type.quantization is not None
+
+
+def quantization_of(value: Any) -> Quantization | None:
+    """That of a tensor of the run which is quantized uint8; None of all else."""
+    return value.type.quantization if isinstance(value, Tensor) and value.type.dtype is UINT8 else None
+
+
+def ordered(planner: Planner, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The tensor, copied if it has gaps, and its memory order."""
+    order = memory_order(tensor.view)
+    return (planner.copy(tensor), tuple(range(tensor.view.ndim))) if order is None else (tensor, order)
 
 
 def _macs(op: str, args: dict[str, Any], results: int) -> int | None:
@@ -275,6 +384,8 @@ def plan_kernel(
     reads: Sequence[Any],
     out: Tensor,
     in_place: Sequence[Tensor] = (),
+    dtype: str | None = None,
+    why: str = "kernel",
 ) -> Lowered:
     """Appends a step on a kernel that `no_kernel` has nothing against.
 
@@ -286,11 +397,13 @@ def plan_kernel(
         reads: tensors and arrays.
         out: what it writes, and returns.
         in_place: those read whose memory the result may take over.
+        dtype: of the kernels; by default that of the result.
+        why: of the step, for the report.
     """
-    kernel = find_kernel(operator, out.type.dtype.name)
+    kernel = find_kernel(operator, dtype or out.type.dtype.name)
     if kernel is None:
-        raise RuntimeError(f"no {out.type} kernel for {operator}")
-    planner.step(op, kernel.name, "kernel", bind, reads, [out], in_place=list(in_place), passed_over=kernel.passed_over)
+        raise RuntimeError(f"no {dtype or out.type} kernel for {operator}")
+    planner.step(op, kernel.name, why, bind, reads, [out], in_place=list(in_place), passed_over=kernel.passed_over)
     return Lowered(out)
 
 
@@ -325,16 +438,20 @@ def flat(array: Array, order: Sequence[int], *shape: int) -> Array:
     return array.transpose(order).reshape(shape)
 
 
-def activation(planner: Planner, op: str, *, self: Any, **parameters: Any) -> Lowered | Unsupported:
+def activation(
+    planner: Planner, op: str, *, self: Any, out_type: ValueType | None = None, **parameters: Any
+) -> Lowered | Unsupported:
     """Lowers an operator that convolutions can fuse, where it stands alone, for the parameters its kernels hold."""
     name = fused_activation(op, parameters)
     if name is None:
         return Unsupported("the kernels hold other parameters as constants")
+    if name in BOUNDS:
+        integers = tabulated(planner, op, self, out_type, FUSED[name])
+        if integers is not None:
+            return integers
     if refused := no_kernel("activate", self):
         return refused
-    order = memory_order(self.view)
-    if order is None:
-        self, order = planner.copy(self), tuple(range(self.view.ndim))
+    self, order = ordered(planner, self)
     out, threads = planner.empty(self.view.shape, order=order), planner.threads
 
     def bind(at: At) -> Call:

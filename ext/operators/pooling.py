@@ -4,19 +4,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array
+from subp_ext.dtypes import Array, ValueType
 from subp_ext.geometry import MAX_SIZE
 from subp_ext.operators.arguments import Ints, pair, sizes
-from subp_ext.operators.lowering import bound, no_kernel, plan_kernel
+from subp_ext.operators.lowering import UINT8, bound, is_quantized, no_kernel, plan_kernel, quantization_of
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import of_shape
-from subp_ext.tensor import At, Call
+from subp_ext.requantize import of_average
+from subp_ext.tensor import At, Call, Tensor
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
@@ -116,8 +118,16 @@ def _pool_spec(self: MetaTensor, divisor_override: int | None = None, **window: 
 
 
 def lower_pool(
-    planner: Planner, op: str, *, self: Any, divisor_override: int | None = None, **window: Any
+    planner: Planner,
+    op: str,
+    *,
+    self: Any,
+    divisor_override: int | None = None,
+    out_type: ValueType | None = None,
+    **window: Any,
 ) -> Lowered | Unsupported:
+    if quantization_of(self) is not None and is_quantized(out_type, UINT8):
+        return _lower_integers(planner, op, self, divisor_override, out_type, window)
     if divisor_override is not None:
         return Unsupported("no kernel divides by a given number")
     if refused := no_kernel("pool", self, 4):
@@ -142,6 +152,49 @@ def lower_pool(
         )
 
     return plan_kernel(planner, op, "pool", bind, [x], out)
+
+
+def _lower_integers(
+    planner: Planner, op: str, x: Tensor, divisor: int | None, out_type: ValueType, window: dict[str, Any]
+) -> Lowered | Unsupported:
+    """Pooling of quantized uint8. A maximum has the type of its operand."""
+    if refused := no_kernel("quantized_pool", x, 4):
+        return refused
+    geometry = check_pool(x.view.shape[2:], **window)
+    average, quantization = op == "avg_pool2d", x.type.quantization
+    type = out_type if average else x.type
+    assert quantization is not None and type.quantization is not None
+    factors: Array | str | None = None
+    if average:
+        counts = np.multiply.outer(*geometry.counts) if divisor is None else np.full(geometry.out, divisor)
+        factors = of_average(quantization, type.quantization, counts, _most_pixels(geometry, x.view.shape[2:]))
+    if isinstance(factors, str):
+        return Unsupported(factors)
+    zeros = int(quantization.zero_point), int(type.quantization.zero_point)
+    source = planner.contiguous(x)
+    out, threads = planner.empty((*x.view.shape[:2], *geometry.out), type), planner.threads
+
+    def bind(at: At) -> Call:
+        planes, target = at(source), at(out)
+        return bound(
+            "bind_quantized_pool",
+            planes.reshape(-1, *planes.shape[2:]),
+            geometry.kernel,
+            geometry.stride,
+            geometry.dilation,
+            geometry.padding,
+            factors,
+            zeros,
+            target.reshape(-1, *geometry.out),
+            threads,
+        )
+
+    return plan_kernel(planner, op, "quantized_pool", bind, [source], out)
+
+
+def _most_pixels(geometry: PoolGeometry, size: Sequence[int]) -> int:
+    """Of the input, in any window."""
+    return math.prod(min(kernel, n) for kernel, n in zip(geometry.kernel, size, strict=True))
 
 
 @operator("max_pool2d", shape=_pool_spec, lower=lower_pool)

@@ -2,39 +2,72 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array
+from subp_ext.dtypes import FLOAT32, Array, ValueType
 from subp_ext.operators.arguments import Ints, astype, axes
-from subp_ext.operators.lowering import bound, no_kernel, plan_kernel, viewed
+from subp_ext.operators.lowering import (
+    UINT8,
+    bound,
+    is_quantized,
+    no_kernel,
+    plan_kernel,
+    quantization_of,
+    viewed,
+)
 from subp_ext.operators.record import DRY_RUN, Lowered, Unsupported, operator
-from subp_ext.tensor import At, Call
+from subp_ext.requantize import Rescale, of_average
+from subp_ext.tensor import At, Call, Tensor
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
 
 
 def lower_mean(
-    planner: Planner, op: str, *, self: Any, dim: Any = None, keepdim: bool = False, dtype: str | None = None
+    planner: Planner,
+    op: str,
+    *,
+    self: Any,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: str | None = None,
+    out_type: ValueType | None = None,
 ) -> Lowered | Unsupported:
     """The mean of every plane: over the last two of four dimensions."""
-    if refused := no_kernel("mean", self, 4):
+    integers = quantization_of(self) is not None and is_quantized(out_type, UINT8)
+    kernel = "quantized_mean" if integers else "mean"
+    if refused := no_kernel(kernel, self, 4):
         return refused
     if dtype is not None:
         return Unsupported("the kernel keeps the dtype")
     if not isinstance(dim, (list, tuple)) or {int(d) % 4 for d in dim} != {2, 3}:
         return Unsupported("the kernel averages over the last two dimensions")
-    x = planner.contiguous(self)
-    out, threads = planner.empty((*x.view.shape[:2], 1, 1)), planner.threads
+    rescale = _rescale(self, out_type) if integers else None
+    if isinstance(rescale, str):
+        return Unsupported(rescale)
+    x, parameters = planner.contiguous(self), [] if rescale is None else [rescale]
+    out = planner.empty((*x.view.shape[:2], 1, 1), FLOAT32 if out_type is None or not integers else out_type)
+    threads = planner.threads
 
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
-        return bound("bind_mean", source.reshape(target.size, -1), target.reshape(-1), threads)
+        return bound(f"bind_{kernel}", source.reshape(target.size, -1), *parameters, target.reshape(-1), threads)
 
-    plan_kernel(planner, op, "mean", bind, [x], out)
+    plan_kernel(planner, op, kernel, bind, [x], out)
     return Lowered(out if keepdim else viewed(planner, out, lambda v: v[..., 0, 0]))
+
+
+def _rescale(x: Tensor, out_type: ValueType | None) -> Rescale | str:
+    """The constants of the mean of quantized planes, or why integers will not do."""
+    assert x.type.quantization is not None and out_type is not None and out_type.quantization is not None
+    pixels = math.prod(x.view.shape[2:])
+    factors = of_average(x.type.quantization, out_type.quantization, np.array([pixels]), pixels)
+    if isinstance(factors, str):
+        return factors
+    return Rescale(int(x.type.quantization.zero_point), float(factors[0]), int(out_type.quantization.zero_point))
 
 
 @operator("mean", shape=DRY_RUN, lower=lower_mean)

@@ -179,7 +179,24 @@ def pixel_unshuffle(self: Array, downscale_factor: int) -> Array:
     return x.transpose(order).reshape(*batch, channels * r**2, height // r, width // r)
 
 
-@operator("channel_shuffle", "native_channel_shuffle", shape=DRY_RUN)
+def _lower_channel_shuffle(planner: Planner, op: str, *, self: Any, groups: int) -> Lowered | Unsupported:
+    """A copy in another order, of any type."""
+    if not isinstance(self, Tensor) or self.view.ndim < 2 or groups < 1 or self.view.shape[1] % groups:
+        return Unsupported("the input is known, or its channels do not split into the groups")
+    x = planner.contiguous(self)
+    out = planner.empty(x.view.shape, x.type)
+    batch, channels, *size = x.view.shape
+
+    def bind(at: At) -> Call:
+        source = at(x).reshape(batch, groups, channels // groups, *size).swapaxes(1, 2)
+        target = at(out).reshape(source.shape)
+        return lambda: np.copyto(target, source)
+
+    planner.step(op, "numpy", "copies", bind, [x], [out])
+    return Lowered(out)
+
+
+@operator("channel_shuffle", "native_channel_shuffle", shape=DRY_RUN, lower=_lower_channel_shuffle)
 def channel_shuffle(self: Array, groups: int) -> Array:
     batch, channels, *size = self.shape
     return self.reshape(batch, groups, channels // groups, *size).swapaxes(1, 2).reshape(self.shape)

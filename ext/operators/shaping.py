@@ -11,6 +11,7 @@ import numpy as np
 from subp_ext.dtypes import Array, as_type
 from subp_ext.operators.arguments import Ints, astype, axes, refuse_training, sizes
 from subp_ext.operators.record import DRY_RUN, ELEMENTWISE, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.operators.shape_inference import of_shape
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
@@ -111,10 +112,48 @@ def _pad_spec(self: MetaTensor, pad: Any = None, padding: Any = None, **rest: An
     return sizes(shape), self.dtype
 
 
+def _lower_pad(
+    planner: Planner, op: str, *, self: Any, pad: Any, mode: str = "constant", value: float | None = None
+) -> Lowered | Unsupported:
+    """With a constant: the frame is filled in and the middle copied. What is stored of a real number is by its type."""
+    if mode != "constant" or not isinstance(self, Tensor):
+        return Unsupported(f"mode {mode} has no kernel" if mode != "constant" else "a known tensor")
+    shape, _ = _pad_spec(self.view, pad)
+    planner.check_room(shape, self.type)
+    inner, outer = _overlap(self.view.shape, pad)
+    if self.view[inner].shape != of_shape(shape)[outer].shape:
+        return Unsupported("it cuts off more than there is")
+    out = planner.empty(shape, self.type)
+    fill = (value or 0) if self.type.plain else self.type.from_float(np.array(value or 0.0, np.float32))
+
+    def bind(at: At) -> Call:
+        source, target = at(self)[inner], at(out)
+        middle = target[outer]
+
+        def call() -> None:
+            target.fill(fill)
+            np.copyto(middle, source)
+
+        return call
+
+    planner.step(op, "numpy", "copies", bind, [self], [out])
+    return Lowered(out)
+
+
+def _overlap(shape: Sequence[int], pad: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a tensor that stays when it is padded, and where it is in the result."""
+    pairs = [(0, 0)] * (len(shape) - len(pad) // 2) + [
+        (pad[i], pad[i + 1]) for i in range(len(pad) // 2 * 2 - 2, -1, -2)
+    ]
+    inner = [slice(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(pairs, shape, strict=True)]
+    outer = [slice(max(b, 0), n + b + a - max(a, 0)) for (b, a), n in zip(pairs, shape, strict=True)]
+    return tuple(inner), tuple(outer)
+
+
 _MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-@operator("pad", shape=_pad_spec)
+@operator("pad", shape=_pad_spec, lower=_lower_pad)
 def pad(self: Array, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Array:
     """Pads from the last dimension backwards, (before, after) each; a negative number cuts."""
     pairs = [(0, 0)] * self.ndim
@@ -127,7 +166,7 @@ def pad(self: Array, pad: Sequence[int], mode: str = "constant", value: float | 
     return np.pad(self[keep], grow, mode=_MODES[mode])
 
 
-@operator("constant_pad_nd", shape=_pad_spec)
+@operator("constant_pad_nd", shape=_pad_spec, lower=_lower_pad)
 def constant_pad_nd(self: Array, pad: Sequence[int], value: float = 0) -> Array:
     return _pad(self, pad, "constant", value)
 
