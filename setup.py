@@ -12,9 +12,9 @@ KERNELS = "ext/kernels"
 DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Its files
-# kernels/<name>.c, for floats, and kernels/int8_<name>.c, where there are such, alone get the flags, or the compiler
-# may use the instructions where no CPU check guards them; SUBP_HAVE_<NAME> is defined for everything, and guards its
-# lines in the lists.
+# kernels/<name>.c, for floats, kernels/int8_<name>.c and kernels/int8_depthwise_<name>.c, where there are such, alone get
+# the flags, or the compiler may use the instructions where no CPU check guards them; SUBP_HAVE_<NAME> is defined for
+# everything, and guards its lines in the lists.
 X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [
@@ -40,7 +40,7 @@ def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:
 
 def kernel_files(name: str, flags: list[str]) -> list[tuple[str, list[str]]]:
     """The files of a set, and the flags of each."""
-    files = [(name, flags), (f"int8_{name}", [*flags, *INT8_CFLAGS])]
+    files = [(name, flags)] + [(f"{kind}_{name}", [*flags, *INT8_CFLAGS]) for kind in ("int8", "int8_depthwise")]
     return [(file, own) for file, own in files if (ROOT / KERNELS / f"{file}.c").exists()]
 
 

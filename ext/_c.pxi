@@ -4,6 +4,10 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct subp_window:
         Py_ssize_t height, width, out_h, out_w
         Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
+    ctypedef struct subp_requantize:
+        int32_t zero, low, high, residual_zero
+        float residual_factor
+        int to_float
     ctypedef struct subp_depthwise:
         const subp_window *window
         Py_ssize_t count, in_stride, out_stride
@@ -14,6 +18,9 @@ cdef extern from "kernels.h" nogil:
         const void *residual
         void *out
         int activation
+        const subp_requantize *requantize
+        const int32_t *start
+        const float *factor
     ctypedef struct subp_tiles:
         Py_ssize_t height, width, out_h, out_w, pad_top, pad_left, across, first, count, position_stride
     ctypedef struct subp_pool:

@@ -477,6 +477,7 @@ cdef class CompiledDepthwise:
         bias: float32 [channels] or None.
         activation: a name or None.
         in_size, out_size, stride, dilation, pad: (height, width); pad is that of the top and the left.
+        requantize: for uint8 a `Requantization`, in place of bias and activation.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -486,10 +487,13 @@ cdef class CompiledDepthwise:
     cdef const subp_row *_kernel
     cdef str _dtype, _out_dtype
     cdef _Array _values, _bias, _padding
+    cdef _Requantize _requantize
     cdef int _activation
     cdef readonly Py_ssize_t scratch  # none; as that of CompiledConvolution
 
-    def __cinit__(self, kernel_set, dtype, values, bias, activation, in_size, out_size, stride, dilation, pad):
+    def __cinit__(
+        self, kernel_set, dtype, values, bias, activation, in_size, out_size, stride, dilation, pad, requantize=None
+    ):
         cdef _Array weights
         shape = np.shape(values)
         if len(shape) != 3:
@@ -500,9 +504,19 @@ cdef class CompiledDepthwise:
         self._activation = _activation_number(activation)
         _describe(&self._window, in_size, out_size, weights.shape[1:], stride, dilation, pad)
         self._bias = _optional("bias", bias, "float32", weights.shape[:1])
-        letter, size = _FORMATS[self._dtype]
-        self._padding = _array("padding", np.zeros(self._window.width, letter), self._dtype, (None,))
+        other = bias is not None or activation is not None
+        self._requantize = _requantize(requantize, self._dtype, self._out_dtype, weights.shape[0], other)
+        zero = 0 if self._requantize is None else self._requantize.padding
+        padding = np.full(self._window.width, zero, _FORMATS[self._dtype][0])
+        self._padding = _array("padding", padding, self._dtype, (None,))
         self._values = weights
+
+    cdef _constants(self, const subp_requantize **constants, const int32_t **start, const float **factor):
+        """Fills in what a call is handed of `requantize`."""
+        constants[0], start[0], factor[0] = NULL, NULL, NULL
+        if self._requantize is not None:
+            constants[0] = &self._requantize.c
+            start[0], factor[0] = <const int32_t *>self._requantize.start.data, _floats(self._requantize.factor)
 
     def bind(
         self,
@@ -536,6 +550,7 @@ cdef class CompiledDepthwise:
         call.whole.in_stride, call.whole.out_stride = w.height * w.width, w.out_h * w.out_w
         call.whole.input, call.whole.out, call.whole.residual = source.data, target.data, _data(addend)
         call.whole.values, call.whole.bias = self._values.data, _floats(self._bias)
+        self._constants(&call.whole.requantize, &call.whole.start, &call.whole.factor)
         call.held = (self, source, addend, target)
         return call
 
@@ -561,6 +576,9 @@ cdef class _Planes(_Bound):
         call.values = <const char *>call.values + channel * call.window.kernel_h * call.window.kernel_w * self.weight_element
         if call.bias != NULL:
             call.bias += channel
+        if call.requantize != NULL:
+            call.start += channel
+            call.factor += channel
         if call.residual != NULL:
             call.residual = <const char *>call.residual + first * call.out_stride * self.out_element
         self.run(&call)

@@ -27,5 +27,6 @@ def release_threads():
 
 
 include "_rows.pxi"
+include "_requantize.pxi"
 include "_convolutions.pxi"
 include "_operators.pxi"

@@ -163,8 +163,7 @@ class Convolution:
                 self._prepared.pop(next(iter(self._prepared)))
             out_size = self.layer.out_size(height, width)
             best = self.algorithm(height, width)
-            more = {} if requantize is None else {"requantize": requantize}
-            self._prepared[key] = Prepared(best.build(height, width, **more), out_size, best.kernel)
+            self._prepared[key] = Prepared(best.build(height, width, requantize), out_size, best.kernel)
         return self._prepared[key]
 
     def __call__(
@@ -222,7 +221,7 @@ def _activations_of(weight_dtype: str) -> str:
     Raises:
         ValueError: no kernel of this build takes such weights.
     """
-    rows = [row for row in runtime.rows() if row["operator"] == "conv2d"]
+    rows = [row for row in runtime.rows() if row["operator"] in ("conv2d", "depthwise")]
     for row in rows:
         if row["weight_dtype"] == weight_dtype and row["usable"]:
             return row["dtype"]

@@ -123,7 +123,9 @@ class Direct(Algorithm):
             tile += 1
         return Split(band, plane_rows, stride, tile, layer.itemsize * channels * stride > CACHED_INPUT)
 
-    def build(self, height: int, width: int, band: int | None = None) -> Any:
+    def build(
+        self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None
+    ) -> Any:
         """Returns the compiled convolution for one input size; `band` as for `split`."""
         return self._build(height, width, band)
 
@@ -157,7 +159,9 @@ class DirectWords(Direct):
     Where all block rows keep all channels they share the words of a band; else each makes its own, run by run.
     """
 
-    def build(self, height: int, width: int, band: int | None = None, requantize: Requantization | None = None) -> Any:
+    def build(
+        self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None
+    ) -> Any:
         """Returns the compiled convolution for one input size and the constants that make outputs of its sums."""
         planes, kept = self.planes(height, width), self._layer.indices.shape[1]
         split = self.split(height, width, planes, band)
@@ -205,19 +209,20 @@ class Depthwise(Algorithm):
     def cost(self, height: int, width: int) -> float:
         return 0.0  # there is no other
 
-    def build(self, height: int, width: int) -> Any:
+    def build(self, height: int, width: int, requantize: Requantization | None = None) -> Any:
         layer = self._layer
         return runtime.kernels().CompiledDepthwise(
             layer.kernel_set,
             layer.dtype,
             self.packed(),
-            layer.bias,
-            layer.activation,
+            layer.bias if requantize is None else None,
+            layer.activation if requantize is None else None,
             (height, width),
             layer.out_size(height, width),
             layer.stride,
             layer.dilation,
             (layer.padding[0][0], layer.padding[1][0]),
+            requantize,
         )
 
 

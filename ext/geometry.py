@@ -11,6 +11,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.dtypes import DTYPES
+from subp_ext.requantize import Requantization
 
 # Sizes beyond it are mistakes, and sums of a few below it fit the kernels' integers.
 MAX_SIZE = 2**31 - 1
@@ -213,8 +214,8 @@ class Algorithm(ABC):
         """What an image of this size takes, in products."""
 
     @abstractmethod
-    def build(self, height: int, width: int) -> Any:
-        """Returns what is compiled for one input size."""
+    def build(self, height: int, width: int, requantize: Requantization | None = None) -> Any:
+        """Returns what is compiled for one input size; for uint8 it holds the constants, bias and activation with them."""
 
 
 def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:

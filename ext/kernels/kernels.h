@@ -95,18 +95,22 @@ typedef struct {
     ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
 } subp_window;
 
-/* Planes of a depthwise convolution: out = activation(sum + bias + residual). */
+/* Planes of a depthwise convolution: out = activation(sum + bias + residual), or for uint8 what `requantize` makes of
+ * start + sum and the residual. */
 typedef struct {
     const subp_window *window;
     ptrdiff_t count;                 /* of planes */
     ptrdiff_t in_stride, out_stride; /* from one plane to the next */
     const void *in;       /* IN planes [height][width] */
-    const void *padding;  /* IN [width] zeros */
+    const void *padding;  /* IN [width] of what stands for zero */
     const void *values;   /* IN [count][kernel_h][kernel_w] */
     const float *bias;    /* IN [count], or NULL */
     const void *residual; /* IN as out and possibly the same memory, or NULL */
     void *out;            /* OUT planes [out_h][out_w] */
     int activation;        /* enum subp_activation */
+    const subp_requantize *requantize; /* IN for uint8, in place of bias and activation */
+    const int32_t *start;              /* IN [count], likewise */
+    const float *factor;               /* IN [count], likewise */
 } subp_depthwise;
 
 /* Winograd's transforms of one channel of a 3x3 convolution with stride 1: a run of its tiles of size x size outputs,

@@ -1,0 +1,14 @@
+/* The kernels of uint8 activations for AVX-512 with VNNI. */
+#define SUBP_VNNI
+#include "simd_bytes_avx512.h"
+
+#include "int8_depthwise.h"
+#include "int8_window.h"
+
+SUBP_DEFINE_INT8_DEPTHWISE(avx512vnni)
+DEFINE_INT8_DEPTHWISE(avx512vnni, 3, 1, 1)
+DEFINE_INT8_DEPTHWISE(avx512vnni, 3, 2, 1)
+DEFINE_INT8_DEPTHWISE(avx512vnni, 5, 1, 1)
+DEFINE_INT8_DEPTHWISE(avx512vnni, 5, 2, 1)
+DEFINE_INT8_DEPTHWISE(avx512vnni, 7, 1, 1)
+DEFINE_INT8_DEPTHWISE(avx512vnni, 7, 2, 1)

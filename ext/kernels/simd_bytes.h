@@ -1,0 +1,23 @@
+/* What depthwise convolutions of bytes are written in; simd_bytes_<set>.h implements it. A vector consists of parts of
+ * 16 bytes, and nothing crosses from one to another but where that is said.
+ *
+ *   vu8, VU8_BYTES of them: vu8_load(p), vu8_store(p, x), vu8_splat(number); vi32, a quarter as many integers.
+ *   vu8_quads(x, first, step): 32-bit lane i of each part is bytes first + step * i and the next three of the part.
+ *   quad_weights: quad_weights_of(p, count), 1 to 4 weights at p, of which no other is read, and zeros.
+ *   vi32_dot(sums, quads, weights): adds to every lane its four bytes times the weights, exactly.
+ *   stored_constants: stored_constants_of(requantize, factor).
+ *   vu8_stored(sums, residual, constants): what four vectors of sums become. 32-bit lane i of part p of vector v is byte
+ *     16 * p + 4 * v + i of the result, and of the residual, which may be NULL.
+ *   vu8_halves_joined(x), of a vector whose parts are 8 bytes of its first half, then 8 of its second: in their order;
+ *     vu8_halves_parted(x), the inverse.
+ *   vu8_copy_row(to, from, before, count, end, fill): `before` times the fill, `count` bytes, the fill up to `end`, and
+ *     whatever for up to VU8_BYTES more.
+ *   vu8_write(to, from, count): exactly so many bytes, from a place with VU8_BYTES to spare. */
+#ifndef SUBP_SIMD_BYTES_H
+#define SUBP_SIMD_BYTES_H
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+#endif

@@ -1,0 +1,119 @@
+/* AVX-512 behind the interface of simd_bytes.h; with SUBP_VNNI the dot products are instructions. */
+#ifndef SUBP_SIMD_BYTES_AVX512_H
+#define SUBP_SIMD_BYTES_AVX512_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "simd_bytes.h"
+
+enum { VU8_BYTES = 64 };
+typedef __m512i vu8, vi32;
+
+INLINE vu8 vu8_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE void vu8_store(uint8_t *p, vu8 x) { _mm512_storeu_si512(p, x); }
+INLINE vu8 vu8_splat(uint8_t x) { return _mm512_set1_epi8((char)x); }
+INLINE vi32 vi32_splat(int32_t x) { return _mm512_set1_epi32(x); }
+
+INLINE __m512i four_parts(__m128i x) { return _mm512_broadcast_i32x4(x); }
+
+INLINE vu8 vu8_quads(vu8 x, int first, int step) {
+    const int s = step * 0x01010101, a = 0x03020100 + first * 0x01010101;
+    return _mm512_shuffle_epi8(x, four_parts(_mm_setr_epi32(a, a + s, a + 2 * s, a + 3 * s)));
+}
+
+INLINE int32_t quad_bytes(const int8_t *p, int count) {
+    int32_t four = 0;
+    memcpy(&four, p, (size_t)count);
+    return four;
+}
+
+#ifdef SUBP_VNNI
+typedef __m512i quad_weights;
+INLINE quad_weights quad_weights_of(const int8_t *p, int count) { return _mm512_set1_epi32(quad_bytes(p, count)); }
+/* The compiler's own function for the instruction makes it move the sums to and fro. */
+INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(quads), "v"(w));
+    return sums;
+}
+#else
+/* The even and the odd ones of the four, as 16 bits: sums of two products in 16 bits each would saturate. */
+typedef struct {
+    __m512i even, odd;
+} quad_weights;
+INLINE quad_weights quad_weights_of(const int8_t *p, int count) {
+    const __m512i four = _mm512_set1_epi32(quad_bytes(p, count));
+    return (quad_weights){_mm512_srai_epi16(_mm512_slli_epi16(four, 8), 8), _mm512_srai_epi16(four, 8)};
+}
+INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w) {
+    const __m512i even = _mm512_and_si512(quads, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(quads, 8);
+    return _mm512_add_epi32(_mm512_add_epi32(sums, _mm512_madd_epi16(even, w.even)), _mm512_madd_epi16(odd, w.odd));
+}
+#endif
+
+typedef struct {
+    __m512 factor, residual_factor;
+    __m512i zero, low, high, residual_zero;
+} stored_constants;
+
+INLINE stored_constants stored_constants_of(const subp_requantize *q, float factor) {
+    return (stored_constants){
+        .factor = _mm512_set1_ps(factor),
+        .residual_factor = _mm512_set1_ps(q->residual_factor),
+        .zero = _mm512_set1_epi16((short)q->zero),
+        .low = _mm512_set1_epi8((char)q->low),
+        .high = _mm512_set1_epi8((char)q->high),
+        .residual_zero = _mm512_set1_epi32(q->residual_zero),
+    };
+}
+
+/* Bytes 4 * v to 4 * v + 3 of every part as integers. */
+INLINE __m512i widened(vu8 x, int v) {
+    const int none = (int)0x80808000;
+    return _mm512_shuffle_epi8(
+        x, four_parts(_mm_setr_epi32(none + 4 * v, none + 4 * v + 1, none + 4 * v + 2, none + 4 * v + 3)));
+}
+
+INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_constants *c) {
+    __m512i whole[4];
+    UNROLL for (int v = 0; v < 4; v++) {
+        __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), c->factor);
+        if (residual) {
+            const __m512i offset = _mm512_sub_epi32(widened(*residual, v), c->residual_zero);
+            real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(offset), c->residual_factor, real);
+        }
+        whole[v] = _mm512_cvt_roundps_epi32(real, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    /* Sums of saturated numbers saturate again, on the same side. */
+    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(whole[0], whole[1]), c->zero);
+    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(whole[2], whole[3]), c->zero);
+    return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, second), c->low), c->high);
+}
+
+INLINE vu8 vu8_halves_joined(vu8 x) {
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), x);
+}
+INLINE vu8 vu8_halves_parted(vu8 x) {
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), x);
+}
+
+/* Lanes from <= lane < to; numbers beyond the vector are its ends. */
+INLINE __mmask64 lanes_below(ptrdiff_t to) { return to >= 64 ? ~0ull : to <= 0 ? 0 : (1ull << to) - 1; }
+
+INLINE void vu8_copy_row(uint8_t *to, const uint8_t *from, ptrdiff_t before, ptrdiff_t count, ptrdiff_t end,
+                         vu8 fill) {
+    from -= before;
+    for (ptrdiff_t at = 0; at < end; at += VU8_BYTES) {
+        const __mmask64 inside = lanes_below(before + count - at) & ~lanes_below(before - at);
+        vu8_store(to + at, _mm512_mask_loadu_epi8(fill, inside, from + at));
+    }
+}
+
+INLINE void vu8_write(uint8_t *to, const uint8_t *from, ptrdiff_t count) {
+    ptrdiff_t at = 0;
+    for (; at + VU8_BYTES <= count; at += VU8_BYTES) vu8_store(to + at, vu8_load(from + at));
+    if (at < count) _mm512_mask_storeu_epi8(to + at, lanes_below(count - at), vu8_load(from + at));
+}
+
+#endif
