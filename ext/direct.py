@@ -123,9 +123,7 @@ class Direct(Algorithm):
             tile += 1
         return Split(band, plane_rows, stride, tile, layer.itemsize * channels * stride > CACHED_INPUT)
 
-    def build(
-        self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None
-    ) -> Any:
+    def build(self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None) -> Any:
         """Returns the compiled convolution for one input size; `band` as for `split`."""
         return self._build(height, width, band)
 
@@ -159,9 +157,7 @@ class DirectWords(Direct):
     Where all block rows keep all channels they share the words of a band; else each makes its own, run by run.
     """
 
-    def build(
-        self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None
-    ) -> Any:
+    def build(self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None) -> Any:
         """Returns the compiled convolution for one input size and the constants that make outputs of its sums."""
         planes, kept = self.planes(height, width), self._layer.indices.shape[1]
         split = self.split(height, width, planes, band)

@@ -1,194 +1,335 @@
 /* Depthwise convolution of uint8 planes for the usual windows, in the words of simd_bytes.h.
  *
- * A band of a plane is copied with its padding, rows in turns to as many copies as a block of `rows` output rows moves down
- * the input. Then every tap of every output is at a constant distance, and a band is a run of pixels without gaps: no
- * edges, and no lanes left empty at the end of a row, however narrow the plane is. What is computed between rows is not
- * stored. A vector of input bytes becomes one of four neighbours in every 32-bit lane, which one dot product multiplies
- * with four weights of a row, for all output rows that see it. */
+ * A vector of input bytes becomes one of four neighbours in every 32-bit lane, which one dot product multiplies with four
+ * weights of a row. Planes of a width that fills vectors are read and written in place, several output rows at a time, so
+ * that a row serves all the windows that see it. Others are copied first, with their padding, several planes at a time:
+ * then every tap of every output is at a constant distance, and a plane is one run of pixels without edges or gaps,
+ * however narrow it is; what is computed between its rows is not stored. */
 #ifndef SUBP_INT8_WINDOW_H
 #define SUBP_INT8_WINDOW_H
 
 #include "int8_depthwise.h"
 #include "shared.h"
 
+enum { MAX_SIDE = 7, MAX_GROUPS = 2, MAX_PARTS = 4, MAX_ROWS = 4 };
+
+/* Groups of four taps in a row of a window, and parts of it that are loaded. */
+INLINE int groups_of(int kernel) { return (kernel + 3) / 4; }
+INLINE int parts_of(int stride) { return stride == 1 ? 2 : 4; }
+
+/* Where a part is read, from the first window's first byte. */
+INLINE ptrdiff_t part_offset(int part, int stride) {
+    return stride == 1 ? 12 * part : part / 2 * VU8_BYTES + part % 2 * 8;
+}
+
+/* The bytes for each group of taps; with stride 2 the two halves of the outputs are parted. */
+INLINE void pick_quads(vu8 quads[MAX_GROUPS][4], const vu8 parts[MAX_PARTS], int kernel, int stride) {
+    if (stride == 1) {
+        UNROLL for (int v = 0; v < 3; v++) quads[0][v] = vu8_quads(parts[0], 4 * v, 1);
+        quads[0][3] = vu8_quads(parts[1], 0, 1);
+        if (kernel <= 4) return;
+        UNROLL for (int v = 0; v < 3; v++) quads[1][v] = quads[0][v + 1];
+        quads[1][3] = vu8_quads(parts[1], 4, 1);
+    } else {
+        UNROLL for (int g = 0; g < groups_of(kernel); g++)
+            UNROLL for (int v = 0; v < 4; v++) quads[g][v] = vu8_quads(parts[v], 4 * g, 2);
+    }
+}
+
+/* A plane's weights and constants. */
+typedef struct {
+    quad_weights weights[MAX_SIDE * MAX_GROUPS];
+    stored_constants constants;
+    int32_t start;
+} plane_constants;
+
+INLINE void find_constants(plane_constants *c, const subp_depthwise *d, ptrdiff_t n, int kernel) {
+    const int groups = groups_of(kernel);
+    const int8_t *values = (const int8_t *)d->values + n * kernel * kernel;
+    c->constants = stored_constants_of(d->requantize, d->factor[n]);
+    c->start = d->start[n];
+    UNROLL for (int i = 0; i < kernel; i++)
+        UNROLL for (int g = 0; g < groups; g++)
+            c->weights[i * groups + g] =
+                quad_weights_of(values + i * kernel + 4 * g, kernel - 4 * g > 4 ? 4 : kernel - 4 * g);
+}
+
+/* A copy that no store can change, of what the kernel has. */
+INLINE void own_constants(plane_constants *own, const plane_constants *c, int kernel) {
+    UNROLL for (int i = 0; i < kernel * groups_of(kernel); i++) own->weights[i] = c->weights[i];
+    own->constants = c->constants;
+    own->start = c->start;
+}
+
+INLINE void start_sums(vi32 sums[MAX_ROWS][4], int rows, int32_t start) {
+    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < 4; v++) sums[r][v] = vi32_splat(start);
+}
+
+/* Input row i of those that `rows` output rows see. */
+INLINE void add_row(vi32 sums[MAX_ROWS][4], const vu8 parts[MAX_PARTS], const plane_constants *c, int i, int kernel,
+                    int stride, int rows) {
+    const int groups = groups_of(kernel);
+    vu8 quads[MAX_GROUPS][4];
+    pick_quads(quads, parts, kernel, stride);
+    UNROLL for (int r = 0; r < rows; r++) {
+        const int tap = i - r * stride;
+        if (tap >= 0 && tap < kernel)
+            UNROLL for (int g = 0; g < groups; g++)
+                UNROLL for (int v = 0; v < 4; v++)
+                    sums[r][v] = vi32_dot(sums[r][v], quads[g][v], c->weights[tap * groups + g]);
+    }
+}
+
+INLINE vu8 finished(const vi32 sums[4], const vu8 *residual, const plane_constants *c, int stride) {
+    vu8 parted;
+    if (residual) parted = stride == 2 ? vu8_halves_parted(*residual) : *residual;
+    const vu8 stored = vu8_stored(sums, residual ? &parted : NULL, &c->constants);
+    return stride == 2 ? vu8_halves_joined(stored) : stored;
+}
+
+/* --- planes that are copied first --- */
+
 enum {
-    MAX_SIDE = 7,
-    ROOM = 20 * 1024,                 /* bytes for copies: they stay in the L1 cache with what becomes of them */
-    OUT_ROOM = 10 * 1024,
-    SLACK = 2 * VU8_BYTES + 64, /* behind a copy, which whole vectors reach */
+    ROOM = 20 * 1024, OUT_ROOM = 8 * 1024, /* bytes: they stay in the L1 cache */
+    SLACK = 4 * VU8_BYTES,                 /* behind all copies, which whole vectors reach */
 };
 
-/* A band at work. Block row k of it holds output rows rows * k and on. */
+/* Bands of rows at work, in copies: those of every stride-th row, so that all taps are at a constant distance. */
 typedef struct {
-    ptrdiff_t blocks;     /* block rows of the plane */
-    ptrdiff_t band;       /* of a band */
-    ptrdiff_t pitch;      /* outputs from a block row to the next in a run; those of the input are stride times as many */
-    ptrdiff_t copy_rows, copy, out_copy; /* rows and bytes of a copy; outputs of each row of a block */
-    ptrdiff_t before, inside;            /* columns of an input row that are padding, then those that are input */
+    ptrdiff_t planes, band;   /* at a time, and output rows of each: a band alone has bands after it */
+    ptrdiff_t row, pitch;     /* bytes of a copied row, and outputs that are computed for it */
+    ptrdiff_t rows, tail;     /* of a copy, and bytes of padding that follow them */
+    ptrdiff_t copy, out;      /* bytes from a copy to the next, and from one plane of outputs to the next */
+    ptrdiff_t before, inside; /* columns of an input row that are padding, then those that are input */
 } band_plan;
 
-/* Room for one band. */
 typedef struct {
-    _Alignas(64) uint8_t in[ROOM], out[OUT_ROOM], residual[OUT_ROOM];
+    _Alignas(64) uint8_t in[ROOM + SLACK], out[OUT_ROOM + SLACK], residual[OUT_ROOM + SLACK];
 } band_room;
 
 INLINE ptrdiff_t round_up(ptrdiff_t x, ptrdiff_t unit) { return (x + unit - 1) / unit * unit; }
 
-/* Returns 0 where not even one block row fits. */
-INLINE int plan_bands(band_plan *p, const subp_window *g, int kernel, int stride, int rows) {
-    const ptrdiff_t copies = rows * stride, below = ((rows - 1) * stride + kernel - 1) / copies;
+/* Returns 0 where not even one output row fits. */
+INLINE int plan_bands(band_plan *p, const subp_window *g, int kernel, int stride) {
+    const ptrdiff_t below = (kernel - 1) / stride;
     const ptrdiff_t seen = (g->out_w - 1) * stride + kernel, held = subp_smaller(seen, g->pad_left + g->width);
     /* What lies right of a row may be the padding left of the next. */
     ptrdiff_t row = seen - g->pad_left > held ? seen - g->pad_left : held;
-    row = round_up(row > stride * g->out_w ? row : stride * g->out_w, stride);
-    p->pitch = row / stride;
-    p->before = subp_smaller(g->pad_left, row);
-    p->inside = subp_smaller(g->width, row - p->before);
-    p->blocks = subp_ceil_div(g->out_h, rows);
-    const ptrdiff_t of_copy = ROOM / copies - SLACK - VU8_BYTES, of_out = OUT_ROOM / rows - VU8_BYTES;
-    p->band = subp_smaller(of_copy / row - below, of_out / p->pitch);
+    p->row = round_up(row > stride * g->out_w ? row : stride * g->out_w, stride);
+    p->pitch = p->row / stride;
+    p->before = subp_smaller(g->pad_left, p->row);
+    p->inside = subp_smaller(g->width, p->row - p->before);
+    p->tail = seen > p->row ? seen - p->row : 0;
+    p->band = subp_smaller((ROOM / stride - p->tail - VU8_BYTES) / p->row - below, OUT_ROOM / p->pitch);
     if (p->band < 1) return 0;
-    p->band = subp_ceil_div(p->blocks, subp_ceil_div(p->blocks, p->band));
-    p->copy_rows = p->band + below;
-    p->copy = ROOM / copies / 64 * 64;
-    p->out_copy = OUT_ROOM / rows / 64 * 64;
+    p->band = subp_ceil_div(g->out_h, subp_ceil_div(g->out_h, p->band));
+    p->rows = p->band + below;
+    p->copy = round_up(p->rows * p->row + p->tail, VU8_BYTES);
+    p->out = round_up(p->band * p->pitch, VU8_BYTES);
+    p->planes = p->band < g->out_h ? 1 : subp_smaller(ROOM / (stride * p->copy), OUT_ROOM / p->out);
+    if (p->planes < 1) p->planes = 1;
     return 1;
 }
 
 INLINE void copy_band(const band_plan *p, const subp_window *g, const uint8_t *in, vu8 fill, ptrdiff_t first, int stride,
-                      int rows, uint8_t *to) {
-    const ptrdiff_t copies = rows * stride, row = p->pitch * stride;
-    for (ptrdiff_t c = 0; c < copies; c++, to += p->copy) {
-        ptrdiff_t source = copies * first + c - g->pad_top;
-        for (ptrdiff_t y = 0; y < p->copy_rows; y++, source += copies) {
+                      uint8_t *to) {
+    for (ptrdiff_t c = 0; c < stride; c++, to += p->copy) {
+        ptrdiff_t source = stride * first + c - g->pad_top;
+        for (ptrdiff_t y = 0; y < p->rows; y++, source += stride) {
             const int outside = source < 0 || source >= g->height;
-            vu8_copy_row(to + y * row, in + (outside ? 0 : source * g->width), p->before, outside ? 0 : p->inside, row, fill);
+            vu8_copy_row(to + y * p->row, in + (outside ? 0 : source * g->width), p->before, outside ? 0 : p->inside,
+                         p->row, fill);
         }
-        vu8_store(to + p->copy_rows * row, fill);
+        if (p->tail) vu8_copy_row(to + p->rows * p->row, in, 0, 0, p->tail, fill);
     }
 }
 
-/* The output rows of a band, from runs or to them. */
-INLINE void store_band(const band_plan *p, const subp_window *g, const uint8_t *from, ptrdiff_t first, int rows,
-                       uint8_t *out) {
-    const ptrdiff_t end = subp_smaller(g->out_h, (first + p->band) * rows);
-    for (ptrdiff_t y = first * rows, r = 0, k = 0; y < end; y++) {
-        vu8_write(out + y * g->out_w, from + r * p->out_copy + k * p->pitch, g->out_w);
-        if (++r == rows) r = 0, k++;
-    }
-}
-
-INLINE void copy_residual(const band_plan *p, const subp_window *g, const uint8_t *residual, vu8 fill, ptrdiff_t first,
-                          int rows, uint8_t *to) {
-    const ptrdiff_t end = subp_smaller(g->out_h, (first + p->band) * rows);
-    for (ptrdiff_t y = first * rows, r = 0, k = 0; y < end; y++) {
-        vu8_copy_row(to + r * p->out_copy + k * p->pitch, residual + y * g->out_w, 0, g->out_w, g->out_w, fill);
-        if (++r == rows) r = 0, k++;
-    }
-}
-
-enum { MAX_GROUPS = 2 };
-
-INLINE int groups_of(int kernel) { return (kernel + 3) / 4; }
-
-/* The bytes at x for as many groups of four taps as the kernel has; of one more vector than four where they are those of
- * the next vector. */
-INLINE void pick_quads(vu8 quads[MAX_GROUPS][4], const uint8_t *x, int kernel, int stride) {
-    if (stride == 1) {
-        const vu8 low = vu8_load(x), high = vu8_load(x + 12);
-        UNROLL for (int v = 0; v < 3; v++) quads[0][v] = vu8_quads(low, 4 * v, 1);
-        quads[0][3] = vu8_quads(high, 0, 1);
-        if (kernel <= 4) return;
-        UNROLL for (int v = 0; v < 3; v++) quads[1][v] = quads[0][v + 1];
-        quads[1][3] = vu8_quads(high, 4, 1);
-    } else {
-        UNROLL for (int v = 0; v < 4; v++) {
-            const vu8 part = vu8_load(x + v / 2 * VU8_BYTES + v % 2 * 8);
-            UNROLL for (int g = 0; g < groups_of(kernel); g++) quads[g][v] = vu8_quads(part, 4 * g, 2);
-        }
-    }
-}
-
-/* `count` outputs of each row of a block, and what follows up to a whole vector. */
-INLINE void run_band(const band_plan *p, const uint8_t *in, const quad_weights *weights, int32_t start,
-                     const stored_constants *constants, const uint8_t *residual, uint8_t *out, ptrdiff_t count, int kernel,
-                     int stride, int rows) {
-    const int groups = groups_of(kernel), copies = rows * stride;
-    const ptrdiff_t copy = p->copy, row = p->pitch * stride, out_copy = p->out_copy;
-    quad_weights w[MAX_SIDE][MAX_GROUPS];
-    UNROLL for (int i = 0; i < kernel; i++) UNROLL for (int g = 0; g < groups; g++) w[i][g] = weights[i * groups + g];
+/* Outputs and what lies between their rows, up to a whole vector. */
+INLINE void run_band(const band_plan *p, const uint8_t *in, const plane_constants *c, const uint8_t *residual, uint8_t *out,
+                     ptrdiff_t count, int kernel, int stride) {
+    const ptrdiff_t copy = p->copy, row = p->row;
+    plane_constants own;
+    own_constants(&own, c, kernel);
     for (ptrdiff_t at = 0; at < count; at += VU8_BYTES) {
-        vi32 sums[2][4];
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < 4; v++) sums[r][v] = vi32_splat(start);
-        UNROLL for (int i = 0; i < (rows - 1) * stride + kernel; i++) {
-            vu8 quads[MAX_GROUPS][4];
-            pick_quads(quads, in + i % copies * copy + i / copies * row + stride * at, kernel, stride);
-            UNROLL for (int r = 0; r < rows; r++) {
-                const int tap = i - r * stride;
-                if (tap >= 0 && tap < kernel)
-                    UNROLL for (int g = 0; g < groups; g++)
-                        UNROLL for (int v = 0; v < 4; v++) sums[r][v] = vi32_dot(sums[r][v], quads[g][v], w[tap][g]);
-            }
+        vi32 sums[MAX_ROWS][4];
+        vu8 parts[MAX_PARTS], addend;
+        start_sums(sums, 1, own.start);
+        UNROLL for (int i = 0; i < kernel; i++) {
+            const uint8_t *from = in + i % stride * copy + i / stride * row + stride * at;
+            UNROLL for (int part = 0; part < parts_of(stride); part++)
+                parts[part] = vu8_load(from + part_offset(part, stride));
+            add_row(sums, parts, &own, i, kernel, stride, 1);
         }
-        UNROLL for (int r = 0; r < rows; r++) {
-            vu8 addend, stored;
-            if (residual) {
-                addend = vu8_load(residual + r * out_copy + at);
-                if (stride == 2) addend = vu8_halves_parted(addend);
+        if (residual) addend = vu8_load(residual + at);
+        vu8_store(out + at, finished(sums[0], residual ? &addend : NULL, &own, stride));
+    }
+}
+
+typedef void (*run_band_fn)(const band_plan *, const uint8_t *in, const plane_constants *, const uint8_t *residual,
+                            uint8_t *out, ptrdiff_t count);
+
+/* One thing after the other for all planes: bytes that were just stored in other pieces would be slow to load. */
+INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kernel, int stride, run_band_fn run) {
+    const subp_window *g = d->window;
+    const vu8 fill = vu8_splat(*(const uint8_t *)d->padding);
+    band_room room;
+    for (ptrdiff_t n = 0; n < d->count; n += p->planes)
+        for (ptrdiff_t first = 0; first < g->out_h; first += p->band) {
+            const ptrdiff_t planes = subp_smaller(p->planes, d->count - n), rows = subp_smaller(p->band, g->out_h - first);
+            const ptrdiff_t at = n * d->out_stride + first * g->out_w;
+            for (ptrdiff_t i = 0; i < planes; i++)
+                copy_band(p, g, (const uint8_t *)d->in + (n + i) * d->in_stride, fill, first, stride,
+                          room.in + i * stride * p->copy);
+            for (ptrdiff_t i = 0; d->residual && i < planes; i++)
+                for (ptrdiff_t y = 0; y < rows; y++)
+                    vu8_copy_row(room.residual + i * p->out + y * p->pitch,
+                                 (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 0, g->out_w,
+                                 g->out_w, fill);
+            for (ptrdiff_t i = 0; i < planes; i++) {
+                plane_constants c;
+                find_constants(&c, d, n + i, kernel);
+                run(p, room.in + i * stride * p->copy, &c, d->residual ? room.residual + i * p->out : NULL,
+                    room.out + i * p->out, (rows - 1) * p->pitch + g->out_w);
             }
-            stored = vu8_stored(sums[r], residual ? &addend : NULL, constants);
-            vu8_store(out + r * out_copy + at, stride == 2 ? vu8_halves_joined(stored) : stored);
+            for (ptrdiff_t i = 0; i < planes; i++)
+                for (ptrdiff_t y = 0; y < rows; y++)
+                    vu8_write((uint8_t *)d->out + at + i * d->out_stride + y * g->out_w,
+                              room.out + i * p->out + y * p->pitch, g->out_w);
+        }
+}
+
+#if VU8_HAS_SPANS
+/* --- planes in place --- */
+
+/* Output columns of a vector. */
+typedef struct {
+    ptrdiff_t column;
+    vu8_span parts[MAX_PARTS], stored;
+} plane_tile;
+
+/* A block of output rows: what it reads, row by row, padding where that is outside. */
+typedef struct {
+    const uint8_t *rows[(MAX_ROWS - 1) * 2 + MAX_SIDE];
+    const uint8_t *residual;
+    uint8_t *out;
+} plane_block;
+
+INLINE void find_tile(plane_tile *t, const subp_window *g, ptrdiff_t column, ptrdiff_t count, int stride) {
+    t->column = column;
+    t->stored = vu8_between(0, count);
+    for (int part = 0; part < parts_of(stride); part++) {
+        const ptrdiff_t first = column * stride - g->pad_left + part_offset(part, stride);
+        t->parts[part] = vu8_between(-first, g->width - first);
+    }
+}
+
+INLINE void run_block(const plane_block *b, const subp_window *g, const plane_tile *t, const plane_constants *c, vu8 fill,
+                      int with_residual, int kernel, int stride, int rows) {
+    const ptrdiff_t first = t->column * stride - g->pad_left, out_w = g->out_w;
+    vi32 sums[MAX_ROWS][4];
+    start_sums(sums, rows, c->start);
+    UNROLL for (int i = 0; i < (rows - 1) * stride + kernel; i++) {
+        vu8 parts[MAX_PARTS];
+        UNROLL for (int part = 0; part < parts_of(stride); part++)
+            parts[part] = vu8_load_span(b->rows[i] + first + part_offset(part, stride), t->parts[part], fill);
+        add_row(sums, parts, c, i, kernel, stride, rows);
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        const ptrdiff_t at = r * out_w + t->column;
+        vu8 addend;
+        if (with_residual) addend = vu8_load_span(b->residual + at, t->stored, fill);
+        vu8_store_span(b->out + at, finished(sums[r], with_residual ? &addend : NULL, c, stride), t->stored);
+    }
+}
+
+typedef void (*run_tile_fn)(const subp_depthwise *, ptrdiff_t plane, const plane_tile *, const plane_constants *, ptrdiff_t y,
+                            ptrdiff_t end);
+
+/* Output rows y <= row < end of a tile, as many at a time as fill the registers. */
+INLINE void run_tile(const subp_depthwise *d, ptrdiff_t n, const plane_tile *t, const plane_constants *c, ptrdiff_t y,
+                     ptrdiff_t end, int with_residual, int kernel, int stride, int rows) {
+    const subp_window *g = d->window;
+    plane_constants own;
+    own_constants(&own, c, kernel);
+    const vu8 fill = vu8_splat(*(const uint8_t *)d->padding);
+    const uint8_t *in = (const uint8_t *)d->in + n * d->in_stride;
+    for (; y < end; y += rows) {
+        plane_block b;
+        ptrdiff_t source = y * stride - g->pad_top;
+        const ptrdiff_t to = n * d->out_stride + y * g->out_w;
+        for (int i = 0; i < (rows - 1) * stride + kernel; i++, source++)
+            b.rows[i] = source >= 0 && source < g->height ? in + source * g->width : d->padding;
+        b.out = (uint8_t *)d->out + to;
+        b.residual = with_residual ? (const uint8_t *)d->residual + to : NULL;
+        run_block(&b, g, t, &own, fill, with_residual, kernel, stride, rows);
+    }
+}
+
+INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, int many, run_tile_fn run_many,
+                            run_tile_fn run_one) {
+    const subp_window *g = d->window;
+    const ptrdiff_t tiles = subp_ceil_div(g->out_w, VU8_BYTES), step = subp_ceil_div(g->out_w, tiles);
+    const ptrdiff_t whole = g->out_h / many * many;
+    for (ptrdiff_t n = 0; n < d->count; n++) {
+        plane_constants c;
+        find_constants(&c, d, n, kernel);
+        for (ptrdiff_t column = 0; column < g->out_w; column += step) {
+            plane_tile t;
+            find_tile(&t, g, column, subp_smaller(step, g->out_w - column), stride);
+            run_many(d, n, &t, &c, 0, whole);
+            run_one(d, n, &t, &c, whole, g->out_h);
         }
     }
 }
 
 /* Functions of their own, for the registers. */
-typedef void (*run_band_fn)(const band_plan *, const uint8_t *in, const quad_weights *, int32_t start,
-                            const stored_constants *, const uint8_t *residual, uint8_t *out, ptrdiff_t count);
-
-#define DEFINE_RUN_BAND(kernel, stride, rows)                                                                          \
-    static NOINLINE void run_band_##kernel##s##stride##x##rows(                                                        \
-        const band_plan *p, const uint8_t *in, const quad_weights *weights, int32_t start,                             \
-        const stored_constants *constants, const uint8_t *residual, uint8_t *out, ptrdiff_t count) {                   \
-        if (residual)                                                                                                  \
-            run_band(p, in, weights, start, constants, residual, out, count, kernel, stride, rows);                    \
-        else                                                                                                           \
-            run_band(p, in, weights, start, constants, NULL, out, count, kernel, stride, rows);                        \
+#define DEFINE_RUN_TILE(kernel, stride, rows)                                                                            \
+    static NOINLINE void run_tile_##kernel##s##stride##x##rows(const subp_depthwise *d, ptrdiff_t n, const plane_tile *t, \
+                                                               const plane_constants *c, ptrdiff_t y, ptrdiff_t end) {    \
+        if (d->residual)                                                                                                 \
+            run_tile(d, n, t, c, y, end, 1, kernel, stride, rows);                                                       \
+        else                                                                                                             \
+            run_tile(d, n, t, c, y, end, 0, kernel, stride, rows);                                                       \
     }
 
-INLINE void depthwise_bytes(const subp_depthwise *d, int kernel, int stride, int rows, run_band_fn run) {
-    const subp_window *g = d->window;
-    const vu8 fill = vu8_splat(*(const uint8_t *)d->padding);
-    const int groups = groups_of(kernel);
-    band_plan p;
-    band_room room;
-    if (!plan_bands(&p, g, kernel, stride, rows)) {
-        subp_depthwise_bytes(d);
-        return;
+#define DEFINE_IN_PLACE(kernel, stride, many)                                                                            \
+    DEFINE_RUN_TILE(kernel, stride, many)                                                                                \
+    DEFINE_RUN_TILE(kernel, stride, 1)                                                                                   \
+    static void in_place_##kernel##s##stride(const subp_depthwise *d) {                                                  \
+        planes_in_place(d, kernel, stride, many, run_tile_##kernel##s##stride##x##many, run_tile_##kernel##s##stride##x1); \
     }
-    for (ptrdiff_t n = 0; n < d->count; n++) {
-        const int8_t *values = (const int8_t *)d->values + n * kernel * kernel;
-        const uint8_t *residual = subp_at_if(d->residual, n * d->out_stride, 1);
-        const stored_constants constants = stored_constants_of(d->requantize, d->factor[n]);
-        quad_weights weights[MAX_SIDE * MAX_GROUPS];
-        for (int i = 0; i < kernel; i++)
-            UNROLL for (int v = 0; v < groups; v++)
-                weights[i * groups + v] = quad_weights_of(values + i * kernel + 4 * v, kernel - 4 * v > 4 ? 4 : kernel - 4 * v);
-        for (ptrdiff_t first = 0; first < p.blocks; first += p.band) {
-            const ptrdiff_t blocks = subp_smaller(p.band, p.blocks - first);
-            copy_band(&p, g, (const uint8_t *)d->in + n * d->in_stride, fill, first, stride, rows, room.in);
-            if (residual) copy_residual(&p, g, residual, fill, first, rows, room.residual);
-            run(&p, room.in, weights, d->start[n], &constants, residual ? room.residual : NULL, room.out,
-                (blocks - 1) * p.pitch + g->out_w);
-            store_band(&p, g, room.out, first, rows, (uint8_t *)d->out + n * d->out_stride);
-        }
-    }
+
+/* Whether vectors would be filled to three quarters. */
+INLINE int fills_vectors(const subp_window *g) {
+    return 4 * g->out_w >= 3 * VU8_BYTES * subp_ceil_div(g->out_w, VU8_BYTES);
 }
+#else
+#define DEFINE_IN_PLACE(kernel, stride, many)                                                                            \
+    static void in_place_##kernel##s##stride(const subp_depthwise *d) { subp_depthwise_bytes(d); }
 
-#define DEFINE_INT8_DEPTHWISE(set, kernel, stride, rows)                                                                \
-    DEFINE_RUN_BAND(kernel, stride, rows)                                                                              \
-    void u8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                  \
-        depthwise_bytes(d, kernel, stride, rows, run_band_##kernel##s##stride##x##rows);                               \
+INLINE int fills_vectors(const subp_window *g) { return (void)g, 0; }
+#endif
+
+#define DEFINE_INT8_DEPTHWISE(set, kernel, stride, many)                                                                 \
+    DEFINE_IN_PLACE(kernel, stride, many)                                                                                \
+    static NOINLINE void run_band_##kernel##s##stride(const band_plan *p, const uint8_t *in, const plane_constants *c,   \
+                                                      const uint8_t *residual, uint8_t *out, ptrdiff_t count) {          \
+        if (residual)                                                                                                    \
+            run_band(p, in, c, residual, out, count, kernel, stride);                                                    \
+        else                                                                                                             \
+            run_band(p, in, c, NULL, out, count, kernel, stride);                                                        \
+    }                                                                                                                    \
+    static void copied_##kernel##s##stride(const subp_depthwise *d, const band_plan *p) {                                \
+        copied_planes(d, p, kernel, stride, run_band_##kernel##s##stride);                                               \
+    }                                                                                                                    \
+    void u8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                    \
+        band_plan p;                                                                                                     \
+        if (fills_vectors(d->window))                                                                                    \
+            in_place_##kernel##s##stride(d);                                                                             \
+        else if (plan_bands(&p, d->window, kernel, stride))                                                              \
+            copied_##kernel##s##stride(d, &p);                                                                           \
+        else                                                                                                             \
+            subp_depthwise_bytes(d);                                                                                     \
     }
 
 #endif

@@ -12,7 +12,10 @@
  *     vu8_halves_parted(x), the inverse.
  *   vu8_copy_row(to, from, before, count, end, fill): `before` times the fill, `count` bytes, the fill up to `end`, and
  *     whatever for up to VU8_BYTES more.
- *   vu8_write(to, from, count): exactly so many bytes, from a place with VU8_BYTES to spare. */
+ *   vu8_write(to, from, count): exactly so many bytes, from a place with VU8_BYTES to spare.
+ * Where vectors of which any consecutive lanes are loaded and stored are cheap, VU8_HAS_SPANS is 1, and there are
+ *   vu8_span: vu8_between(from, to) are the lanes from <= lane < to, which may lie beyond the vector;
+ *   vu8_load_span(p, span, fill), whose other lanes are those of fill and not read; vu8_store_span(p, x, span). */
 #ifndef SUBP_SIMD_BYTES_H
 #define SUBP_SIMD_BYTES_H
 

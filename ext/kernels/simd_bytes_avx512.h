@@ -98,22 +98,38 @@ INLINE vu8 vu8_halves_parted(vu8 x) {
     return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), x);
 }
 
-/* Lanes from <= lane < to; numbers beyond the vector are its ends. */
-INLINE __mmask64 lanes_below(ptrdiff_t to) { return to >= 64 ? ~0ull : to <= 0 ? 0 : (1ull << to) - 1; }
+#define VU8_HAS_SPANS 1
+typedef __mmask64 vu8_span;
+INLINE uint64_t lanes_below(ptrdiff_t to) { return to >= 64 ? ~0ull : to <= 0 ? 0 : (1ull << to) - 1; }
+INLINE vu8_span vu8_between(ptrdiff_t from, ptrdiff_t to) { return lanes_below(to) & ~lanes_below(from); }
+INLINE vu8 vu8_load_span(const uint8_t *p, vu8_span span, vu8 fill) { return _mm512_mask_loadu_epi8(fill, span, p); }
+INLINE void vu8_store_span(uint8_t *p, vu8 x, vu8_span span) { _mm512_mask_storeu_epi8(p, span, x); }
 
-INLINE void vu8_copy_row(uint8_t *to, const uint8_t *from, ptrdiff_t before, ptrdiff_t count, ptrdiff_t end,
-                         vu8 fill) {
+/* Narrow rows in narrow vectors: those that cross from one cache line to the next take longer. */
+INLINE void vu8_copy_row(uint8_t *to, const uint8_t *from, ptrdiff_t before, ptrdiff_t count, ptrdiff_t end, vu8 fill) {
+    const uint64_t inside = vu8_between(before, before + count);
     from -= before;
-    for (ptrdiff_t at = 0; at < end; at += VU8_BYTES) {
-        const __mmask64 inside = lanes_below(before + count - at) & ~lanes_below(before - at);
-        vu8_store(to + at, _mm512_mask_loadu_epi8(fill, inside, from + at));
+    if (end <= 16) {
+        _mm_storeu_si128((__m128i *)to, _mm_mask_loadu_epi8(_mm512_castsi512_si128(fill), (__mmask16)inside, from));
+    } else if (end <= 32) {
+        _mm256_storeu_si256((__m256i *)to,
+                            _mm256_mask_loadu_epi8(_mm512_castsi512_si256(fill), (__mmask32)inside, from));
+    } else {
+        for (ptrdiff_t at = 0; at < end; at += VU8_BYTES)
+            vu8_store(to + at, vu8_load_span(from + at, vu8_between(before - at, before + count - at), fill));
     }
 }
 
 INLINE void vu8_write(uint8_t *to, const uint8_t *from, ptrdiff_t count) {
-    ptrdiff_t at = 0;
-    for (; at + VU8_BYTES <= count; at += VU8_BYTES) vu8_store(to + at, vu8_load(from + at));
-    if (at < count) _mm512_mask_storeu_epi8(to + at, lanes_below(count - at), vu8_load(from + at));
+    const uint64_t stored = lanes_below(count);
+    if (count <= 16) {
+        _mm_mask_storeu_epi8(to, (__mmask16)stored, _mm_loadu_si128((const __m128i *)from));
+    } else if (count <= 32) {
+        _mm256_mask_storeu_epi8(to, (__mmask32)stored, _mm256_loadu_si256((const __m256i *)from));
+    } else {
+        for (ptrdiff_t at = 0; at < count; at += VU8_BYTES)
+            vu8_store_span(to + at, vu8_load(from + at), lanes_below(count - at));
+    }
 }
 
 #endif
