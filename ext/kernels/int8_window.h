@@ -25,14 +25,14 @@ INLINE ptrdiff_t part_offset(int part, int stride) {
 /* The bytes for each group of taps; with stride 2 the two halves of the outputs are parted. */
 INLINE void pick_quads(vu8 quads[MAX_GROUPS][4], const vu8 parts[MAX_PARTS], int kernel, int stride) {
     if (stride == 1) {
-        UNROLL for (int v = 0; v < 3; v++) quads[0][v] = vu8_quads(parts[0], 4 * v, 1);
-        quads[0][3] = vu8_quads(parts[1], 0, 1);
+        UNROLL for (int v = 0; v < 3; v++) quads[0][v] = vu8_quads(parts[0], vu8_quad_order(4 * v, 1));
+        quads[0][3] = vu8_quads(parts[1], vu8_quad_order(0, 1));
         if (kernel <= 4) return;
         UNROLL for (int v = 0; v < 3; v++) quads[1][v] = quads[0][v + 1];
-        quads[1][3] = vu8_quads(parts[1], 4, 1);
+        quads[1][3] = vu8_quads(parts[1], vu8_quad_order(4, 1));
     } else {
         UNROLL for (int g = 0; g < groups_of(kernel); g++)
-            UNROLL for (int v = 0; v < 4; v++) quads[g][v] = vu8_quads(parts[v], 4 * g, 2);
+            UNROLL for (int v = 0; v < 4; v++) quads[g][v] = vu8_quads(parts[v], vu8_quad_order(4 * g, 2));
     }
 }
 
@@ -134,13 +134,17 @@ INLINE int plan_bands(band_plan *p, const subp_window *g, int kernel, int stride
 INLINE void copy_band(const band_plan *p, const subp_window *g, const uint8_t *in, vu8 fill, ptrdiff_t first, int stride,
                       uint8_t *to) {
     for (ptrdiff_t c = 0; c < stride; c++, to += p->copy) {
-        ptrdiff_t source = stride * first + c - g->pad_top;
-        for (ptrdiff_t y = 0; y < p->rows; y++, source += stride) {
-            const int outside = source < 0 || source >= g->height;
-            vu8_copy_row(to + y * p->row, in + (outside ? 0 : source * g->width), p->before, outside ? 0 : p->inside,
-                         p->row, fill);
-        }
-        if (p->tail) vu8_copy_row(to + p->rows * p->row, in, 0, 0, p->tail, fill);
+        const ptrdiff_t source = stride * first + c - g->pad_top; /* of the first row */
+        const ptrdiff_t above = source < 0 ? subp_smaller(subp_ceil_div(-source, stride), p->rows) : 0;
+        const ptrdiff_t left = g->height - (source + above * stride); /* input rows from there on */
+        const ptrdiff_t inside = left > 0 ? subp_smaller(subp_ceil_div(left, stride), p->rows - above) : 0;
+        const ptrdiff_t below = (p->rows - above - inside) * p->row + p->tail;
+        for (ptrdiff_t at = 0; at < above * p->row; at += VU8_BYTES) vu8_store(to + at, fill);
+        uint8_t *after = to + (above + inside) * p->row;
+        if (inside > 0)
+            vu8_copy_rows(to + above * p->row, in + (source + above * stride) * g->width, inside, stride * g->width,
+                          p->before, p->inside, p->row, fill);
+        for (ptrdiff_t at = 0; at < below; at += VU8_BYTES) vu8_store(after + at, fill);
     }
 }
 
@@ -182,9 +186,9 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
                           room.in + i * stride * p->copy);
             for (ptrdiff_t i = 0; d->residual && i < planes; i++)
                 for (ptrdiff_t y = 0; y < rows; y++)
-                    vu8_copy_row(room.residual + i * p->out + y * p->pitch,
-                                 (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 0, g->out_w,
-                                 g->out_w, fill);
+                    vu8_copy_rows(room.residual + i * p->out + y * p->pitch,
+                                  (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 1, 0, 0, g->out_w,
+                                  g->out_w, fill);
             for (ptrdiff_t i = 0; i < planes; i++) {
                 plane_constants c;
                 find_constants(&c, d, n + i, kernel);
@@ -192,27 +196,23 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
                     room.out + i * p->out, (rows - 1) * p->pitch + g->out_w);
             }
             for (ptrdiff_t i = 0; i < planes; i++)
-                for (ptrdiff_t y = 0; y < rows; y++)
-                    vu8_write((uint8_t *)d->out + at + i * d->out_stride + y * g->out_w,
-                              room.out + i * p->out + y * p->pitch, g->out_w);
+                vu8_write_rows((uint8_t *)d->out + at + i * d->out_stride, room.out + i * p->out, rows, p->pitch, g->out_w);
         }
 }
 
 #if VU8_HAS_SPANS
 /* --- planes in place --- */
 
-/* Output columns of a vector. */
+/* Output columns of a vector, and the bytes inside of the input that they need. */
 typedef struct {
     ptrdiff_t column;
     vu8_span parts[MAX_PARTS], stored;
 } plane_tile;
 
-/* A block of output rows: what it reads, row by row, padding where that is outside. */
 typedef struct {
-    const uint8_t *rows[(MAX_ROWS - 1) * 2 + MAX_SIDE];
-    const uint8_t *residual;
+    const uint8_t *in, *padding, *residual; /* a plane, a row, a plane or NULL */
     uint8_t *out;
-} plane_block;
+} plane_arrays;
 
 INLINE void find_tile(plane_tile *t, const subp_window *g, ptrdiff_t column, ptrdiff_t count, int stride) {
     t->column = column;
@@ -223,80 +223,59 @@ INLINE void find_tile(plane_tile *t, const subp_window *g, ptrdiff_t column, ptr
     }
 }
 
-INLINE void run_block(const plane_block *b, const subp_window *g, const plane_tile *t, const plane_constants *c, vu8 fill,
-                      int with_residual, int kernel, int stride, int rows) {
-    const ptrdiff_t first = t->column * stride - g->pad_left, out_w = g->out_w;
+/* Output rows from y on, as many as fill the registers and there are. */
+INLINE void run_block(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_constants *c, vu8 fill,
+                      ptrdiff_t y, int kernel, int stride, int rows) {
+    const ptrdiff_t first = t->column * stride - g->pad_left, top = y * stride - g->pad_top;
     vi32 sums[MAX_ROWS][4];
     start_sums(sums, rows, c->start);
     UNROLL for (int i = 0; i < (rows - 1) * stride + kernel; i++) {
+        const uint8_t *row = top + i >= 0 && top + i < g->height ? a->in + (top + i) * g->width : a->padding;
         vu8 parts[MAX_PARTS];
         UNROLL for (int part = 0; part < parts_of(stride); part++)
-            parts[part] = vu8_load_span(b->rows[i] + first + part_offset(part, stride), t->parts[part], fill);
+            parts[part] = vu8_load_span(row + first + part_offset(part, stride), t->parts[part], fill);
         add_row(sums, parts, c, i, kernel, stride, rows);
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        const ptrdiff_t at = r * out_w + t->column;
+        const ptrdiff_t at = (y + r) * g->out_w + t->column;
         vu8 addend;
-        if (with_residual) addend = vu8_load_span(b->residual + at, t->stored, fill);
-        vu8_store_span(b->out + at, finished(sums[r], with_residual ? &addend : NULL, c, stride), t->stored);
+        if (y + r >= g->out_h) break;
+        if (a->residual) addend = vu8_load_span(a->residual + at, t->stored, fill);
+        vu8_store_span(a->out + at, finished(sums[r], a->residual ? &addend : NULL, c, stride), t->stored);
     }
 }
 
-typedef void (*run_tile_fn)(const subp_depthwise *, ptrdiff_t plane, const plane_tile *, const plane_constants *, ptrdiff_t y,
-                            ptrdiff_t end);
+typedef void (*run_tile_fn)(const plane_arrays *, const subp_window *, const plane_tile *, const plane_constants *);
 
-/* Output rows y <= row < end of a tile, as many at a time as fill the registers. */
-INLINE void run_tile(const subp_depthwise *d, ptrdiff_t n, const plane_tile *t, const plane_constants *c, ptrdiff_t y,
-                     ptrdiff_t end, int with_residual, int kernel, int stride, int rows) {
-    const subp_window *g = d->window;
-    plane_constants own;
-    own_constants(&own, c, kernel);
-    const vu8 fill = vu8_splat(*(const uint8_t *)d->padding);
-    const uint8_t *in = (const uint8_t *)d->in + n * d->in_stride;
-    for (; y < end; y += rows) {
-        plane_block b;
-        ptrdiff_t source = y * stride - g->pad_top;
-        const ptrdiff_t to = n * d->out_stride + y * g->out_w;
-        for (int i = 0; i < (rows - 1) * stride + kernel; i++, source++)
-            b.rows[i] = source >= 0 && source < g->height ? in + source * g->width : d->padding;
-        b.out = (uint8_t *)d->out + to;
-        b.residual = with_residual ? (const uint8_t *)d->residual + to : NULL;
-        run_block(&b, g, t, &own, fill, with_residual, kernel, stride, rows);
-    }
-}
-
-INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, int many, run_tile_fn run_many,
-                            run_tile_fn run_one) {
+INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, run_tile_fn run) {
     const subp_window *g = d->window;
     const ptrdiff_t tiles = subp_ceil_div(g->out_w, VU8_BYTES), step = subp_ceil_div(g->out_w, tiles);
-    const ptrdiff_t whole = g->out_h / many * many;
     for (ptrdiff_t n = 0; n < d->count; n++) {
         plane_constants c;
         find_constants(&c, d, n, kernel);
+        const plane_arrays a = {.in = (const uint8_t *)d->in + n * d->in_stride,
+                                .padding = d->padding,
+                                .residual = subp_at_if(d->residual, n * d->out_stride, 1),
+                                .out = (uint8_t *)d->out + n * d->out_stride};
         for (ptrdiff_t column = 0; column < g->out_w; column += step) {
             plane_tile t;
             find_tile(&t, g, column, subp_smaller(step, g->out_w - column), stride);
-            run_many(d, n, &t, &c, 0, whole);
-            run_one(d, n, &t, &c, whole, g->out_h);
+            run(&a, g, &t, &c);
         }
     }
 }
 
 /* Functions of their own, for the registers. */
-#define DEFINE_RUN_TILE(kernel, stride, rows)                                                                            \
-    static NOINLINE void run_tile_##kernel##s##stride##x##rows(const subp_depthwise *d, ptrdiff_t n, const plane_tile *t, \
-                                                               const plane_constants *c, ptrdiff_t y, ptrdiff_t end) {    \
-        if (d->residual)                                                                                                 \
-            run_tile(d, n, t, c, y, end, 1, kernel, stride, rows);                                                       \
-        else                                                                                                             \
-            run_tile(d, n, t, c, y, end, 0, kernel, stride, rows);                                                       \
-    }
-
-#define DEFINE_IN_PLACE(kernel, stride, many)                                                                            \
-    DEFINE_RUN_TILE(kernel, stride, many)                                                                                \
-    DEFINE_RUN_TILE(kernel, stride, 1)                                                                                   \
-    static void in_place_##kernel##s##stride(const subp_depthwise *d) {                                                  \
-        planes_in_place(d, kernel, stride, many, run_tile_##kernel##s##stride##x##many, run_tile_##kernel##s##stride##x1); \
+#define DEFINE_IN_PLACE(kernel, stride, rows)                                                                              \
+    static NOINLINE void run_tile_##kernel##s##stride(const plane_arrays *a, const subp_window *g, const plane_tile *t,    \
+                                                      const plane_constants *c) {                                         \
+        const vu8 fill = vu8_splat(*a->padding);                                                                          \
+        plane_constants own;                                                                                              \
+        own_constants(&own, c, kernel);                                                                                   \
+        for (ptrdiff_t y = 0; y < g->out_h; y += rows) run_block(a, g, t, &own, fill, y, kernel, stride, rows);           \
+    }                                                                                                                     \
+    static void in_place_##kernel##s##stride(const subp_depthwise *d) {                                                   \
+        planes_in_place(d, kernel, stride, run_tile_##kernel##s##stride);                                                 \
     }
 
 /* Whether vectors would be filled to three quarters. */

@@ -2,7 +2,8 @@
  * 16 bytes, and nothing crosses from one to another but where that is said.
  *
  *   vu8, VU8_BYTES of them: vu8_load(p), vu8_store(p, x), vu8_splat(number); vi32, a quarter as many integers.
- *   vu8_quads(x, first, step): 32-bit lane i of each part is bytes first + step * i and the next three of the part.
+ *   vu8_quads(x, order): 32-bit lane i of each part is bytes first + step * i and the next three of the part, for
+ *     vu8_quad_order(first, step); those beyond the part are of any value.
  *   quad_weights: quad_weights_of(p, count), 1 to 4 weights at p, of which no other is read, and zeros.
  *   vi32_dot(sums, quads, weights): adds to every lane its four bytes times the weights, exactly.
  *   stored_constants: stored_constants_of(requantize, factor).
@@ -10,9 +11,10 @@
  *     16 * p + 4 * v + i of the result, and of the residual, which may be NULL.
  *   vu8_halves_joined(x), of a vector whose parts are 8 bytes of its first half, then 8 of its second: in their order;
  *     vu8_halves_parted(x), the inverse.
- *   vu8_copy_row(to, from, before, count, end, fill): `before` times the fill, `count` bytes, the fill up to `end`, and
- *     whatever for up to VU8_BYTES more.
- *   vu8_write(to, from, count): exactly so many bytes, from a place with VU8_BYTES to spare.
+ *   vu8_copy_rows(to, from, rows, step, before, count, end, fill): rows of `end` bytes from those every `step`: `before`
+ *     times the fill, `count` bytes, the fill; and whatever for up to VU8_BYTES after the last.
+ *   vu8_write_rows(to, from, rows, step, count): exactly rows of so many bytes, from those every `step`, behind which there
+ *     are VU8_BYTES to spare.
  * Where vectors of which any consecutive lanes are loaded and stored are cheap, VU8_HAS_SPANS is 1, and there are
  *   vu8_span: vu8_between(from, to) are the lanes from <= lane < to, which may lie beyond the vector;
  *   vu8_load_span(p, span, fill), whose other lanes are those of fill and not read; vu8_store_span(p, x, span). */

@@ -9,7 +9,7 @@
 #include "simd_bytes.h"
 
 enum { VU8_BYTES = 64 };
-typedef __m512i vu8, vi32;
+typedef __m512i vu8, vu8_order, vi32;
 
 INLINE vu8 vu8_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE void vu8_store(uint8_t *p, vu8 x) { _mm512_storeu_si512(p, x); }
@@ -18,15 +18,17 @@ INLINE vi32 vi32_splat(int32_t x) { return _mm512_set1_epi32(x); }
 
 INLINE __m512i four_parts(__m128i x) { return _mm512_broadcast_i32x4(x); }
 
-INLINE vu8 vu8_quads(vu8 x, int first, int step) {
+INLINE vu8_order vu8_quad_order(int first, int step) {
     const int s = step * 0x01010101, a = 0x03020100 + first * 0x01010101;
-    return _mm512_shuffle_epi8(x, four_parts(_mm_setr_epi32(a, a + s, a + 2 * s, a + 3 * s)));
+    return four_parts(_mm_setr_epi32(a, a + s, a + 2 * s, a + 3 * s));
 }
+INLINE vu8 vu8_quads(vu8 x, vu8_order order) { return _mm512_shuffle_epi8(x, order); }
 
+/* In registers: bytes stored one by one would be slow to load as a whole. */
 INLINE int32_t quad_bytes(const int8_t *p, int count) {
-    int32_t four = 0;
-    memcpy(&four, p, (size_t)count);
-    return four;
+    uint32_t four = 0;
+    for (int i = 0; i < count; i++) four |= (uint32_t)(uint8_t)p[i] << 8 * i;
+    return (int32_t)four;
 }
 
 #ifdef SUBP_VNNI
@@ -106,29 +108,36 @@ INLINE vu8 vu8_load_span(const uint8_t *p, vu8_span span, vu8 fill) { return _mm
 INLINE void vu8_store_span(uint8_t *p, vu8 x, vu8_span span) { _mm512_mask_storeu_epi8(p, span, x); }
 
 /* Narrow rows in narrow vectors: those that cross from one cache line to the next take longer. */
-INLINE void vu8_copy_row(uint8_t *to, const uint8_t *from, ptrdiff_t before, ptrdiff_t count, ptrdiff_t end, vu8 fill) {
+INLINE void vu8_copy_rows(uint8_t *to, const uint8_t *from, ptrdiff_t rows, ptrdiff_t step, ptrdiff_t before,
+                          ptrdiff_t count, ptrdiff_t end, vu8 fill) {
     const uint64_t inside = vu8_between(before, before + count);
     from -= before;
     if (end <= 16) {
-        _mm_storeu_si128((__m128i *)to, _mm_mask_loadu_epi8(_mm512_castsi512_si128(fill), (__mmask16)inside, from));
+        for (; rows > 0; rows--, to += end, from += step)
+            _mm_storeu_si128((__m128i *)to, _mm_mask_loadu_epi8(_mm512_castsi512_si128(fill), (__mmask16)inside, from));
     } else if (end <= 32) {
-        _mm256_storeu_si256((__m256i *)to,
-                            _mm256_mask_loadu_epi8(_mm512_castsi512_si256(fill), (__mmask32)inside, from));
+        for (; rows > 0; rows--, to += end, from += step)
+            _mm256_storeu_si256((__m256i *)to,
+                                _mm256_mask_loadu_epi8(_mm512_castsi512_si256(fill), (__mmask32)inside, from));
     } else {
-        for (ptrdiff_t at = 0; at < end; at += VU8_BYTES)
-            vu8_store(to + at, vu8_load_span(from + at, vu8_between(before - at, before + count - at), fill));
+        for (; rows > 0; rows--, to += end, from += step)
+            for (ptrdiff_t at = 0; at < end; at += VU8_BYTES)
+                vu8_store(to + at, vu8_load_span(from + at, vu8_between(before - at, before + count - at), fill));
     }
 }
 
-INLINE void vu8_write(uint8_t *to, const uint8_t *from, ptrdiff_t count) {
+INLINE void vu8_write_rows(uint8_t *to, const uint8_t *from, ptrdiff_t rows, ptrdiff_t step, ptrdiff_t count) {
     const uint64_t stored = lanes_below(count);
     if (count <= 16) {
-        _mm_mask_storeu_epi8(to, (__mmask16)stored, _mm_loadu_si128((const __m128i *)from));
+        for (; rows > 0; rows--, to += count, from += step)
+            _mm_mask_storeu_epi8(to, (__mmask16)stored, _mm_loadu_si128((const __m128i *)from));
     } else if (count <= 32) {
-        _mm256_mask_storeu_epi8(to, (__mmask32)stored, _mm256_loadu_si256((const __m256i *)from));
+        for (; rows > 0; rows--, to += count, from += step)
+            _mm256_mask_storeu_epi8(to, (__mmask32)stored, _mm256_loadu_si256((const __m256i *)from));
     } else {
-        for (ptrdiff_t at = 0; at < count; at += VU8_BYTES)
-            vu8_store_span(to + at, vu8_load(from + at), lanes_below(count - at));
+        for (; rows > 0; rows--, to += count, from += step)
+            for (ptrdiff_t at = 0; at < count; at += VU8_BYTES)
+                vu8_store_span(to + at, vu8_load(from + at), lanes_below(count - at));
     }
 }
 
