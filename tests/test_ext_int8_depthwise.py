@@ -1,7 +1,7 @@
-"""Depthwise convolutions of uint8 against sums in int64 and the definition of the requantization in float32, to the bit.
+"""Depthwise convolutions of uint8 against sums in int64 and the definition of the requantization, to the bit.
 
-Every kernel of every set of this CPU, and threads; any window, stride, dilation and padding; planes as narrow and as wide as
-make the kernels take each of their paths; zero points, weights, factors and bounds at their ends.
+Every kernel of every set of this CPU, and threads; any window, stride, dilation and padding; planes as narrow and as
+wide as make the kernels take each of their paths; zero points, weights, factors and bounds at their ends.
 """
 
 from __future__ import annotations
