@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent
 KERNELS = "ext/kernels"
 DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
-# A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c,
-# for floats, int8_<name>.c and int8_depthwise_<name>.c those that there are get the flags, and nothing else does: the compiler
-# might use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and guards its
-# lines in the lists.
+# A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c
+# (floats), int8_<name>.c and int8_depthwise_<name>.c those that there are get the flags. Nothing else does, or the
+# compiler may use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and
+# guards its lines in the lists.
 X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [

@@ -176,7 +176,7 @@ def test_constants_that_do_not_fit_are_named(changes, error, message):
 
 def test_without_constants_or_with_a_bias_beside_them_it_is_an_error():
     layer = layer_of(np.ones((2, 3, 3), np.int8), 1, 1, 1, None)
-    with pytest.raises(ValueError, match="sums of integers need requantize, a Requantization"):
+    with pytest.raises(ValueError, match="weights of int8 need a requantization"):
         layer.prepare(5, 5)
     with pytest.raises(TypeError, match="requantize is str; expected a Requantization"):
         layer.prepare(5, 5, "constants")
