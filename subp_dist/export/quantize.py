@@ -1,0 +1,198 @@
+"""Post-training static quantization of an exported graph to int8.
+
+It works on the simplified graph that the runtime runs, not on torch's (PT2E of torchao): so what is calibrated and
+corrected is what is deployed, with batch norms folded and residuals and activations fused. Weights are packed by then,
+so that the zeros of pruned blocks are not stored, and stay zeros by construction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import subp_ext
+from subp_ext import Graph
+
+from ..errors import UsageError
+from .calibrate import Observations, batches, check_images, observe, sources, value_shapes
+from .correct import correct_biases
+from .placement import HEAVY, Placement, Shapes, layer_name, place
+from .quantize_report import QuantizeReport, agreement, describe_layers, sqnr, top1
+from .scales import RANGES, choose_scales, quantized_graph
+
+_logger = logging.getLogger(__name__)
+
+# Images that biases are corrected on, and those that the errors of single layers are measured on.
+_CORRECTED_ON, _MEASURED_ON = 128, 16
+
+_TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantize.
+
+    Attributes:
+        range: how the range of a value follows from those seen: ``minmax``, ``percentile`` (99.99) or ``mse`` (the
+            least squared error).
+        bias_correction: keep the means of all layers' outputs.
+        keep_float: patterns of layers that stay in float32.
+        max_drop: points of top-1, or of agreement with float32 where there are no labels, that the result may lose on
+            the calibration images; the most sensitive layers stay in float32 until it does. None accepts any.
+
+    Raises:
+        UsageError: a range that there is not, or a drop outside of [0, 100].
+    """
+
+    range: str = "mse"
+    bias_correction: bool = True
+    keep_float: tuple[str, ...] = ()
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.range not in RANGES:
+            raise UsageError(f"--range {self.range}: expected one of {', '.join(RANGES)}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UsageError(f"--max-drop {self.max_drop:g}: expected points between 0 and 100")
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    placement: Placement
+    graph: Graph
+    results: np.ndarray
+    found: Observations
+
+
+def quantize_graph(
+    graph: Graph, images: np.ndarray, options: QuantizeOptions = QuantizeOptions(), labels: np.ndarray | None = None
+) -> tuple[Graph, QuantizeReport]:
+    """Quantizes a graph to int8.
+
+    Args:
+        graph: in float32, as ``build_graph`` returns it.
+        images: for calibration, [n, C, H, W] float32, normalised.
+        options: how.
+        labels: [n] classes of the images, to measure a drop of top-1.
+
+    Returns:
+        The graph, which takes the same images, and what became of each layer.
+
+    Raises:
+        UsageError: images or options do not fit, nothing can be quantized, or values are not numbers.
+    """
+    images = np.ascontiguousarray(images, np.float32)
+    check_images(graph, images)
+    shapes = value_shapes(graph, next(batches(images, graph, 1)))
+    attempt = _attempt(graph, images, options, shapes, {})
+    if options.max_drop is not None:
+        attempt = _within(attempt, graph, images, options, shapes, labels)
+    exact, results = attempt.found.results, attempt.results
+    rows = describe_layers(attempt.placement, attempt.graph, next(batches(images, graph, _TOGETHER)), shapes)
+    pair = None if labels is None else (top1(exact, labels), top1(results, labels))
+    report = QuantizeReport(rows, len(images), agreement(exact, results), pair, sqnr(exact, results))
+    metadata = attempt.graph.metadata | {"dtype": "int8"}
+    return replace(attempt.graph, metadata=metadata), report
+
+
+def _attempt(
+    graph: Graph,
+    images: np.ndarray,
+    options: QuantizeOptions,
+    shapes: Shapes,
+    sensitive: Mapping[str, str],
+    found: Observations | None = None,
+) -> _Attempt:
+    """Quantizes with these layers in float32; what was observed before serves again where it says enough."""
+    placement = place(graph, shapes, options.keep_float, sensitive)
+    if found is None or not set(sources(placement)) <= found.histograms.keys():
+        found = observe(placement, images, _CORRECTED_ON)
+    quantized = quantized_graph(placement, choose_scales(placement, found.histograms, options.range))
+    if options.bias_correction:
+        quantized = correct_biases(quantized, images, found.means, found.counted)
+    return _Attempt(placement, quantized, run_all(quantized, images), found)
+
+
+def run_all(graph: Graph, images: np.ndarray) -> np.ndarray:
+    """The first result of a graph on all images."""
+    session = subp_ext.Session(graph)
+    runs = [session.run(batch) for batch in batches(images, graph, _TOGETHER)]
+    return np.concatenate([run[0] if isinstance(run, tuple) else run for run in runs])
+
+
+def lost_points(exact: np.ndarray, quantized: np.ndarray, labels: np.ndarray | None) -> float:
+    """Points of top-1 that are lost, or of agreement without labels."""
+    if labels is None:
+        return 100 - agreement(exact, quantized)
+    return top1(exact, labels) - top1(quantized, labels)
+
+
+def _within(
+    first: _Attempt,
+    graph: Graph,
+    images: np.ndarray,
+    options: QuantizeOptions,
+    shapes: Shapes,
+    labels: np.ndarray | None,
+) -> _Attempt:
+    """The attempt with the fewest layers in float32, most sensitive first, that loses no more than allowed.
+
+    Raises:
+        UsageError: only the network in float32 does.
+    """
+    limit, found = options.max_drop or 0.0, first.found
+
+    def lost(attempt: _Attempt) -> float:
+        return lost_points(found.results, attempt.results, labels)
+
+    if lost(first) <= limit:
+        return first
+    order = _by_sensitivity(first, graph, images, options, shapes)
+    reason = f"sensitive: with all layers in int8 {lost(first):.1f} points are lost, more than {limit:g}"
+
+    def with_float(count: int) -> _Attempt:
+        return _attempt(graph, images, options, shapes, dict.fromkeys(order[:count], reason), found)
+
+    too_few, enough, best = 0, 1, None
+    while best is None and enough < len(order):  # twice as many each time, then halving what is between
+        attempt = with_float(enough)
+        if lost(attempt) <= limit:
+            best = attempt
+        else:
+            too_few, enough = enough, min(2 * enough, len(order) - 1) if enough < len(order) - 1 else len(order)
+    if best is None:
+        raise UsageError(
+            f"--max-drop {limit:g}: with one layer in int8 alone, more points are lost; allow a larger drop"
+        )
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        attempt = with_float(middle)
+        if lost(attempt) <= limit:
+            enough, best = middle, attempt
+        else:
+            too_few = middle
+    return best
+
+
+def _by_sensitivity(
+    first: _Attempt, graph: Graph, images: np.ndarray, options: QuantizeOptions, shapes: Shapes
+) -> list[str]:
+    """Layers in int8, first those that, quantized alone, add the most noise to the network's result."""
+    nodes = [node for node in first.placement.graph.nodes if node.op in HEAVY and node.output in first.placement.int8]
+    names = list(dict.fromkeys(map(layer_name, nodes)))
+    few = images[:_MEASURED_ON]
+    noise = {}
+    for name in names:
+        others = {other: "measuring another layer" for other in names if other != name}
+        placement = place(graph, shapes, options.keep_float, others)
+        if not set(sources(placement)) <= first.found.histograms.keys():
+            noise[name] = np.inf
+            continue
+        alone = quantized_graph(placement, choose_scales(placement, first.found.histograms, options.range))
+        results = run_all(alone, few)
+        noise[name] = sqnr(first.found.results[: len(results)], results)
+        _logger.debug("%s alone in int8: %.1f dB", name, noise[name])
+    return sorted(names, key=lambda name: noise[name])
