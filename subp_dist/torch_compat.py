@@ -125,3 +125,10 @@ def use_fresh_stores() -> None:
 def takes_for_this_machine(host: str) -> bool:
     """Whether torchrun finds that a host is this machine: it knows it by name and first address only."""
     return _matches_machine_hostname(host)
+
+
+def quantized_operators() -> object:
+    """torch's operators that the exporter to ONNX translates to QuantizeLinear and DequantizeLinear."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  (it registers them)
+
+    return torch.ops.quantized_decomposed

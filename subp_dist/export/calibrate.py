@@ -57,7 +57,7 @@ def check_images(graph: Graph, images: np.ndarray) -> None:
     shape = graph.inputs[0].shape
     if len(graph.inputs) != 1 or graph.inputs[0].dtype != "float32":
         raise UsageError("int8 needs a float32 network of one input; this graph is quantized already, or has another")
-    if images.ndim != len(shape) or any(want not in (None, size) for want, size in zip(shape[1:], images.shape[1:])):
+    if images.ndim != len(shape) or any(w not in (None, s) for w, s in zip(shape[1:], images.shape[1:], strict=True)):
         raise UsageError(f"calibration images have shape {list(images.shape)}; the network takes {list(shape)}")
     if len(images) < FEWEST_IMAGES:
         raise UsageError(f"{len(images)} calibration images are too few; give {FEWEST_IMAGES} or more, better hundreds")
@@ -69,7 +69,7 @@ def check_images(graph: Graph, images: np.ndarray) -> None:
 
 
 def batches(images: np.ndarray, graph: Graph, size: int) -> Iterator[np.ndarray]:
-    """The images a few at a time, as many as the graph takes where it fixes the batch; the last may be left out then."""
+    """The images a few at a time; as many as the graph takes where it fixes that, and the last left out then."""
     fixed = graph.inputs[0].shape[0]
     size = fixed or size
     for start in range(0, len(images), size):

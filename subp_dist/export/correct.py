@@ -24,8 +24,10 @@ from .placement import HEAVY
 _TOGETHER = 8
 
 
-def correct_biases(graph: Graph, images: np.ndarray, means: Mapping[str, np.ndarray], counted: int) -> Graph:
-    """The graph with biases such that layers keep the means of their outputs.
+def corrected_biases(
+    graph: Graph, images: np.ndarray, means: Mapping[str, np.ndarray], counted: int
+) -> dict[str, np.ndarray]:
+    """Biases with which layers keep the means of their outputs, by the name of the constant.
 
     Args:
         graph: quantized.
@@ -33,7 +35,7 @@ def correct_biases(graph: Graph, images: np.ndarray, means: Mapping[str, np.ndar
         means: of the float32 network, by layer.
         counted: over how many images they are.
     """
-    constants = dict(graph.constants)
+    constants, corrected = dict(graph.constants), {}
     walk = _Walk(graph, [*batches(images[:counted], graph, _TOGETHER)])
     for node in graph.nodes:
         layer = node.output.removesuffix(".uint8")
@@ -41,10 +43,10 @@ def correct_biases(graph: Graph, images: np.ndarray, means: Mapping[str, np.ndar
             plain = {name: value for name, value in node.args.items() if name not in ("residual", "activation")}
             found = walk.run(Node(node.op, node.output, plain), constants)
             mean = sum(channel_sums(array, graph, node.output) for array in found) / walk.images
-            bias = constants[node.args["bias"].name]
-            constants[node.args["bias"].name] = (bias + (means[layer] - mean)).astype(np.float32)
+            name = node.args["bias"].name
+            corrected[name] = constants[name] = (constants[name] + (means[layer] - mean)).astype(np.float32)
         walk.keep(node, walk.run(node, constants))
-    return replace(graph, constants=constants)
+    return corrected
 
 
 class _Walk:

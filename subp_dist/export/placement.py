@@ -209,7 +209,7 @@ def _unfused(graph: Graph, int8: set[str]) -> Graph:
         if node.output in int8 and activation not in RELUS:
             inner = f"{node.output}.sum"
             nodes.append(replace(node, output=inner, args={k: v for k, v in node.args.items() if k != "activation"}))
-            op, parameters = _operator_of(activation)
+            op, parameters = function_node(activation)
             node = Node(op, node.output, {"self": Ref(inner)} | parameters)
             int8.remove(node.output)
             int8.add(inner)
@@ -217,7 +217,7 @@ def _unfused(graph: Graph, int8: set[str]) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _operator_of(activation: str) -> tuple[str, dict[str, object]]:
+def function_node(activation: str) -> tuple[str, dict[str, object]]:
     """The operator and the parameters that a fused activation is."""
     assert activation in FUSED
     for op, record in OPERATORS.items():

@@ -18,10 +18,11 @@ from subp_ext import Graph
 
 from ..errors import UsageError
 from .calibrate import Observations, batches, check_images, observe, sources, value_shapes
-from .correct import correct_biases
+from .correct import corrected_biases
 from .placement import HEAVY, Placement, Shapes, layer_name, place
 from .quantize_report import QuantizeReport, agreement, describe_layers, sqnr, top1
 from .scales import RANGES, choose_scales, quantized_graph
+from .tables import with_tables
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class _Attempt:
 def quantize_graph(
     graph: Graph, images: np.ndarray, options: QuantizeOptions = QuantizeOptions(), labels: np.ndarray | None = None
 ) -> tuple[Graph, QuantizeReport]:
-    """Quantizes a graph to int8.
+    """Quantizes a graph to int8; activations that are a function of one byte become tables.
 
     Args:
         graph: in float32, as ``build_graph`` returns it.
@@ -84,6 +85,14 @@ def quantize_graph(
     Raises:
         UsageError: images or options do not fit, nothing can be quantized, or values are not numbers.
     """
+    named, report = quantize_by_name(graph, images, options, labels)
+    return with_tables(named), report
+
+
+def quantize_by_name(
+    graph: Graph, images: np.ndarray, options: QuantizeOptions, labels: np.ndarray | None = None
+) -> tuple[Graph, QuantizeReport]:
+    """As ``quantize_graph``, with the activations by their names, for other formats."""
     images = np.ascontiguousarray(images, np.float32)
     check_images(graph, images)
     shapes = value_shapes(graph, next(batches(images, graph, 1)))
@@ -91,7 +100,9 @@ def quantize_graph(
     if options.max_drop is not None:
         attempt = _within(attempt, graph, images, options, shapes, labels)
     exact, results = attempt.found.results, attempt.results
-    rows = describe_layers(attempt.placement, attempt.graph, next(batches(images, graph, _TOGETHER)), shapes)
+    rows = describe_layers(
+        attempt.placement, with_tables(attempt.graph), next(batches(images, graph, _TOGETHER)), shapes
+    )
     pair = None if labels is None else (top1(exact, labels), top1(results, labels))
     report = QuantizeReport(rows, len(images), agreement(exact, results), pair, sqnr(exact, results))
     metadata = attempt.graph.metadata | {"dtype": "int8"}
@@ -110,10 +121,11 @@ def _attempt(
     placement = place(graph, shapes, options.keep_float, sensitive)
     if found is None or not set(sources(placement)) <= found.histograms.keys():
         found = observe(placement, images, _CORRECTED_ON)
-    quantized = quantized_graph(placement, choose_scales(placement, found.histograms, options.range))
+    named = quantized_graph(placement, choose_scales(placement, found.histograms, options.range))
     if options.bias_correction:
-        quantized = correct_biases(quantized, images, found.means, found.counted)
-    return _Attempt(placement, quantized, run_all(quantized, images), found)
+        biases = corrected_biases(with_tables(named), images, found.means, found.counted)
+        named = replace(named, constants=named.constants | biases)
+    return _Attempt(placement, named, run_all(with_tables(named), images), found)
 
 
 def run_all(graph: Graph, images: np.ndarray) -> np.ndarray:
