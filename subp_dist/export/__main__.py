@@ -2,6 +2,7 @@
 
 python -m subp_dist.export RUN_OR_CHECKPOINT --format subp|timm|onnx --output FILE
 python -m subp_dist.export --model NAME --prune-rate P --block-size N --format ... --output FILE
+python -m subp_dist.export RUN_OR_CHECKPOINT --dtype int8 --output FILE
 """
 
 from __future__ import annotations
@@ -11,11 +12,33 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..blocks import BLOCK_SIZES
 from ..checkpoint import check_writable
 from ..errors import UsageError, report_usage_errors
+from .calibrate import FEWEST_IMAGES
 from .formats import FORMATS, export
+from .int8 import KINDS, export_int8, images_of_folder, images_of_run, random_images
 from .network import Network
+from .quantize import QuantizeOptions
+from .scales import RANGES
+from .tables import LAYOUTS
+
+# Flags of --dtype int8, with their defaults.
+_INT8 = {"data_dir": None, "calibration_images": 512, "range": "mse", "keep_float": (), "max_drop": None}
+_INT8["uint8_input"] = None
+
+# Points of top-1 that int8 may lose where there are labels to tell.
+_MAX_DROP = 1.0
+
+_MAX_DROP_HELP = (
+    "top-1 that may be lost on calibration images (agreement with float32 if they have no labels); the most sensitive "
+    "layers stay in float32 for it; 1 with labels, else any"
+)
+_UINT8_INPUT_HELP = (
+    "the file takes raw pixels from 0 to 255 in this layout, nchw by default; normalisation is a table in it"
+)
 
 _RANDOM = {"prune_rate": 0.5, "block_size": 16, "init": "random", "skip": (), "image_size": None, "num_classes": None}
 _RANDOM["seed"] = 0
@@ -38,6 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, metavar="PIXELS", help="square image size; the model's own by default")
     add("--num-classes", type=int, help="classes; the model's own by default")
     add("--seed", type=int, help="seed of everything random; 0")
+    group = parser.add_argument_group("int8, by static quantization after training")
+    add = group.add_argument
+    add("--dtype", choices=["float32", "int8"], default="float32", help="of weights and activations; float32")
+    add(
+        "--data-dir", type=Path, help="pictures to calibrate on; the run's training data, or random pixels with --model"
+    )
+    add("--calibration-images", type=int, metavar="N", help="how many of them, spread over all; 512")
+    add("--range", choices=RANGES, help="what the range of a value follows from: all that is seen, all but 0.01 %% at "
+        "each end, or the least squared error; mse")  # fmt: skip
+    add("--keep-float", nargs="+", metavar="PATTERN", help="layers to leave in float32, such as conv1 fc '*.se.*'")
+    add("--max-drop", type=float, metavar="POINTS", help=_MAX_DROP_HELP)
+    add("--uint8-input", nargs="?", const="nchw", choices=LAYOUTS, help=_UINT8_INPUT_HELP)
     return parser
 
 
@@ -66,8 +101,54 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise UsageError(f"--output {args.output}: pass --format, or end it in {', '.join(suffixes)}")
     if suffixes.get(args.output.suffix, args.format) != args.format:
         raise UsageError(f"--output {args.output} ends like --format {suffixes[args.output.suffix]}, not {args.format}")
+    _check_int8(args)
     check_writable(args.output)
     return args
+
+
+def _check_int8(args: argparse.Namespace) -> None:
+    """Checks the flags of int8 against each other, and sets their defaults.
+
+    Raises:
+        UsageError: one is given without int8, or has a value that cannot be.
+    """
+    for flag, default in _INT8.items():
+        if args.dtype != "int8" and getattr(args, flag) is not None:
+            raise UsageError(f"--{flag.replace('_', '-')} belongs to --dtype int8; {args.dtype} needs no calibration")
+        if getattr(args, flag) is None:
+            setattr(args, flag, default)
+    if args.dtype != "int8":
+        return
+    if args.format not in KINDS:
+        raise UsageError(f"--dtype int8 --format {args.format}: expected --format {' or '.join(KINDS)}")
+    if args.calibration_images < FEWEST_IMAGES:
+        raise UsageError(f"--calibration-images {args.calibration_images}: expected {FEWEST_IMAGES} or more")
+
+
+def _calibration(args: argparse.Namespace, network: Network) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images, and their labels where they have any."""
+    count = args.calibration_images
+    if network.config is not None:
+        return images_of_run(network.config, network.model, args.data_dir, count)
+    if args.data_dir is not None:
+        return images_of_folder(args.data_dir, network.model, network.input_size, count), None
+    return random_images(network.input_size, count, args.seed), None
+
+
+def _export_int8(args: argparse.Namespace, network: Network) -> str:
+    """Writes an int8 file, and says what became of the network."""
+    images, labels = _calibration(args, network)
+    max_drop = _MAX_DROP if args.max_drop is None and labels is not None else args.max_drop
+    options = QuantizeOptions(args.range, keep_float=tuple(args.keep_float), max_drop=max_drop)
+    return export_int8(network, args.output, images, labels, options, args.uint8_input, args.format).summary()
+
+
+def _export_float32(args: argparse.Namespace, network: Network) -> str:
+    """Writes a file in float32, and says how it was checked."""
+    difference = export(network, args.format, args.output)
+    if difference is None:
+        return "not checked against torch: pip install 'subp-dist[onnx]' installs what runs it"
+    return f"largest difference from torch {difference:.1e} of the logits' range, on random images"
 
 
 @report_usage_errors
@@ -89,15 +170,11 @@ def cli() -> None:
             seed=args.seed,
         )
     try:
-        difference = export(network, args.format, args.output)
+        said = (_export_int8 if args.dtype == "int8" else _export_float32)(args, network)
     except OSError as error:
         raise UsageError(str(error)) from error
-    checked = (
-        f"largest difference from torch {difference:.1e} of the logits' range, on random images"
-        if difference is not None
-        else "not checked against torch: pip install 'subp-dist[onnx]' installs what runs it"
-    )
-    print(f"{args.output}: {args.format}, {args.output.stat().st_size / 1e6:.1f} MB; {checked}")
+    kind = args.format if args.dtype == "float32" else f"{args.format}, {args.dtype}"
+    print(f"{args.output}: {kind}, {args.output.stat().st_size / 1e6:.1f} MB; {said}")
 
 
 if __name__ == "__main__":

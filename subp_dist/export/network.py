@@ -30,12 +30,14 @@ class Network:
         input_size: (C, H, W) of its images.
         arguments: what timm creates its like with, the name aside.
         metadata: stored beside the weights.
+        config: of the run that it comes from; None without a training.
     """
 
     model: nn.Module
     input_size: tuple[int, int, int]
     arguments: dict[str, object]
     metadata: dict[str, object]
+    config: Resolved | None = None
 
     @classmethod
     def open(cls, source: Path) -> Network:
@@ -67,7 +69,7 @@ class Network:
             "block_size": pruning.block_size, "prune_rate": pruning.prune_rate, "input_size": list(input_size),
             "class_names": _class_names(path.parent),
         }  # fmt: skip
-        return cls(model.eval(), input_size, arguments, metadata)
+        return cls(model.eval(), input_size, arguments, metadata, config)
 
     @classmethod
     def random(
@@ -103,6 +105,10 @@ def _at_target(model: nn.Module, layer: LayerPlan, pruning: PruningConfig) -> bo
 def _checkpoint_of(source: Path) -> Path:
     if not source.exists():
         raise UsageError(f"{source}: no such run or checkpoint")
+    if source.suffix in (".subp", ".onnx", ".safetensors"):
+        raise UsageError(
+            f"{source} is an exported file, which holds no training: give the run's folder or a checkpoint"
+        )
     if not source.is_dir():
         return source
     found = next((path for name in ("best.pt", "last.pt") if (path := source / name).is_file()), None)

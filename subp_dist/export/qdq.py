@@ -8,6 +8,7 @@ such pairs.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from subp_ext import Graph, Node, Ref, UniformBlockSparse
 from subp_ext.dtypes import TypedArray, ValueType
+from subp_ext.graph import Constant
 
 from ..errors import UsageError
 from ..torch_compat import quantized_operators
@@ -52,10 +54,10 @@ class GraphModule(nn.Module):
         self.names: dict[str, str] = {}
         for number, (name, constant) in enumerate(graph.constants.items()):
             self.names[name] = f"constant_{number}"
-            values = _integers(constant) if isinstance(constant, (TypedArray, UniformBlockSparse)) else constant
-            self.register_buffer(self.names[name], torch.from_numpy(np.array(values)))
-            if isinstance(constant, (TypedArray, UniformBlockSparse)):
-                scale = torch.from_numpy(np.array(_scale(constant)))
+            self.register_buffer(self.names[name], torch.from_numpy(np.array(_elements(constant))))
+            found = _scale(constant)
+            if found is not None:
+                scale = torch.from_numpy(np.array(found))
                 self.register_buffer(f"{self.names[name]}_scale", scale)
                 self.register_buffer(f"{self.names[name]}_zero", torch.zeros(len(scale), dtype=torch.int64))
 
@@ -132,21 +134,22 @@ def _aten(op: str, args: dict[str, Any]) -> Any:
     return found(**args)
 
 
-def _integers(constant: TypedArray | UniformBlockSparse) -> np.ndarray:
-    """A weight as dense int8, its zeros included."""
+def _elements(constant: Constant) -> np.ndarray:
+    """What is stored of a constant, a sparse weight as a dense one with its zeros."""
     if isinstance(constant, TypedArray):
         return constant.values
-    ones = np.ones(constant.shape[0], np.float32)
-    unscaled = UniformBlockSparse(
-        constant.values, constant.indices, constant.shape, constant.block_size, constant.groups, "int8", ones,
-        constant.order,
-    )  # fmt: skip
+    if not isinstance(constant, UniformBlockSparse):
+        return constant
+    if constant.scale is None:
+        return constant.to_dense()
+    unscaled = replace(constant, scale=np.ones_like(constant.scale))
     return unscaled.to_dense().astype(np.int8)
 
 
-def _scale(constant: TypedArray | UniformBlockSparse) -> np.ndarray:
+def _scale(constant: Constant) -> np.ndarray | None:
+    """[O], of a quantized weight."""
     if isinstance(constant, UniformBlockSparse):
-        assert constant.scale is not None
         return constant.scale
-    assert constant.type.quantization is not None
+    if not isinstance(constant, TypedArray) or constant.type.quantization is None:
+        return None
     return constant.type.quantization.scale

@@ -44,6 +44,13 @@ def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], 
         UsageError: the model cannot be traced, uses an operator that the runtime does not have, or would compute
             something else there.
     """
+    graph = checked_graph(model, input_size, metadata)
+    subp_ext.save(path, graph)
+    return graph
+
+
+def checked_graph(model: nn.Module, input_size: tuple[int, int, int], metadata: dict[str, object]) -> Graph:
+    """The graph that ``export_subp`` writes; arguments and errors are its own."""
     graph, plain = _checked(model, input_size)
     graph = free_image_size(graph, plain, input_size)
     for note in graph.metadata.get("notes", []):
@@ -51,7 +58,6 @@ def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], 
     given = {key: value for key, value in metadata.items() if value is not None}
     # What was found out stands above what was given: batches are split by it.
     graph.metadata = {"timm": timm.__version__} | given | graph.metadata
-    subp_ext.save(path, graph)
     return graph
 
 
