@@ -24,7 +24,7 @@ ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx512vnni", [*AVX512, "-mavx512vnni"]),
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
 ]
-CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden"]
+CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-g0"]
 
 # ISO C would leave fused multiply-adds off, which Arm and others have in their baseline.
 GENERIC_CFLAGS = ["-ffp-contract=fast"]

@@ -8,7 +8,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$(realpath -m "${VENV:-$root/.venv}")
-"$root/launch/setup.sh"
+"$root/launch/setup.sh" --tests
 cd "$root"
 bin=$venv/bin
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from subp_ext import __version__
 
 if TYPE_CHECKING:
     from .pruner import MaskUpdate, SUBPPruner
     from .schedule import PruneSchedule
 
-__all__ = ["MaskUpdate", "PruneSchedule", "SUBPPruner"]
+for _name in ("torch", "timm"):
+    if find_spec(_name) is None:
+        raise ImportError(
+            f"subp_dist needs {_name}, which is not installed: pip install 'subp-dist[train]'. The runtime, subp_ext, "
+            "needs NumPy alone"
+        )
+
+__all__ = ["MaskUpdate", "PruneSchedule", "SUBPPruner", "__version__"]
 
 
 def __getattr__(name: str) -> object:

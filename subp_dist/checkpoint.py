@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from . import __version__
 from .config import Resolved
 from .errors import UsageError
 
@@ -100,7 +101,7 @@ def save_checkpoint(path: Path, state: dict, previous: Path | None = None) -> No
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            torch.save({"version": __version__} | state, file)
 
     write_atomically(path, write, previous)
 

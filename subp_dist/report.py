@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 import torch
 
+from . import __version__
 from .checkpoint import write_atomically
 from .layer_report import total_macs
 from .training import Training
@@ -50,7 +51,12 @@ def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
             "ranks": training.rank.world_size,
             "device": str(training.rank.device),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+        "versions": {
+            "subp_dist": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
     }
     write_report(folder, report)
     return report

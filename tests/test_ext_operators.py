@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from test_ext_reference import CASES
 
 from subp_ext import Graph, Node, Ref, Session, TensorSpec, _kernels, operators, runtime
 from subp_ext import session as sessions
 from subp_ext.graph import ACTIVATIONS
-from subp_ext.operators import OPERATORS
+from subp_ext.operators import OPERATORS, arguments
 
 
 def normal(*shape, seed=0):
@@ -215,3 +217,13 @@ def test_a_report_says_why_faster_kernels_do_not_run(monkeypatch):
     for name in better:
         assert f"{name}: SUBP_KERNEL=generic leaves it out" in relu.passed_over
     assert bool(better) == bool(convolution.passed_over)
+
+
+def test_arrays_are_told_by_any_form_of_their_annotation():
+    class Alias:  # as NumPy's NDArray is, of Python 3.12 and NumPy 2.5
+        __value__ = npt.NDArray[np.float32]
+
+    alias = types.GenericAlias(Alias, (np.float32,))
+    for hint in (alias, alias | None, npt.NDArray[np.float32]):
+        assert arguments.fits(np.zeros(3, np.float32), hint) and not arguments.fits("x", hint)
+        assert arguments.describe(hint).startswith("a tensor")

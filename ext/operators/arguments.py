@@ -26,7 +26,7 @@ _LITERALS = (type(None), bool, int, float, str, list, tuple, np.generic)
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether the value of a node's argument is of an annotated type; what is neither data nor tensor fits any."""
-    origin = get_origin(hint)
+    origin = origin_of(hint)
     if hint is Any or not isinstance(value, (*_TENSORS, *_LITERALS)):
         return True
     if origin in (Union, types.UnionType):
@@ -44,9 +44,15 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else False
 
 
+def origin_of(hint: Any) -> Any:
+    """As `typing.get_origin`, through aliases: NumPy's `NDArray` is one of its own from Python 3.12 and NumPy 2.5 on."""
+    origin = get_origin(hint)
+    return get_origin(origin.__value__) if hasattr(origin, "__value__") else origin
+
+
 def describe(hint: Any) -> str:
     """An annotated type in words."""
-    origin = get_origin(hint)
+    origin = origin_of(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(choice) for choice in get_args(hint)))
     if (origin or hint) in (np.ndarray, UniformBlockSparse):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import subp_ext
 from subp_ext import Graph, Node, Ref, UniformBlockSparse
 
+from .. import __version__
 from ..errors import UsageError
 from ..parametrization import block_mask_of, plain_copy
 from .fuse import simplify, without_unused
@@ -57,7 +58,7 @@ def checked_graph(model: nn.Module, input_size: tuple[int, int, int], metadata: 
         _logger.info("exported: %s", note)
     given = {key: value for key, value in metadata.items() if value is not None}
     # What was found out stands above what was given: batches are split by it.
-    graph.metadata = {"timm": timm.__version__} | given | graph.metadata
+    graph.metadata = {"subp_dist": __version__, "timm": timm.__version__} | given | graph.metadata
     return graph
 
 
