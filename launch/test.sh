@@ -18,14 +18,17 @@ if [[ ${1:-} == --slow ]]; then
     shift
 fi
 echo "=== style"
+[[ -w $root ]] || export RUFF_NO_CACHE=true # set up by another user
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 echo "=== types"
 # The runtime, and the method's pure files; the links give the packages the names that they are imported by.
-mkdir -p "$venv/typed"
-ln -sfn "$root/ext" "$venv/typed/subp_ext"
-ln -sfn "$root/subp_dist" "$venv/typed/subp_dist"
+typed=$venv/typed
+[[ -w $venv ]] || typed=$(mktemp -d) # set up by another user
+mkdir -p "$typed"
+ln -sfn "$root/ext" "$typed/subp_ext"
+ln -sfn "$root/subp_dist" "$typed/subp_dist"
 pure=(blocks config flag_values layer_report masks schedule scores seeds)
-MYPYPATH=$venv/typed "$bin/mypy" --cache-dir "$venv/typed/cache" --package subp_ext "${pure[@]/#/--module=subp_dist.}"
+MYPYPATH=$typed "$bin/mypy" --cache-dir "$typed/cache" --package subp_ext "${pure[@]/#/--module=subp_dist.}"
 echo "=== tests"
 exec "$bin/python" -m pytest "${arguments[@]}" "$@"

@@ -86,6 +86,7 @@ case ${1:-} in
     ;;
 "")
     runs=$root/output/quickstart
+    [[ -w $root ]] || runs=$PWD/output/quickstart # set up by another user
     rm -rf "$runs"
     recipe=(--config "$root/launch/recipes/digits.yaml" --output "$runs")
     banner "1/3  a dense network learns 4000 real digits, on $NPROC ranks"

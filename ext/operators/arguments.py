@@ -45,7 +45,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def origin_of(hint: Any) -> Any:
-    """As `typing.get_origin`, through aliases: NumPy's `NDArray` is one of its own from Python 3.12 and NumPy 2.5 on."""
+    """As `typing.get_origin`, through aliases, of which NumPy 2.5 makes one of `NDArray` on Python 3.12 and later."""
     origin = get_origin(hint)
     return get_origin(origin.__value__) if hasattr(origin, "__value__") else origin
 
