@@ -77,3 +77,18 @@ def test_an_environment_with_numpy_alone(model, tmp_path):
     check([python, "-I"], model, cwd=tmp_path)
     listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
     assert {entry["name"] for entry in json.loads(listed.stdout)} <= {"numpy", "pip", "setuptools", "subp-dist"}
+
+
+def test_training_without_torch_names_the_extra(tmp_path):
+    packages = tmp_path / "only-packages"
+    packages.mkdir()
+    numpy = Path(np.__file__).parent
+    for name, source in (("subp_dist", ROOT / "subp_dist"), ("subp_ext", ROOT / "ext"), ("numpy", numpy)):
+        (packages / name).symlink_to(source)
+    if (libraries := numpy.with_name("numpy.libs")).exists():
+        (packages / "numpy.libs").symlink_to(libraries)
+    start = f"import sys; sys.path[:] = [p for p in sys.path if '-packages' not in p] + [{str(packages)!r}]\n"
+    command = [sys.executable, "-I", "-S", "-c", start + "import subp_ext, subp_dist"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "subp_dist needs torch, which is not installed: pip install 'subp-dist[train]'" in done.stderr
