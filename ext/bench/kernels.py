@@ -22,15 +22,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from subp_ext import runtime
 from subp_ext.bench import balance
 from subp_ext.convolution import Convolution
-from subp_ext.dtypes import DTYPES
+from subp_ext.dtypes import DTYPES, Quantization
 from subp_ext.memory import aligned_empty
+from subp_ext.requantize import Requantization, of_convolution
 from subp_ext.sparse import UniformBlockSparse, block_rows
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -121,16 +122,16 @@ def best_in_rounds(
     return best
 
 
-def peak_loop(kernel_set: str, threads: int) -> tuple[Callable[[], Any], int]:
-    """A run of nothing but multiply-adds in the registers of a set, all threads together, and its FLOPs."""
+def peak_loop(kernel_set: str, threads: int, dtype: str = "float32") -> tuple[Callable[[], Any], int]:
+    """A run of nothing but multiply-adds in the registers of a set, all threads together, and its operations."""
     # Long enough, milliseconds, that waking the other threads does not count.
     loop, rounds = runtime.kernels().fma_loop, 1_000_000
     pool = ThreadPoolExecutor(threads)
-    flops = threads * loop(kernel_set, rounds)
+    flops = threads * loop(kernel_set, rounds, dtype)
 
     def run() -> None:
-        others = [pool.submit(loop, kernel_set, rounds) for _ in range(threads - 1)]
-        loop(kernel_set, rounds)
+        others = [pool.submit(loop, kernel_set, rounds, dtype) for _ in range(threads - 1)]
+        loop(kernel_set, rounds, dtype)
         for other in others:
             other.result()
 
@@ -156,18 +157,50 @@ def torch_run(layer: Layer, threads: int, channels_last: bool) -> Callable[[], A
     return run
 
 
-def own_run(layer: Layer, args: argparse.Namespace) -> tuple[Convolution, Callable[[], np.ndarray]]:
+class Own(NamedTuple):
+    """This package's convolution of a layer, a run of it, and what it was prepared with."""
+
+    convolution: Convolution
+    run: Callable[[], np.ndarray]
+    requantize: Requantization | None = None
+
+
+def own_run(layer: Layer, args: argparse.Namespace) -> Own:
     """This package's convolution with random weights pruned as asked, bias and ReLU fused."""
     rng = np.random.default_rng(0)
     weight = random_weight(layer, args.prune_rate, args.block_size, rng)
     bias = rng.standard_normal(layer.outputs, np.float32)
+    if args.dtype == "int8":
+        return _own_integers(layer, weight, bias, rng, args.threads)
     weight = dataclasses.replace(weight, values=DTYPES[args.dtype].from_float(weight.values), dtype=args.dtype)
     convolution = Convolution(weight, bias, layer.stride, layer.padding, activation="relu")
     x = aligned_empty((1, layer.inputs, layer.size, layer.size))
     rng.standard_normal(out=x, dtype=np.float32)
     x = x if convolution.layer.dtype == "float32" else DTYPES[convolution.layer.dtype].from_float(x)
     out = convolution(x, threads=args.threads)
-    return convolution, lambda: convolution(x, out=out, threads=args.threads)
+    return Own(convolution, lambda: convolution(x, out=out, threads=args.threads))
+
+
+def _own_integers(
+    layer: Layer, weight: UniformBlockSparse, bias: np.ndarray, rng: np.random.Generator, threads: int
+) -> Own:
+    """The same from uint8 to uint8, with weights rounded to int8."""
+    scale = np.full(layer.outputs, np.abs(weight.values).max() / 127, np.float32)
+    values = np.rint(weight.values / scale[0]).astype(np.int8)
+    convolution = Convolution(
+        dataclasses.replace(weight, values=values, dtype="int8", scale=scale), None, layer.stride, layer.padding
+    )
+    kept = weight.values[0].size / weight.block_size
+    of_x = Quantization(np.float32(4 / 255), np.int32(0))
+    out_type = Quantization(np.float32(8 * np.sqrt(kept) / 255), np.int32(128))
+    sums, sizes = convolution.weight_sums, convolution.weight_sizes
+    assert sums is not None and sizes is not None
+    made = of_convolution(sums, sizes, scale, bias, of_x, out_type, activation="relu")
+    if isinstance(made, str):
+        raise ValueError(f"{layer.name}: {made}")
+    x = rng.integers(0, 256, (1, layer.inputs, layer.size, layer.size)).astype(np.uint8)
+    out = convolution(x, threads=threads, requantize=made)
+    return Own(convolution, lambda: convolution(x, out=out, threads=threads, requantize=made), made)
 
 
 def measure(layers: dict[Layer, int], args: argparse.Namespace) -> tuple[float, list[Result]]:
@@ -176,15 +209,15 @@ def measure(layers: dict[Layer, int], args: argparse.Namespace) -> tuple[float, 
     Returns:
         The FMA peak in GFLOP/s and the results.
     """
-    peak, flops = peak_loop(runtime.kernel_set(), args.threads)
     own = [own_run(layer, args) for layer in layers]
+    peak, flops = peak_loop(runtime.kernel_set(), args.threads, own[0].convolution.layer.dtype)
     others = [
         torch_run(layer, args.threads, last) if args.against else None for layer in layers for last in (True, False)
     ]
-    runs = [*(run for _, run in own), *others]
+    runs = [*(each.run for each in own), *others]
     *best, peak_seconds = best_in_rounds(runs, args.rounds, args.seconds, peak)
     peak_gflops, results = flops / peak_seconds / 1e9, []
-    for position, ((layer, count), (convolution, run)) in enumerate(zip(layers.items(), own, strict=True)):
+    for position, ((layer, count), (convolution, run, made)) in enumerate(zip(layers.items(), own, strict=True)):
         seconds = best[position]
         rivals = best[len(own) + 2 * position : len(own) + 2 * position + 2]
         rate = 2 * convolution.macs(run().shape) / seconds / 1e9
@@ -193,7 +226,7 @@ def measure(layers: dict[Layer, int], args: argparse.Namespace) -> tuple[float, 
                 layer.name,
                 f"{layer.inputs}-{layer.outputs} {layer.kernel}x{layer.kernel}/{layer.stride} {layer.size}",
                 count,
-                convolution.prepare(layer.size, layer.size).kernel,
+                convolution.prepare(layer.size, layer.size, made).kernel,
                 convolution.kept_share,
                 seconds * 1e3,
                 rate,

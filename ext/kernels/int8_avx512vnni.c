@@ -9,8 +9,17 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
     return sums;
 }
 
+INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
+    int32_t pixel;
+    memcpy(&pixel, word, sizeof(pixel));
+    const __m256i x = _mm256_set1_epi32(pixel), w = _mm256_loadu_si256((const __m256i *)weights);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
+    return sums;
+}
+
 #include "int8_vector.h"
 
+INT8_DEFINE_ODD(8, 3)
 INT8_DEFINE_BLOCK(8, 3)
 INT8_DEFINE_BLOCK(8, 2)
 INT8_DEFINE_BLOCK(8, 1)
@@ -30,6 +39,7 @@ INT8_DEFINE_REST(1)
 
 void u8s8_ubsconv_8x48__avx512vnni(const subp_tile *t) {
     ptrdiff_t at = 0;
+    INT8_RUN_ODD(8, 3)
     INT8_RUN_BLOCKS(8, 3)
     INT8_RUN_BLOCKS(8, 2)
     INT8_RUN_BLOCKS(8, 1)
@@ -80,4 +90,24 @@ ptrdiff_t u8s8_peak__avx512vnni(ptrdiff_t rounds, float factor) {
         UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_dot(chains[i], ones, ones);
     for (int i = 1; i < PEAK_CHAINS; i++) chains[0] = _mm512_add_epi32(chains[0], chains[i]);
     return _mm512_reduce_add_epi32(chains[0]) == 1 ? 0 : 2 * PEAK_CHAINS * VI32_LANES * SUBP_WORD;
+}
+
+/* The even bytes of what is read of the next ones. */
+static void halve_row(const uint8_t *in, ptrdiff_t count, uint8_t *out) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), low = _mm512_set1_epi16(0xff);
+    for (; count > 0; count -= 64, in += 128, out += 64) {
+        const ptrdiff_t wanted = 2 * count - 1;
+        const __mmask64 a = wanted >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << wanted) - 1;
+        const __mmask64 b = wanted >= 128 ? ~(__mmask64)0 : wanted > 64 ? ((__mmask64)1 << (wanted - 64)) - 1 : 0;
+        const __m512i even_a = _mm512_and_si512(_mm512_maskz_loadu_epi8(a, in), low);
+        const __m512i even_b = _mm512_and_si512(_mm512_maskz_loadu_epi8(b, in + 64), low);
+        const __m512i bytes = _mm512_permutexvar_epi64(order, _mm512_packus_epi16(even_a, even_b));
+        store_first(out, bytes, count < 64 ? (int)count : 64);
+    }
+}
+
+void u8s8_halve__avx512vnni(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
+                            ptrdiff_t out_step) {
+    for (ptrdiff_t y = 0; y < rows; y++)
+        halve_row((const uint8_t *)in + y * in_step, count, (uint8_t *)out + y * out_step);
 }

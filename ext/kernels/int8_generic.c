@@ -62,6 +62,13 @@ void u8s8_interleave__generic(const subp_interleave *s) {
     }
 }
 
+void u8s8_halve__generic(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
+                         ptrdiff_t out_step) {
+    for (ptrdiff_t y = 0; y < rows; y++)
+        for (ptrdiff_t x = 0; x < count; x++)
+            ((uint8_t *)out)[y * out_step + x] = ((const uint8_t *)in)[y * in_step + 2 * x];
+}
+
 /* As that of float32, in products of integers. */
 enum { PEAK_CHAINS = 32 };
 

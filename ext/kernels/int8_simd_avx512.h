@@ -21,7 +21,7 @@ INLINE vi32 vi32_weight(const uint8_t *p) {
 INLINE vf32 vf32_of(vi32 x) { return _mm512_cvtepi32_ps(x); }
 INLINE vf32 vf32_mul(vf32 a, vf32 b) { return _mm512_mul_ps(a, b); }
 INLINE vi32 vi32_round(vf32 x) {
-    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_cvtps_epi32(x); /* in the rounding mode that every process starts with */
 }
 INLINE vi32 vi32_bytes(const uint8_t *p, int n) {
     return _mm512_cvtepu8_epi32(n == VI32_LANES ? _mm_loadu_si128((const __m128i *)p)
@@ -63,6 +63,25 @@ INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, con
         const __m512i bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
         store_first(out + v * VI32_LANES, _mm512_permutexvar_epi32(order, bytes), pixels < 64 ? pixels : 64);
     }
+}
+
+enum { CI32_LANES = 8 };
+typedef __m256i ci32;
+
+INLINE ci32 ci32_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void ci32_floats(ci32 sums, const float *factors, float *out) {
+    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors)));
+}
+INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q, uint8_t *out) {
+    __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors));
+    if (residual) {
+        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)residual));
+        const __m256i offset = _mm256_sub_epi32(wide, _mm256_set1_epi32(q->residual_zero));
+        x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(offset), _mm256_set1_ps(q->residual_factor), x);
+    }
+    __m256i y = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(q->zero));
+    y = _mm256_min_epi32(_mm256_max_epi32(y, _mm256_set1_epi32(q->low)), _mm256_set1_epi32(q->high));
+    _mm_storel_epi64((__m128i *)out, _mm256_cvtepi32_epi8(y));
 }
 
 /* The words of up to 64 pixels from four planes, of which `count` bytes each are read. */

@@ -5,7 +5,10 @@
  *   vf32_of(sums), vf32_mul(a, b), vf32_madd(a, b, c), rounded once, vi32_round(x), to the nearest, ties to even;
  *   vi32_bytes(p, n), of which the first n <= VI32_LANES are read, vf32_store_first(p, x, n);
  *   store_bytes(out, numbers, vectors, count, requantize), the first count numbers of so many vectors, with the zero point
- *     added and within the bounds. */
+ *     added and within the bounds;
+ *   ci32, sums of int32 of CI32_LANES output channels of one pixel: ci32_load(p), ci32_dot(sums, word, weights), the
+ *     products of one word with the weights of each channel, ci32_floats(sums, factors, out), the products with factors, and
+ *     ci32_bytes(sums, factors, residual, requantize, out), the stored numbers, of a residual that may be NULL. */
 #ifndef SUBP_INT8_VECTOR_H
 #define SUBP_INT8_VECTOR_H
 
@@ -20,6 +23,8 @@ enum { WEIGHTS_AHEAD = 1024 };
 typedef struct {
     int channels, vectors;
     int partial; /* the last of its vectors is not full */
+    int one_tap; /* for convolutions with a single tap */
+    int extra;   /* a pixel more, behind the whole block: it costs one product, a vector over the CI32_LANES channels */
 } int8_block;
 
 INLINE int pixels_of(const int8_block o, int v, int count) {
@@ -68,32 +73,73 @@ INLINE void store_sums(const subp_tile *t, vi32 acc[INT8_MAX_CHANNELS][INT8_MAX_
     }
 }
 
-/* The block at pixel `at`; `count` of its pixels are stored. */
+/* One pixel of CI32_LANES channels. What is beyond the channels to store is not read. */
+INLINE void store_pixel(const subp_tile *t, ci32 acc, ptrdiff_t at) {
+    const ptrdiff_t stride = t->out_stride;
+    const int32_t stored = t->channels;
+    float factors[CI32_LANES] = {0};
+    for (int32_t c = 0; c < stored; c++) factors[c] = t->factor[c];
+    if (t->requantize->to_float) {
+        float sums[CI32_LANES];
+        ci32_floats(acc, factors, sums);
+        for (int32_t c = 0; c < stored; c++) ((float *)t->out)[c * stride + at] = sums[c];
+        return;
+    }
+    const uint8_t *from = t->residual;
+    uint8_t residual[CI32_LANES] = {0}, bytes[CI32_LANES];
+    for (int32_t c = 0; from && c < stored; c++) residual[c] = from[c * stride + at];
+    ci32_bytes(acc, factors, from ? residual : NULL, t->requantize, bytes);
+    for (int32_t c = 0; c < stored; c++) ((uint8_t *)t->out)[c * stride + at] = bytes[c];
+}
+
+INLINE ci32 start_of_pixel(const subp_tile *t) {
+    int32_t start[CI32_LANES] = {0};
+    for (int32_t c = 0; c < t->channels; c++) start[c] = t->start[c];
+    return ci32_load(start);
+}
+
+/* One word of every pixel, one tap: every weight meets every pixel. */
+INLINE void add_words(vi32 acc[INT8_MAX_CHANNELS][INT8_MAX_VECTORS], ci32 *last, const uint8_t *from, const uint8_t *w,
+                      const int8_block o) {
+    vi32 x[INT8_MAX_VECTORS];
+    __builtin_prefetch(w + WEIGHTS_AHEAD);
+    UNROLL for (int v = 0; v < o.vectors; v++) x[v] = vi32_load(from + v * VI32_LANES * SUBP_WORD);
+    UNROLL for (int c = 0; c < o.channels; c++) {
+        const vi32 weight = vi32_weight(w + c * SUBP_WORD);
+        UNROLL for (int v = 0; v < o.vectors; v++) acc[c][v] = vi32_dot(acc[c][v], x[v], weight);
+    }
+    if (o.extra) *last = ci32_dot(*last, from + o.vectors * VI32_LANES * SUBP_WORD, w);
+}
+
+/* The block at pixel `at`; `count` of its pixels are stored, and the extra one. */
 INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int8_block o) {
     vi32 acc[INT8_MAX_CHANNELS][INT8_MAX_VECTORS];
     UNROLL for (int c = 0; c < o.channels; c++) {
         const vi32 start = vi32_splat(c < t->channels ? t->start[c] : 0);
         UNROLL for (int v = 0; v < o.vectors; v++) acc[c][v] = start;
     }
+    ci32 last = start_of_pixel(t);
     const uint8_t *w = t->values, *words = (const uint8_t *)t->x + at * SUBP_WORD;
     const ptrdiff_t stride = t->word_stride * SUBP_WORD;
-    for (int32_t k = 0; k < t->words; k++, words += stride)
-        for (int32_t tap = 0; tap < t->taps; tap++, w += o.channels * SUBP_WORD) {
-            const uint8_t *from = words + t->tap_offsets[tap] * SUBP_WORD;
-            vi32 x[INT8_MAX_VECTORS];
-            __builtin_prefetch(w + WEIGHTS_AHEAD);
-            UNROLL for (int v = 0; v < o.vectors; v++) x[v] = vi32_load(from + v * VI32_LANES * SUBP_WORD);
-            UNROLL for (int c = 0; c < o.channels; c++) {
-                const vi32 weight = vi32_weight(w + c * SUBP_WORD);
-                UNROLL for (int v = 0; v < o.vectors; v++) acc[c][v] = vi32_dot(acc[c][v], x[v], weight);
-            }
-        }
+    if (o.one_tap) {
+        words += t->tap_offsets[0] * SUBP_WORD;
+        for (int32_t k = 0; k < t->words; k++, words += stride, w += o.channels * SUBP_WORD)
+            add_words(acc, &last, words, w, o);
+    } else {
+        for (int32_t k = 0; k < t->words; k++, words += stride)
+            for (int32_t tap = 0; tap < t->taps; tap++, w += o.channels * SUBP_WORD)
+                add_words(acc, &last, words + t->tap_offsets[tap] * SUBP_WORD, w, o);
+    }
     store_sums(t, acc, at, count, o);
+    if (o.extra) store_pixel(t, last, at + o.vectors * VI32_LANES);
 }
 
 #define INT8_DEFINE_BLOCK(C, V)                                                                                  \
     static NOINLINE void int8_block_##C##x##V(const subp_tile *t, ptrdiff_t at) {                                \
         int8_block_at(t, at, V * VI32_LANES, (int8_block){.channels = C, .vectors = V});                         \
+    }                                                                                                            \
+    static NOINLINE void int8_block_##C##x##V##_1tap(const subp_tile *t, ptrdiff_t at) {                         \
+        int8_block_at(t, at, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .one_tap = 1});           \
     }
 
 #define INT8_DEFINE_REST(C)                                                                                      \
@@ -101,8 +147,24 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
         int8_block_at(t, at, count, (int8_block){.channels = C, .vectors = 1, .partial = 1});                    \
     }
 
-#define INT8_RUN_BLOCKS(C, V)                                                    \
-    for (; at + V * VI32_LANES <= t->count; at += V * VI32_LANES) int8_block_##C##x##V(t, at);
+/* A run of so many vectors and a pixel, CI32_LANES channels at once. */
+#define INT8_DEFINE_ODD(C, V)                                                                                    \
+    static NOINLINE void int8_odd_##C##x##V(const subp_tile *t) {                                                \
+        int8_block_at(t, 0, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .extra = 1});              \
+    }                                                                                                            \
+    static NOINLINE void int8_odd_##C##x##V##_1tap(const subp_tile *t) {                                         \
+        int8_block_at(t, 0, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .one_tap = 1, .extra = 1}); \
+    }
+
+#define INT8_RUN_ODD(C, V)                                                        \
+    if (t->count == V * VI32_LANES + 1) {                                         \
+        (t->taps == 1 ? int8_odd_##C##x##V##_1tap : int8_odd_##C##x##V)(t);       \
+        return;                                                                   \
+    }
+
+#define INT8_RUN_BLOCKS(C, V)                                                     \
+    for (; at + V * VI32_LANES <= t->count; at += V * VI32_LANES)                 \
+        (t->taps == 1 ? int8_block_##C##x##V##_1tap : int8_block_##C##x##V)(t, at);
 
 #define INT8_RUN_REST(C) \
     if (at < t->count) int8_rest_##C(t, at, (int)(t->count - at));
