@@ -94,7 +94,7 @@ cdef extern from "kernels.h" nogil:
         double tolerance
         int32_t size, stride
         subp_run_functions run
-    int SUBP_TILE_SLACK, SUBP_WORD
+    int SUBP_TILE_SLACK, SUBP_WORD, SUBP_POOL_SLACK, SUBP_FACTOR_SLACK
     int SUBP_SET_COUNT, SUBP_DTYPE_COUNT, SUBP_OP_COUNT, SUBP_ACT_COUNT
     int SUBP_OP_conv2d, SUBP_OP_depthwise, SUBP_OP_winograd
     Py_ssize_t SUBP_NORM_PIXELS

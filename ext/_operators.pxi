@@ -447,19 +447,23 @@ def bind_quantized_pool(
     cdef _QuantizedPool call = _QuantizedPool.__new__(_QuantizedPool)
     cdef _Array source = _array("x", x, "uint8", (None, None, None))
     cdef _Array target = _array("out", out, "uint8", (source.shape[0], None, None), True)
-    cdef _Array given, rows
+    cdef _Array given = None, rows
     cdef subp_window *window = &call.pool.window
     call.threads, call.items = _threads(threads), source.shape[0]
     call.run = _choose(kernel_set, _Request("quantized_pool", "uint8")).run.quantized_pool
     _describe(window, source.shape[1:], target.shape[1:], kernel, stride, dilation, pad)
-    given = _optional("factors", factors, "float32", (window.out_h, window.out_w))
+    if factors is not None:
+        given = _array("factors", factors, "float32", (window.out_h, window.out_w))
+        padded = np.zeros(window.out_h * window.out_w + SUBP_FACTOR_SLACK, np.float32)
+        padded[: window.out_h * window.out_w] = np.ravel(factors)
+        given = _array("factors", padded, "float32", (None,))
     if factors is not None and min(window.kernel_h, window.height) > _MOST_SUMMED // min(window.kernel_w, window.width):
         raise ValueError(f"windows of {window.kernel_h}x{window.kernel_w}: their sums could overflow int32")
     call.pool.factors = _floats(given)
     call.pool.in_zero, call.pool.zero = _wholes("zeros", zeros, 2, 0)
     _whole("zero of x", call.pool.in_zero, 0, 255)
     _whole("zero of out", call.pool.zero, 0, 255)
-    call.row_size = window.width + window.out_w
+    call.row_size = 2 * window.width + window.out_w + SUBP_POOL_SLACK
     rows = _array("row", np.empty((call.threads, call.row_size), np.int32), "int32", (None, None), True)
     call.x, call.out, call.row = <char *>source.data, <char *>target.data, <int32_t *>rows.data
     call.size, call.out_size = window.height * window.width, window.out_h * window.out_w

@@ -146,8 +146,11 @@ typedef struct {
 typedef struct {
     subp_window window;
     int32_t in_zero, zero;
-    const float *factors; /* IN [out_h][out_w], what sums are multiplied by; NULL for the maximum */
+    /* IN [out_h][out_w], what sums are multiplied by, and SUBP_FACTOR_SLACK more of any content; NULL for the maximum. */
+    const float *factors;
 } subp_quantized_pool;
+
+enum { SUBP_POOL_SLACK = 384, SUBP_FACTOR_SLACK = 31 };
 
 enum { SUBP_NORM_PIXELS = 64 };
 
@@ -159,8 +162,9 @@ enum { SUBP_NORM_PIXELS = 64 };
  * round has; |factor| < 1 keeps it finite.
  * Of uint8: `quantize` is clamp(rne(x * inverse) + zero), NaN giving 0, `dequantize` (x - zero) * scale. `lookup` is
  * table[x], 256 results of uint8 or float32. `quantized_binary` is a sum of two operands of one size, or a product,
- * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for width + out_w sums. Where an operand
- * and the result have elements of one size, they may be in the same place. */
+ * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for
+ * 2 * width + out_w + SUBP_POOL_SLACK sums. Where an operand and the result have elements of one size, they may be in the
+ * same place. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
 typedef void (*subp_interleave_fn)(const subp_interleave *planes);
 typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);
