@@ -51,6 +51,7 @@ void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t term
 /* The row of float32 that forcing a kernel set would choose: `size` is a tile's channels, or its outputs along a
  * side. */
 const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size);
+const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype); /* as choose, of any type */
 const subp_row *choose_window(int set, const subp_window *window);
 
 /* --- the checks: one case each, of a kernel set --- */
@@ -63,5 +64,7 @@ void check_pool(int set);
 void check_elements(int set);
 void check_norm(int set);
 void check_halve(int set);
+void check_quantized_pool(int set);
+void check_quantized_elements(int set);
 
 #endif

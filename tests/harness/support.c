@@ -186,6 +186,10 @@ const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size) {
     return choose_row(set, (subp_request){.op = op, .dtype = SUBP_DTYPE_float32, .channels = size, .size = size});
 }
 
+const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype) {
+    return choose_row(set, (subp_request){.op = op, .dtype = dtype});
+}
+
 const subp_row *choose_window(int set, const subp_window *window) {
     return choose_row(set, (subp_request){.op = SUBP_OP_depthwise, .dtype = SUBP_DTYPE_float32, .window = window});
 }
