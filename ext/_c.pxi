@@ -193,15 +193,18 @@ cdef extern from "fused_depthwise.h" nogil:
         const float *bias
         const void *padding
         int activation
+        const subp_requantize *requantize
+        const int32_t *start
+        const float *factor
         Py_ssize_t band, pitch
     Py_ssize_t subp_fused_depthwise_passes(const subp_fused_depthwise *call)
     Py_ssize_t subp_fused_depthwise_parts(const subp_fused_depthwise *call)
     void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
                                    Py_ssize_t pass_, Py_ssize_t channel, void *planes)
     void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
-                                   Py_ssize_t pass_, Py_ssize_t part, const void *planes, void *between)
+                                   Py_ssize_t pass_, Py_ssize_t part, const void *planes, void *words, void *between)
     void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
-                                   Py_ssize_t pass_, void *planes, void *between)
+                                   Py_ssize_t pass_, void *planes, void *words, void *between)
 
 
 cdef extern from "winograd.h" nogil:

@@ -597,7 +597,7 @@ cdef class CompiledFusedDepthwise(_InPasses):
     """
 
     cdef subp_fused_depthwise _call
-    cdef Py_ssize_t _planes  # bytes
+    cdef Py_ssize_t _first  # bytes of scratch for the first convolution
 
     def __cinit__(self, CompiledConvolution first not None, CompiledDepthwise second not None, band):
         cdef subp_fused_depthwise *call = &self._call
@@ -606,8 +606,6 @@ cdef class CompiledFusedDepthwise(_InPasses):
         cdef tuple shape
         if first._arrays is None or second._values is None:
             raise ValueError("one of the convolutions was not made completely; make another")
-        if first._call.requantize != NULL:
-            raise ValueError("the first convolution makes words of its channels; fused ones read planes")
         band = _whole("band", band)
         shape = (second._values.shape[0], w.height, w.width)
         if shape != first._out_shape:
@@ -618,18 +616,23 @@ cdef class CompiledFusedDepthwise(_InPasses):
         call.first, call.window, call.kernel, call.band = first._call, second._window, second._kernel, band
         call.values, call.padding, call.bias = second._values.data, second._padding.data, _floats(second._bias)
         call.activation = second._activation
+        second._constants(&call.requantize, &call.start, &call.factor)
         # An odd number of cache lines, or all channels would compete for the same few sets of the L1 cache.
-        pitch = (((between_rows * shape[2] + SUBP_LINE - 1) // SUBP_LINE) | 1) * SUBP_LINE
+        line = 4 * SUBP_LINE // first._element
+        pitch = ((between_rows * shape[2] + line - 1) // line | 1) * line
         if pitch * first._call.block >= 2**40:
             raise ValueError(f"a block row of {first._call.block} channels of {pitch} elements is too large")
         if len({first._dtype, first._out_dtype, second._dtype, second._out_dtype}) > 1:
-            raise ValueError(f"the first convolution is of {first._dtype}, the second of {second._dtype}; expected one type")
+            raise ValueError(
+                f"the first convolution is of {first._dtype} to {first._out_dtype}, the second of {second._dtype} to "
+                f"{second._out_dtype}; expected one type"
+            )
         self._dtype, self._out_dtype, self._element = first._dtype, first._out_dtype, first._element
         call.pitch = pitch
         self._arrays = (first, second)
         self._in_shape, self._out_shape = first._in_shape, (shape[0], w.out_h, w.out_w)
         self._passes, self._fills = subp_fused_depthwise_passes(call), first._fills
-        self._planes = 4 * first.scratch
+        self._first = 4 * first.scratch
         self.scratch = first.scratch + (call.first.block * call.pitch * self._element + 3) // 4
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
@@ -643,10 +646,14 @@ cdef class CompiledFusedDepthwise(_InPasses):
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
                     Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
-        subp_fused_depthwise_part(&self._call, arrays, pass_, part, scratch, <char *>own + self._planes)
+        subp_fused_depthwise_part(&self._call, arrays, pass_, part, scratch, self._words(own), <char *>own + self._first)
 
     cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
-        subp_fused_depthwise_pass(&self._call, arrays, pass_, own, <char *>own + self._planes)
+        subp_fused_depthwise_pass(&self._call, arrays, pass_, own, self._words(own), <char *>own + self._first)
+
+    cdef void *_words(self, const void *own) noexcept nogil:
+        """A thread's own words for the first convolution, as of `CompiledConvolution`."""
+        return <char *>own + subp_conv_planes(&self._call.first) + subp_conv_shared_words(&self._call.first)
 
 
 cdef tuple _common(CompiledConvolution convolution):

@@ -57,10 +57,11 @@ class FusedDepthwise:
         out_h, _ = second.out_size(between_h, between_w)
         # Rows that two bands see are computed twice, and a short band leaves lanes of vectors empty: as few as will do.
         copies = max(1, len(first.planes(height, width).copies))
-        row_bytes = 4 * between_w * (self.first.layer.channels * copies + self.first.layer.block_size)
+        layer = self.first.layer
+        row_bytes = layer.itemsize * between_w * (layer.channels * copies + layer.block_size)
         band = -(-out_h // min(out_h, max(1, round(between_h * row_bytes / CACHED_ROWS))))
         seen = (band - 1) * second.stride[0] + (second.kernel_size[0] - 1) * second.dilation[0] + 1
-        compiled = first.build(height, width, band=min(between_h, seen))
+        compiled = first.build(height, width, self.first.requantize, min(between_h, seen))
         return runtime.kernels().CompiledFusedDepthwise(
             compiled, self.second.prepare(between_h, between_w).compiled, band
         )

@@ -1,7 +1,8 @@
 """Depthwise convolutions of uint8 against sums in int64 and the definition of the requantization, to the bit.
 
 Every kernel of every set of this CPU, and threads; any window, stride, dilation and padding; planes as narrow and as
-wide as make the kernels take each of their paths; zero points, weights, factors and bounds at their ends.
+wide as make the kernels take each of their paths; zero points, weights, factors and bounds at their ends. Then the same
+after a convolution, band by band, of which the outputs are never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ext_int8_convolution import oracle, random_weight
 
-from subp_ext import _kernels
+from subp_ext import _kernels, fused_depthwise
 from subp_ext.convolution import Convolution
 from subp_ext.memory import scratch
 from subp_ext.requantize import Requantization
@@ -175,17 +177,15 @@ def test_constants_that_do_not_fit_are_named(changes, error, message):
 
 
 def test_without_constants_or_with_a_bias_beside_them_it_is_an_error():
-    layer = layer_of(np.ones((2, 3, 3), np.int8), 1, 1, 1, None)
-    with pytest.raises(ValueError, match="weights of int8 need a requantization"):
-        layer.prepare(5, 5)
+    ones, sizes = np.ones((2, 3, 3), np.int8), [(5, 5), (5, 5), (1, 1), (1, 1), (1, 1)]
+    with pytest.raises(ValueError, match="sums of integers need requantize, a Requantization"):
+        _kernels.CompiledDepthwise(None, "uint8", ones, None, None, *sizes)
     with pytest.raises(TypeError, match="requantize is str; expected a Requantization"):
-        layer.prepare(5, 5, "constants")
-    args = ("uint8", np.ones((2, 3, 3), np.int8), np.zeros(2, np.float32), None, *[(5, 5)] * 2, *[(1, 1)] * 3)
+        _kernels.CompiledDepthwise(None, "uint8", ones, None, None, *sizes, "constants")
     with pytest.raises(ValueError, match="bias and activation of a convolution of integers are in its requantize"):
-        _kernels.CompiledDepthwise(None, *args, CONSTANTS)
-    floats = Convolution(np.ones((2, 1, 3, 3), np.float32), groups=2)
+        _kernels.CompiledDepthwise(None, "uint8", ones, np.zeros(2, np.float32), None, *sizes, CONSTANTS)
     with pytest.raises(ValueError, match="requantize is for sums of integers; expected None for float32"):
-        floats.prepare(5, 5, CONSTANTS)
+        _kernels.CompiledDepthwise(None, "float32", ones.astype(np.float32), None, None, *sizes, CONSTANTS)
 
 
 def test_constants_changed_later_do_not_matter():
@@ -195,3 +195,84 @@ def test_constants_changed_later_do_not_matter():
     q.start[:] = 0
     compiled.run(x, None, out, None, 1)
     assert (out == 7).all()
+
+
+@st.composite
+def chains(draw):
+    """A convolution of 1x1 or 3x3, then a depthwise one, over planes that several bands or one take."""
+    groups, per_group = draw(st.sampled_from([1, 1, 2])), draw(st.integers(1, 12))
+    pads = st.integers(0, 3)
+    return {
+        "groups": groups,
+        "per_group": per_group,
+        "outputs": groups * draw(st.integers(2, 40)),
+        "kept": draw(st.integers(1, per_group)),
+        "block": draw(st.sampled_from([1, 3, 8, 16, 32])),
+        "first": (draw(st.sampled_from([1, 1, 1, 3])), draw(st.integers(1, 2))),
+        "second": (draw(st.sampled_from([2, 3, 3, 5, 7])), draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 2]))),
+        "padding": ((draw(pads), draw(pads)), (draw(pads), draw(pads))),
+        "image": (draw(st.integers(1, 2)), draw(st.integers(13, 33)), draw(st.integers(13, 61))),
+        "residual": draw(st.booleans()),
+        "bytes": draw(st.sampled_from([500, 5000, 1 << 20])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def constants_for(rng, sums, zero, low=0):
+    """A requantization that spreads such sums over uint8."""
+    channels = sums.shape[1]
+    middle = sums.mean(axis=(0, 2, 3))
+    factor = (60 / (sums.std(axis=(0, 2, 3)) + 1)).astype(np.float32)
+    start = np.rint(-middle + rng.normal(0, 5, channels)).astype(np.int32)
+    return Requantization(
+        start, factor, zero, zero=120, low=low, high=250, residual_factor=float(np.float32(0.3)), residual_zero=128
+    )
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+@settings(max_examples=80, deadline=None)
+@given(case=chains())
+def test_a_chain_with_the_convolution_before_it_is_exact_in_any_bands(kernel_set, case):
+    rng = np.random.default_rng(case["seed"])
+    outputs, groups, (size, stride), (window, step, dilation) = (
+        case[name] for name in ("outputs", "groups", "first", "second")
+    )
+    dense, weight = random_weight(rng, outputs, case["per_group"], (size, size), case["block"], groups, case["kept"])
+    depthwise = rng.integers(-127, 128, (outputs, window, window)).astype(np.int8)
+    x = rng.integers(0, 256, (case["image"][0], case["per_group"] * groups, *case["image"][1:])).astype(np.uint8)
+    same = ((size // 2, size // 2),) * 2
+    sums = oracle(x, dense, (stride, stride), same, (1, 1), groups, 7)
+    first = Convolution(weight, None, stride, same, 1, groups, None, kernel_set)
+    first.requantize = constants_for(rng, sums, 7, low=100)
+    between = outputs_of(sums, first.requantize, None)
+
+    spread = ((window - 1) * dilation + 1,) * 2
+    padding = tuple(
+        (before, max(after, reach - length - before))
+        for (before, after), reach, length in zip(case["padding"], spread, between.shape[2:], strict=True)
+    )
+    sums = sums_of(between, depthwise, 120, (step, step), padding, (dilation, dilation))
+    second = layer_of(depthwise, step, padding, dilation, kernel_set)
+    second.requantize = constants_for(rng, sums, 120)
+    residual = rng.integers(0, 256, sums.shape).astype(np.uint8) if case["residual"] else None
+    want = outputs_of(sums, second.requantize, residual)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_depthwise, "CACHED_ROWS", case["bytes"])
+        compiled = fused_depthwise.FusedDepthwise(first, second, "between").build(*x.shape[2:])
+    for threads in (1, 2, 3):
+        out = np.full(want.shape, 99, np.uint8)
+        compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
+        np.testing.assert_array_equal(out, want)
+
+
+def test_a_chain_of_integers_and_floats_is_an_error():
+    rng = np.random.default_rng(0)
+    _, weight = random_weight(rng, 2, 3, (1, 1), 2, 1, 3)
+    first, second = Convolution(weight), layer_of(np.ones((2, 3, 3), np.int8), 1, 1, 1, None)
+    first.requantize = dataclasses.replace(CONSTANTS, to_float=True)
+    second.requantize = CONSTANTS
+    with pytest.raises(
+        ValueError, match="the first convolution is of uint8 to float32, the second of uint8 to uint8; expected"
+    ):
+        fused_depthwise.FusedDepthwise(first, second, "between").build(5, 5)

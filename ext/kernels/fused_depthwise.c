@@ -28,9 +28,9 @@ void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv
 }
 
 void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
-                               ptrdiff_t pass, ptrdiff_t part, const void *planes, void *between) {
+                               ptrdiff_t pass, ptrdiff_t part, const void *planes, void *words, void *between) {
     const subp_rows rows = rows_of(call, pass), seen = rows_between(&call->window, rows);
-    subp_conv_row(&call->first, arrays->x, planes, seen, part, between, call->pitch, NULL);
+    subp_conv_row(&call->first, arrays->x, planes, seen, part, between, call->pitch, words);
 
     subp_window window = call->window; /* as the rows between see it */
     window.pad_top += seen.first_row - rows.first_row * window.stride_h;
@@ -51,13 +51,16 @@ void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv
         .residual = subp_at_if(arrays->residual, at, call->first.out_element),
         .out = subp_at_out(arrays->out, at, call->first.out_element),
         .activation = call->activation,
+        .requantize = call->requantize,
+        .start = call->start ? call->start + channel : NULL,
+        .factor = call->factor ? call->factor + channel : NULL,
     });
 }
 
 void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
-                               ptrdiff_t pass, void *planes, void *between) {
+                               ptrdiff_t pass, void *planes, void *words, void *between) {
     for (ptrdiff_t channel = 0; channel < subp_conv_fills(&call->first); channel++)
         subp_fused_depthwise_fill(call, arrays, pass, channel, planes);
     for (ptrdiff_t part = 0; part < subp_fused_depthwise_parts(call); part++)
-        subp_fused_depthwise_part(call, arrays, pass, part, planes, between);
+        subp_fused_depthwise_part(call, arrays, pass, part, planes, words, between);
 }

@@ -15,8 +15,11 @@ typedef struct {
     const subp_row *kernel;
     const void *values;   /* IN [out_channels][kernel_h][kernel_w] of the second */
     const float *bias;    /* IN [out_channels] of the second, or NULL */
-    const void *padding;  /* IN [width] zeros */
+    const void *padding;  /* IN [width] of what stands for zero */
     int activation;       /* of the second */
+    const subp_requantize *requantize; /* of the second, with the two below; for uint8 alone */
+    const int32_t *start;              /* IN [out_channels] */
+    const float *factor;               /* IN [out_channels] */
     ptrdiff_t band;       /* output rows of a pass */
     ptrdiff_t pitch;      /* elements from channel to channel between the two */
 } subp_fused_depthwise;
@@ -27,11 +30,11 @@ ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call);
 
 void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
                                ptrdiff_t pass, ptrdiff_t channel, void *planes);
-/* `between` has room for a block's channels, `pitch` elements each. */
+/* `words` is the thread's own, for the first; `between` has room for a block's channels, `pitch` elements each. */
 void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
-                               ptrdiff_t pass, ptrdiff_t part, const void *planes, void *between);
+                               ptrdiff_t pass, ptrdiff_t part, const void *planes, void *words, void *between);
 /* A whole pass. */
 void subp_fused_depthwise_pass(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
-                               ptrdiff_t pass, void *planes, void *between);
+                               ptrdiff_t pass, void *planes, void *words, void *between);
 
 #endif

@@ -1,4 +1,4 @@
-/* The kernels of uint8 activations for AVX-512 with VNNI. */
+/* Depthwise convolutions of uint8 for AVX-512 with VNNI. */
 #define SUBP_VNNI
 #include "simd_bytes_avx512.h"
 

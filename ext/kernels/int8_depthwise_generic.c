@@ -1,4 +1,4 @@
-/* The kernels of uint8 activations for any CPU. */
+/* Depthwise convolutions of uint8 for any CPU. */
 #include "int8_depthwise.h"
 
 SUBP_DEFINE_INT8_DEPTHWISE(generic)

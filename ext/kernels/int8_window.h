@@ -13,8 +13,9 @@
 
 enum { MAX_SIDE = 7, MAX_GROUPS = 2, MAX_PARTS = 4, MAX_ROWS = 4 };
 
-/* Groups of four taps in a row of a window, and parts of it that are loaded. */
+/* Groups of up to four taps in a row of a window, the taps of each, and parts of a row that are loaded. */
 INLINE int groups_of(int kernel) { return (kernel + 3) / 4; }
+INLINE int taps_of(int kernel, int group) { return kernel - 4 * group > 4 ? 4 : kernel - 4 * group; }
 INLINE int parts_of(int stride) { return stride == 1 ? 2 : 4; }
 
 /* Where a part is read, from the first window's first byte. */
@@ -51,7 +52,7 @@ INLINE void find_constants(plane_constants *c, const subp_depthwise *d, ptrdiff_
     UNROLL for (int i = 0; i < kernel; i++)
         UNROLL for (int g = 0; g < groups; g++)
             c->weights[i * groups + g] =
-                quad_weights_of(values + i * kernel + 4 * g, kernel - 4 * g > 4 ? 4 : kernel - 4 * g);
+                quad_weights_of(values + i * kernel + 4 * g, taps_of(kernel, g));
 }
 
 /* A copy that no store can change, of what the kernel has. */
@@ -76,7 +77,7 @@ INLINE void add_row(vi32 sums[MAX_ROWS][4], const vu8 parts[MAX_PARTS], const pl
         if (tap >= 0 && tap < kernel)
             UNROLL for (int g = 0; g < groups; g++)
                 UNROLL for (int v = 0; v < 4; v++)
-                    sums[r][v] = vi32_dot(sums[r][v], quads[g][v], c->weights[tap * groups + g]);
+                    sums[r][v] = vi32_dot(sums[r][v], quads[g][v], c->weights[tap * groups + g], taps_of(kernel, g));
     }
 }
 

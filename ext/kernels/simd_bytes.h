@@ -5,7 +5,7 @@
  *   vu8_quads(x, order): 32-bit lane i of each part is bytes first + step * i and the next three of the part, for
  *     vu8_quad_order(first, step); those beyond the part are of any value.
  *   quad_weights: quad_weights_of(p, count), 1 to 4 weights at p, of which no other is read, and zeros.
- *   vi32_dot(sums, quads, weights): adds to every lane its four bytes times the weights, exactly.
+ *   vi32_dot(sums, quads, weights, count): adds to every lane its four bytes times the weights, exactly.
  *   stored_constants: stored_constants_of(requantize, factor).
  *   vu8_stored(sums, residual, constants): what four vectors of sums become. 32-bit lane i of part p of vector v is byte
  *     16 * p + 4 * v + i of the result, and of the residual, which may be NULL.
@@ -21,8 +21,17 @@
 #ifndef SUBP_SIMD_BYTES_H
 #define SUBP_SIMD_BYTES_H
 
+#include <stdint.h>
+
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 16")
+
+/* In registers: bytes stored one by one would be slow to load as a whole. */
+INLINE int32_t quad_bytes(const int8_t *p, int count) {
+    uint32_t four = 0;
+    for (int i = 0; i < count; i++) four |= (uint32_t)(uint8_t)p[i] << 8 * i;
+    return (int32_t)four;
+}
 
 #endif

@@ -3,7 +3,6 @@
 #define SUBP_SIMD_BYTES_AVX512_H
 
 #include <immintrin.h>
-#include <string.h>
 
 #include "kernels.h"
 #include "simd_bytes.h"
@@ -24,18 +23,12 @@ INLINE vu8_order vu8_quad_order(int first, int step) {
 }
 INLINE vu8 vu8_quads(vu8 x, vu8_order order) { return _mm512_shuffle_epi8(x, order); }
 
-/* In registers: bytes stored one by one would be slow to load as a whole. */
-INLINE int32_t quad_bytes(const int8_t *p, int count) {
-    uint32_t four = 0;
-    for (int i = 0; i < count; i++) four |= (uint32_t)(uint8_t)p[i] << 8 * i;
-    return (int32_t)four;
-}
-
 #ifdef SUBP_VNNI
 typedef __m512i quad_weights;
 INLINE quad_weights quad_weights_of(const int8_t *p, int count) { return _mm512_set1_epi32(quad_bytes(p, count)); }
 /* The compiler's own function for the instruction makes it move the sums to and fro. */
-INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w) {
+INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w, int count) {
+    (void)count;
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(quads), "v"(w));
     return sums;
 }
@@ -48,9 +41,10 @@ INLINE quad_weights quad_weights_of(const int8_t *p, int count) {
     const __m512i four = _mm512_set1_epi32(quad_bytes(p, count));
     return (quad_weights){_mm512_srai_epi16(_mm512_slli_epi16(four, 8), 8), _mm512_srai_epi16(four, 8)};
 }
-INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w) {
+INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w, int count) {
     const __m512i even = _mm512_and_si512(quads, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(quads, 8);
-    return _mm512_add_epi32(_mm512_add_epi32(sums, _mm512_madd_epi16(even, w.even)), _mm512_madd_epi16(odd, w.odd));
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(even, w.even));
+    return count == 1 ? sums : _mm512_add_epi32(sums, _mm512_madd_epi16(odd, w.odd));
 }
 #endif
 

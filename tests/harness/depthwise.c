@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-static subp_window random_window(void) {
+subp_window random_depthwise_window(void) {
     const int usual = !one_in(3); /* square and not dilated, as the kernels for one window want it */
     const ptrdiff_t size = 3 + 2 * between(0, 2), stride = between(1, 2);
     ptrdiff_t kernel[2], step[2], dilation[2], pad[2], in[2], out[2];
@@ -48,10 +48,11 @@ static void check_plane(const subp_depthwise *d, ptrdiff_t n, const float *resid
 }
 
 void check_depthwise(int set) {
-    const subp_window w = random_window();
-    const subp_row *kernel = choose_window(set, &w);
+    const subp_window w = random_depthwise_window();
+    const subp_row *kernel = choose_window(set, SUBP_DTYPE_float32, &w);
     for (int i = 0; i < subp_row_count && one_in(3); i++)
-        if (subp_row_table[i].op == SUBP_OP_depthwise && subp_row_table[i].set == (enum subp_set)set && !subp_row_table[i].size)
+        if (subp_row_table[i].op == SUBP_OP_depthwise && subp_row_table[i].set == (enum subp_set)set &&
+            subp_row_table[i].dtype == SUBP_DTYPE_float32 && !subp_row_table[i].size)
             kernel = &subp_row_table[i];
     const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);

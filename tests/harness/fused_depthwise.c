@@ -67,7 +67,7 @@ static void run_parts(const subp_fused_depthwise *call, const subp_conv_arrays *
         for (ptrdiff_t channel = subp_conv_fills(&call->first) - 1; channel >= 0; channel--)
             subp_fused_depthwise_fill(call, arrays, pass, channel, planes);
         for (ptrdiff_t part = subp_fused_depthwise_parts(call) - 1; part >= 0; part--)
-            subp_fused_depthwise_part(call, arrays, pass, part, planes, between);
+            subp_fused_depthwise_part(call, arrays, pass, part, planes, NULL, between);
     }
 }
 
@@ -89,7 +89,7 @@ void check_fused_depthwise(int set) {
             .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
             .pixels_outside = one_in(2),
         },
-        .window = w, .kernel = choose_window(set, &w), .padding = exact_floats((size_t)w.width, 0.0f),
+        .window = w, .kernel = choose_window(set, SUBP_DTYPE_float32, &w), .padding = exact_floats((size_t)w.width, 0.0f),
         .activation = exact_activation(), .band = band, .pitch = pitch,
     };
     subp_conv *first = &call.first;
@@ -125,7 +125,7 @@ void check_fused_depthwise(int set) {
     run_apart(&call, &arrays, s.batch, planes);
     arrays.out = out;
     for (ptrdiff_t pass = 0; pass < subp_fused_depthwise_passes(&call) * s.batch; pass++)
-        subp_fused_depthwise_pass(&call, &arrays, pass, planes, between);
+        subp_fused_depthwise_pass(&call, &arrays, pass, planes, NULL, between);
     for (size_t i = 0; i < outputs; i++)
         if (out[i] != want[i]) fail("output %zu is %g; one after the other gives %g", i, out[i], want[i]);
     arrays.out = again;

@@ -52,7 +52,9 @@ void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t term
  * side. */
 const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size);
 const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype); /* as choose, of any type */
-const subp_row *choose_window(int set, const subp_window *window);
+/* Likewise for planes of a type. */
+const subp_row *choose_window(int set, enum subp_dtype dtype, const subp_window *window);
+subp_window random_depthwise_window(void);
 
 /* --- the checks: one case each, of a kernel set --- */
 void check_tile(int set, const subp_row *kernel);
@@ -60,6 +62,7 @@ void check_convolution(int set);
 void check_winograd(int set);
 void check_fused_depthwise(int set);
 void check_depthwise(int set);
+void check_int8_depthwise(int set);
 void check_pool(int set);
 void check_elements(int set);
 void check_norm(int set);

@@ -190,8 +190,8 @@ const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype)
     return choose_row(set, (subp_request){.op = op, .dtype = dtype});
 }
 
-const subp_row *choose_window(int set, const subp_window *window) {
-    return choose_row(set, (subp_request){.op = SUBP_OP_depthwise, .dtype = SUBP_DTYPE_float32, .window = window});
+const subp_row *choose_window(int set, enum subp_dtype dtype, const subp_window *window) {
+    return choose_row(set, (subp_request){.op = SUBP_OP_depthwise, .dtype = dtype, .window = window});
 }
 
 /* --- oracle --- */
