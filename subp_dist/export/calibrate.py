@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 import subp_ext
-from subp_ext import Graph, Node, Ref, TensorSpec
+from subp_ext import Graph, TensorSpec
 from subp_ext.dtypes import ValueType
 from subp_ext.operators import NUMBER, OPERATORS, VIEW
 
@@ -36,8 +36,7 @@ class Observations:
 
     Attributes:
         histograms: by value.
-        means: by convolution or linear layer, of each output channel before residual and activation, over the first
-            ``counted`` images.
+        means: by convolution or linear layer, of each output channel, over the first ``counted`` images.
         results: of the network's first output, [images, ...].
         counted: images that the means are taken over.
     """
@@ -55,8 +54,10 @@ def check_images(graph: Graph, images: np.ndarray) -> None:
         UsageError: there are too few, they are of another size, not numbers, or all the same.
     """
     shape = graph.inputs[0].shape
-    if len(graph.inputs) != 1 or graph.inputs[0].dtype != "float32":
-        raise UsageError("int8 needs a float32 network of one input; this graph is quantized already, or has another")
+    if len(graph.inputs) != 1:
+        raise UsageError(f"int8 needs a network of one input; this graph has {len(graph.inputs)}")
+    if graph.inputs[0].dtype != "float32" or any(node.type is not None for node in graph.nodes):
+        raise UsageError("int8 needs a network in float32; this graph is quantized already")
     if images.ndim != len(shape) or any(w not in (None, s) for w, s in zip(shape[1:], images.shape[1:], strict=True)):
         raise UsageError(f"calibration images have shape {list(images.shape)}; the network takes {list(shape)}")
     if len(images) < FEWEST_IMAGES:
@@ -121,9 +122,9 @@ def observe(placement: Placement, images: np.ndarray, counted: int) -> Observati
     Raises:
         UsageError: a value is infinite or not a number; the message names its node.
     """
-    graph, parts = _open_layers(placement)
-    values = sources(placement)
-    names = list(dict.fromkeys([*values, *parts.values(), graph.outputs[0].name]))
+    graph, values = placement.graph, sources(placement)
+    layers = [node for node in graph.nodes if node.op in HEAVY and node.output in placement.int8]
+    names = list(dict.fromkeys([*values, *(node.output for node in layers), graph.outputs[0].name]))
     session = subp_ext.Session(observed_graph(graph, names))
     found, seen = Observations(), 0
     sums: dict[str, np.ndarray] = {}
@@ -137,8 +138,8 @@ def observe(placement: Placement, images: np.ndarray, counted: int) -> Observati
             except ValueError as error:
                 raise UsageError(f"node {name!r} {error} on calibration images; int8 cannot hold them") from error
         if seen < counted:
-            for layer, name in parts.items():
-                sums[layer] = sums.get(layer, 0.0) + channel_sums(arrays[name], placement.graph, layer)
+            for node in layers:
+                sums[node.output] = sums.get(node.output, 0.0) + channel_sums(arrays[node.output], node.op)
             found.counted += len(batch)
         seen += len(batch)
         results.append(arrays[graph.outputs[0].name].copy())
@@ -149,36 +150,10 @@ def observe(placement: Placement, images: np.ndarray, counted: int) -> Observati
     return found
 
 
-def channel_sums(array: np.ndarray, graph: Graph, layer: str) -> np.ndarray:
-    """Sums over images of the means over pixels, of each output channel."""
-    axes = tuple(range(1, array.ndim - 1)) if _is_linear(graph, layer) else tuple(range(2, array.ndim))
+def channel_sums(array: np.ndarray, op: str) -> np.ndarray:
+    """Sums over images of the means over pixels, of each output channel of a convolution or linear layer."""
+    axes = tuple(range(1, array.ndim - 1)) if op == "linear" else tuple(range(2, array.ndim))
     return np.asarray(array.mean(axes, dtype=np.float64).sum(0))
-
-
-def _is_linear(graph: Graph, layer: str) -> bool:
-    return next(node.op for node in graph.nodes if node.output == layer) == "linear"
-
-
-def _open_layers(placement: Placement) -> tuple[Graph, dict[str, str]]:
-    """The graph with quantized layers taken apart, and by layer the value before residual and activation."""
-    nodes: list[Node] = []
-    parts = {}
-    for node in placement.graph.nodes:
-        if node.op not in HEAVY or node.output not in placement.int8:
-            nodes.append(node)
-            continue
-        residual, activation = node.args.get("residual"), node.args.get("activation")
-        plain = {name: value for name, value in node.args.items() if name not in ("residual", "activation")}
-        name = node.output if residual is None and activation is None else f"{node.output}.product"
-        parts[node.output] = name
-        nodes.append(Node(node.op, name, plain))
-        if residual is not None:
-            total = node.output if activation is None else f"{node.output}.with_residual"
-            nodes.append(Node("add", total, {"self": Ref(name), "other": residual}))
-            name = total
-        if activation is not None:
-            nodes.append(Node(activation, node.output, {"self": Ref(name)}))
-    return replace(placement.graph, nodes=nodes), parts
 
 
 def sources(placement: Placement) -> list[str]:

@@ -1,7 +1,8 @@
-"""Bias correction: what rounding shifts the mean of a layer's outputs by goes into its bias.
+"""Bias correction: what quantization shifts the mean of a layer's outputs by goes into its bias.
 
 The layers are walked in order, on the values that the quantized network itself computes, so that each takes in the
-errors of all before it.
+errors of all before it. The means that are kept are those behind residual and activation: what is cut off of large
+values lowers the mean before a ReLU, and a bias that made up for it there would lift small ones above 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from .placement import HEAVY
 # Images of one step of the walk.
 _TOGETHER = 8
 
+# From the share of values that are on to the shift that keeps the mean; channels that hardly ever are stay.
+_NEWTON_STEPS, _LEAST_SLOPE = 4, 0.02
+
 
 def corrected_biases(
     graph: Graph, images: np.ndarray, means: Mapping[str, np.ndarray], counted: int
@@ -40,13 +44,37 @@ def corrected_biases(
     for node in graph.nodes:
         layer = node.output.removesuffix(".uint8")
         if node.op in HEAVY and layer in means:
-            plain = {name: value for name, value in node.args.items() if name not in ("residual", "activation")}
+            plain = {name: value for name, value in node.args.items() if name != "activation"}
             found = walk.run(Node(node.op, node.output, plain), constants)
-            mean = sum(channel_sums(array, graph, node.output) for array in found) / walk.images
+            shift = _shift(found, node.op, node.args.get("activation"), means[layer])
             name = node.args["bias"].name
-            corrected[name] = constants[name] = (constants[name] + (means[layer] - mean)).astype(np.float32)
+            corrected[name] = constants[name] = (constants[name] + shift).astype(np.float32)
         walk.keep(node, walk.run(node, constants))
     return corrected
+
+
+def _shift(found: list[np.ndarray], op: str, activation: str | None, means: np.ndarray) -> np.ndarray:
+    """What to add to each output channel, so that behind the activation it has these means.
+
+    Without an activation that is a difference; behind a ReLU the mean grows with the share of values that are on.
+    """
+    shape = (-1,) if op == "linear" else (-1, 1, 1)
+    count = sum(map(len, found))
+    moments = [sum(channel_sums(array**power, op) for array in found) / count for power in (1, 2)]
+    if activation is None:
+        return means - moments[0]
+    shift = np.zeros(len(means))
+    largest = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0.0))  # a spread: beyond it the slope says nothing
+    top = 6.0 if activation == "relu6" else np.inf
+    for _ in range(_NEWTON_STEPS):
+        mean, slope = np.zeros(len(means)), np.zeros(len(means))
+        for array in found:
+            moved = array + shift.astype(np.float32).reshape(shape)
+            slope += channel_sums(((moved > 0) & (moved < top)).astype(np.float32), op) / count
+            mean += channel_sums(np.clip(moved, 0, top, out=moved), op) / count
+        step = (means - mean) / np.maximum(slope, _LEAST_SLOPE)
+        shift = np.clip(shift + step, -largest, largest)
+    return shift
 
 
 class _Walk:

@@ -260,13 +260,21 @@ def _grow(placement: Placement, kinds: Mapping[str, str]) -> None:
 
 
 def _trim(placement: Placement, kinds: Mapping[str, str]) -> None:
-    """Lets go of what hands its values to float32 alone and is as well off there: functions, views and their like."""
+    """Lets go of what hands its values to float32 alone and is as well off there.
+
+    Those are functions, views and their like; and all else where nothing on integers needs their operands, so that the
+    layer before them hands out float32 at no cost.
+    """
     int8, readers, trimmed = placement.int8, readers_of(placement.graph), True
-    ops = {node.output: node.op for node in placement.graph.nodes}
+    nodes = {node.output: node for node in placement.graph.nodes}
     while trimmed:
         trimmed = False
         for output, kind in kinds.items():
-            loose = kind == "pointwise" or (kind == "pass" and ops[output] != "max_pool2d")
-            if output in int8 and loose and not any(reader in int8 for reader in readers[output]):
+            if output not in int8 or any(reader in int8 for reader in readers[output]):
+                continue
+            needed = any(
+                reader in int8 and reader != output for name in operands(nodes[output]) for reader in readers[name]
+            )
+            if not needed or kind == "pointwise" or OPERATORS[nodes[output].op].shape is VIEW:
                 int8.remove(output)
                 trimmed = True
