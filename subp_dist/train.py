@@ -34,6 +34,7 @@ from .folder_lock import FolderLock
 from .loop import check_finite, train_epoch, validate
 from .memory import keep_freed_memory
 from .monitor import Monitor
+from .opening import opening_lines
 from .options import parse_args
 from .parametrization import plain_state_dict
 from .process_group import Rank, closing_process_group, init_process_group, lost_ranks_named
@@ -87,6 +88,8 @@ def main(given: TrainConfig) -> Path:
         run = Run(training, loaders, folder, best, checkpoint["val"] if checkpoint else None)
         if checkpoint:
             set_learning_rate(training, first_epoch, run.global_step(first_epoch))
+        for line in opening_lines(training, given, run.steps, folder):
+            _logger.info("%s", line)
         training.monitor = Monitor(folder if rank.is_primary else None, first_epoch, run.global_step(first_epoch))
         try:
             run.epochs(first_epoch)

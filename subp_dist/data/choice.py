@@ -12,6 +12,7 @@ from .beton import INSTALL, find_beton
 from .splits import VAL_NAMES
 
 _logger = logging.getLogger(__name__)
+_ASKED = "loader: %s, because --loader says so"
 
 
 def choose_loader(config: DataConfig) -> tuple[Path, Path] | None:
@@ -24,17 +25,20 @@ def choose_loader(config: DataConfig) -> tuple[Path, Path] | None:
     """
     has_pictures = bool(config.dataset) or (Path(config.data_dir) / config.train_split).is_dir()
     if config.loader == "timm" and has_pictures:
+        _logger.info(_ASKED, "timm")
         return None
     files, why_not = _betons(config)
     if config.loader == "ffcv":
         if not files:
             raise UsageError(f"--loader ffcv: {why_not}")
+        _logger.info(_ASKED, "ffcv")
         return files
     if config.loader == "timm":
         if files:
             raise UsageError(
                 f"--loader timm reads folders of pictures, and {config.data_dir} holds .beton files: leave --loader out"
             )
+        _logger.info(_ASKED, "timm")
         return None
     if files and importlib.util.find_spec("ffcv") is None:
         if not has_pictures:

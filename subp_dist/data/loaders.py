@@ -152,7 +152,15 @@ def create_data(config: DataConfig, augmentation: AugmentationConfig, model_conf
     """
     if not config.data_dir and not config.dataset:
         raise UsageError("no data given: set --data-dir to a folder with train/ and val/, or to 'builtin' for digits")
+    data = _open(config, augmentation, model_config, epochs)
+    counts = len(data.train), len(data.val), data.num_classes
+    _logger.info("images: %d for training, %d for validation; %d classes", *counts)
+    return data
+
+
+def _open(config: DataConfig, augmentation: AugmentationConfig, model_config: dict, epochs: int) -> Data:
     if config.data_dir == "builtin":
+        _logger.info("loader: none; the built-in digits lie in memory")
         return _digits(config, augmentation)
     images = _resolve_images(config, model_config)
     betons = choose_loader(config)
@@ -160,12 +168,8 @@ def create_data(config: DataConfig, augmentation: AugmentationConfig, model_conf
     shared = {key: images[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
     shared |= {"config": config, "augmentation": augmentation, "resolutions": resolutions}
     if betons:
-        data = _from_betons(config, images["crop_mode"], betons, shared)
-    else:
-        data = _from_pictures(config, augmentation, images, shared)
-    counts = len(data.train), len(data.val), data.num_classes
-    _logger.info("images: %d for training, %d for validation; %d classes", *counts)
-    return data
+        return _from_betons(config, images["crop_mode"], betons, shared)
+    return _from_pictures(config, augmentation, images, shared)
 
 
 def _from_pictures(config: DataConfig, augmentation: AugmentationConfig, images: dict, shared: dict) -> Data:
