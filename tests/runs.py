@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from nursery import Fork
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ROOT / "tests/train_program.py"
 LAUNCH = [sys.executable, "-m", "subp_dist.launch"]
-# Ranks that are forks of a launcher that has imported everything: a restart takes a second instead of ten.
-PRELOADED = [
-    *(sys.executable, "-c", "import subp_dist.train; from subp_dist.launch import main; main()"),
-    *("--run-path", "--start-method=fork"),
-]
+# Ranks that are forks of a launcher that has imported everything, a fork itself: a start takes a second instead of ten.
+PRELOADED = ["-m", "subp_dist.launch", "--run-path", "--start-method=fork"]
 FLAGS = [
     *("--data-dir", "builtin", "--epochs", "3", "--batch-size", "32", "--lr", "0.05", "--no-export"),
     # The schedule runs to the last epoch, so that faults fall into it; the moving average must survive them, too.
@@ -42,21 +41,22 @@ def start(
     prefix: Sequence[str] = (),
     launch: Sequence[str] = LAUNCH,
     **extra: str,
-) -> subprocess.Popen:
+) -> subprocess.Popen | Fork:
     """Start ranks on few digits; ``torchrun`` flags come after those of one machine with two ranks."""
     where = [] if any(flag.startswith("--nnodes") for flag in torchrun) else ["--standalone", "--nproc-per-node=2"]
     output.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        [
-            *(*prefix, *launch, *where, *torchrun, str(ROOT / "tests/faults.py"), model, *FLAGS),
-            *("--output", str(output), *flags),
-        ],
-        env=environment(FAULT_MARK=str(output / "mark"), **extra),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    command = [
+        *(*prefix, *launch, *where, *torchrun, str(ROOT / "tests/faults.py"), model, *FLAGS),
+        *("--output", str(output), *flags),
+    ]
+    settings = environment(FAULT_MARK=str(output / "mark"), **extra)
+    if launch is PRELOADED:
+        return Fork(command, settings)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=settings, start_new_session=True, **pipes)
 
 
-def finish(process: subprocess.Popen, seconds: float = 1500) -> subprocess.CompletedProcess:
+def finish(process: subprocess.Popen | Fork, seconds: float = 1500) -> subprocess.CompletedProcess:
     """Wait for a run's end; kill it all if it does not come."""
     try:
         out, err = process.communicate(timeout=seconds)

@@ -16,8 +16,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from nursery import Fork
 from PIL import Image
-from runs import environment
+from runs import TRAIN, environment
 from torch.utils.data import Dataset
 
 from subp_dist.data.guarded import GuardedLoader
@@ -71,15 +72,12 @@ def members(session: int) -> list[psutil.Process]:
     return found
 
 
-def run(folder: Path, *more: str, ranks: int = 1, program: Path | None = None, **extra: str):
+def run(folder: Path, *more: str, ranks: int = 1, program: Path = TRAIN, start=Fork, **extra: str):
     """Exit code and standard error of a run that leaves no process."""
-    launch = ["-m", "subp_dist.launch", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    what = [str(program)] if program else ["-m", "subp_dist.train"]
+    forks = ["--run-path", "--start-method=fork"] if start is Fork else []
+    launch = ["-m", "subp_dist.launch", "--standalone", f"--nproc-per-node={ranks}", *forks] if ranks > 1 else []
     flags = [*FLAGS, "--data-dir", str(folder), "--output", str(folder.parent / "out"), *more]
-    process = subprocess.Popen(
-        [sys.executable, *launch, *what, *flags],
-        env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start([*launch, str(program), *flags], environment(**extra))
     try:
         errors = process.communicate(timeout=120)[1]
         time.sleep(0.5)
@@ -90,12 +88,21 @@ def run(folder: Path, *more: str, ranks: int = 1, program: Path | None = None, *
     return process.returncode, errors
 
 
+def interpreter(command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    """An interpreter as people start it; what ends a ``Fork`` is not all that ends it."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("split", "ranks", "workers"), [("train", 1, "2"), ("train", 2, "2"), ("val", 2, "1"), ("val", 1, "0")]
+    ("split", "ranks", "workers", "start"),
+    [("train", 2, "2", interpreter), ("train", 1, "2", Fork), ("val", 2, "1", Fork), ("val", 1, "0", Fork)],
 )
-def test_a_bomb_ends_the_run_with_its_name(folder, split, ranks, workers):
+def test_a_bomb_ends_the_run_with_its_name(folder, split, ranks, workers, start):
     bomb(folder / split / "dog/00.png")
-    code, errors = run(folder, "--workers", workers, ranks=ranks)
+    code, errors = run(folder, "--workers", workers, ranks=ranks, start=start)
     assert code == 2 and "Traceback" not in errors, errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and f"{split}/dog/00.png: cannot be read (DecompressionBombError" in lines[0], errors

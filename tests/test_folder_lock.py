@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from nursery import Fork
 from runs import environment
 
 from subp_dist.errors import UsageError
@@ -80,9 +81,8 @@ def test_a_run_that_started_meanwhile_is_not_written_over(tmp_path):
 
 def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path):
     flags = ["test_resnet", "--data-dir", "builtin", "--epochs", "1", "--no-export", "--output", str(tmp_path)]
-    command = [sys.executable, "-m", "subp_dist.train", *flags, "--batch-size", "256"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen(command, env=environment(), **pipes) for _ in range(2)]
+    command = ["-m", "subp_dist.train", *flags, "--batch-size", "256"]
+    runs = [Fork(command, environment()) for _ in range(2)]
     texts = [process.communicate(timeout=600)[1] for process in runs]
     codes = [process.returncode for process in runs]
     assert sorted(codes) == [0, 2], texts
@@ -96,11 +96,11 @@ def test_resuming_a_run_that_goes_on_is_refused_within_seconds(tmp_path):
     folder.mkdir()
     other = hold(folder)
     flags = ["test_resnet", "--data-dir", "builtin", "--output", str(tmp_path), "--experiment", "run"]
-    command = [sys.executable, "-m", "subp_dist.train", *flags, "--resume", "auto"]
     started = time.monotonic()
-    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert found.returncode == 2 and "is writing a run there" in found.stderr
-    assert "Traceback" not in found.stderr and len(found.stderr.strip().splitlines()) == 1, found.stderr
+    process = Fork(["-m", "subp_dist.train", *flags, "--resume", "auto"], environment())
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 2 and "is writing a run there" in errors
+    assert "Traceback" not in errors and len(errors.strip().splitlines()) == 1, errors
     assert time.monotonic() - started < 120
     other.stdin.close()
     other.wait(20)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from nursery import Fork
+from runs import PRELOADED, TRAIN, finish
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
@@ -25,7 +27,7 @@ from subp_dist.errors import EXIT_LOST_RANK, EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-FLAGS = ["test_resnet", "--data-dir", "builtin", "--epochs", "2", "--batch-size", "128", "--lr", "0.05", "--no-export"]
+FLAGS = ["test_resnet", "--data-dir", "builtin", "--epochs", "1", "--batch-size", "256", "--lr", "0.05", "--no-export"]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -67,6 +69,7 @@ def test_torchrun_runs_the_script_once_per_rank(undisturbed, tmp_path):
     assert_equal_weights(next(tmp_path.iterdir()), undisturbed)
 
 
+@pytest.mark.slow
 def test_torchrun_without_python_runs_the_script_once_per_rank(undisturbed, tmp_path):
     done = execute([*TORCHRUN, "--no-python", str(ROOT / "launch/train.sh"), *FLAGS, "--output", str(tmp_path)])
     assert done.returncode == 0, done.stderr
@@ -75,27 +78,34 @@ def test_torchrun_without_python_runs_the_script_once_per_rank(undisturbed, tmp_
 
 
 def test_user_error_is_printed_once_without_traceback_or_restart(tmp_path):
-    flags = ["resnet5O", "--max-restarts", "2", "--data-dir", "builtin", "--output", str(tmp_path / "x")]
-    done = execute([str(ROOT / "launch/train.sh"), *flags])
+    flags = ["resnet5O", "--data-dir", "builtin", "--output", str(tmp_path / "x")]
+    ranks = [*PRELOADED, "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    done = finish(Fork([*ranks, str(TRAIN), *flags], environment()))
     assert done.returncode == 2
     assert done.stderr.count("has no model 'resnet5O'; did you mean resnet50") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sent, code):
-    for part in ("train.sh", "train.bash", "recipes/digits.yaml"):
-        (tmp_path / "launch" / part).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(ROOT / "launch" / part, tmp_path / "launch" / part)
-    command(tmp_path / "launch", "setup.sh", "exit 0")
-    script = subprocess.Popen(
-        [tmp_path / "launch/train.sh"], env=environment(), text=True, start_new_session=True,
+def quick_start(folder: Path, **extra: str) -> subprocess.Popen:
+    """The quick start of a copy of the scripts, which sets nothing up."""
+    copy_scripts(folder)
+    return subprocess.Popen(
+        [folder / "launch/train.sh"], env=environment(**extra), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background ignores it
     )  # fmt: skip
-    trained = tmp_path / "output/quickstart/dense/last.pt"
-    while not trained.exists() and script.poll() is None:
+
+
+def copy_scripts(folder: Path) -> None:
+    for part in ("train.sh", "train.bash", "recipes/digits.yaml"):
+        (folder / "launch" / part).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(ROOT / "launch" / part, folder / "launch" / part)
+    command(folder / "launch", "setup.sh", "exit 0")
+
+
+def assert_ends_in_the_first_step(script: subprocess.Popen, sent: int, code: int, begun: Path) -> None:
+    while not begun.exists() and script.poll() is None:
         time.sleep(0.1)
     script.send_signal(sent)
     out, err = script.communicate(timeout=300)  # to the end of all that holds its output
@@ -104,10 +114,50 @@ def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sen
     assert "Traceback" not in err
 
 
-def test_help_needs_no_ranks():
-    done = execute([str(ROOT / "launch/train.sh"), "--help"])
-    assert done.returncode == 0
-    assert "--prune-rate" in done.stdout
+SIGNALS = pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+
+
+@SIGNALS
+def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sent, code):
+    # In the place of Python, which has its own ways to end by a signal.
+    waits = f"trap 'exit {code}' {sent.name}; touch {tmp_path}/begun; while true; do sleep 0.1; done"
+    command(tmp_path / "bin", "python", f"case $1 in -c) echo 2 ;; *) {waits} ;; esac")
+    assert_ends_in_the_first_step(quick_start(tmp_path, VENV=str(tmp_path)), sent, code, tmp_path / "begun")
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_the_quick_start_and_its_ranks_end_when_they_are_told_to(tmp_path, sent, code):
+    trained = tmp_path / "output/quickstart/dense/last.pt"
+    assert_ends_in_the_first_step(quick_start(tmp_path), sent, code, trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "expected"),
+    [
+        ("--help", {}, "-m subp_dist.train --help"),
+        (
+            "resnet18 --max-restarts 3 --lr 1",
+            {},
+            "-m subp_dist.launch --standalone --nproc-per-node 2 --max-restarts 3 -m subp_dist.train resnet18 --lr 1",
+        ),
+        (
+            "resnet18 --max-restarts=1",
+            {"NPROC": "5", "NNODES": "2", "RDZV_ENDPOINT": "host0:29400"},
+            "-m subp_dist.launch --nnodes 2 --rdzv-backend c10d --rdzv-endpoint host0:29400 --rdzv-id subp --rdzv-conf "
+            "join_timeout=1800 --nproc-per-node 5 --max-restarts 1 -m subp_dist.train resnet18",
+        ),
+        # A rank of "torchrun --no-python".
+        ("resnet18 --max-restarts 2", {"TORCHELASTIC_RUN_ID": "x"}, "{launch}/train.sh resnet18 --max-restarts 2"),
+    ],
+    ids=["help", "restarts", "machines", "rank"],
+)
+def test_what_the_script_starts(tmp_path, arguments, settings, expected):
+    copy_scripts(tmp_path)
+    command(tmp_path / "bin", "python", 'case $1 in -c) echo 2 ;; *) printf "%s\\n" "$@" ;; esac')
+    done = execute([str(tmp_path / "launch/train.sh"), *arguments.split()], VENV=str(tmp_path), **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected.format(launch=tmp_path / "launch").split()
 
 
 @pytest.mark.parametrize(
@@ -225,8 +275,8 @@ def test_the_rank_at_fault_is_named_and_one_that_is_told_to_stop_is_not_restarte
     program.write_text(f"import os, signal, sys, time\nif os.environ['RANK'] == '1':\n    {fate}\n{lost}")
     restarts = int(code == EXIT_STOPPED)
     ranks = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    command = [sys.executable, "-m", "subp_dist.launch", *ranks, str(program)]
-    done = execute(command, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1", PYTHONPATH=str(ROOT))
+    command = ["-m", "subp_dist.launch", *ranks, str(program)]
+    done = finish(Fork(command, environment(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")))
     assert done.returncode == code, done.stderr
     assert done.stderr.strip().startswith(said)
     assert done.stderr.count("\n") == (3 if said else 0), done.stderr
@@ -244,7 +294,8 @@ def test_an_error_of_all_ranks_is_told_once_whichever_is_first(tmp_path):
         "    raise UsageError('--lr -1: expected more')\n"
         "main()\n"
     )
-    ranks = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    done = execute([sys.executable, "-m", "subp_dist.launch", *ranks, str(program)], PYTHONPATH=str(ROOT))
+    ranks = [*PRELOADED, "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = finish(Fork([*ranks, str(program)], environment()))
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: --lr -1: expected more"
+    said = [line for line in done.stderr.splitlines() if not line.startswith("W")]  # torch tells of forks that it ends
+    assert said == ["", "error: --lr -1: expected more", ""]

@@ -1,4 +1,4 @@
-"""subp_dist.opening: what a run says before its first step, on digits with `test_resnet`; counts are worked out by hand.
+"""subp_dist.opening: what a run says before its first step, on digits with `test_resnet`; counts by hand.
 
 Out of scope: what is said of pictures that are left out (test_data_folders.py).
 """
