@@ -76,6 +76,7 @@ def _start_server() -> None:
 
 def _become(command: list[str], env: dict[str, str], outputs: list[str]) -> None:
     set_start_method(None, force=True)  # the default one, for its own children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background, which ignores it
     os.setsid()
     for number, name in enumerate(outputs, start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)

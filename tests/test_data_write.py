@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nursery import Fork
 from photographs import write_photographs
 from PIL import Image
 
@@ -202,16 +203,15 @@ SLOW = pytest.mark.slow
     ],
 )
 def test_a_signal_ends_it_with_one_line_and_leaves_nothing(many, tmp_path, moment, name):
-    program = [sys.executable, str(Path(__file__).with_name("faults_write.py"))]
-    fault = {"FAULT": moment, "FAULT_SIGNAL": name, "FAULT_SEGMENTS": str(tmp_path / "segments")}
-    process = subprocess.Popen(
-        [*program, str(many), str(tmp_path / "out"), "--workers", "2", "--only", "train"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | fault,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run in the background
-    )
+    program = str(Path(__file__).with_name("faults_write.py"))
+    environment = os.environ | {"FAULT": moment, "FAULT_SIGNAL": name, "FAULT_SEGMENTS": str(tmp_path / "segments")}
+    command = [program, str(many), str(tmp_path / "out"), "--workers", "2", "--only", "train"]
+    if name == "SIGKILL":  # memory is given back by a process that forks share
+        process = subprocess.Popen(
+            [sys.executable, *command], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+    else:
+        process = Fork(command, environment)
     errors = process.communicate(timeout=300)[1]
     number = signal.Signals[name]
     assert process.returncode == (-number if name == "SIGKILL" else 128 + number), errors
