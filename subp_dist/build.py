@@ -29,6 +29,7 @@ from .layer_table import format_table
 from .models import (
     check_model_name,
     create_model,
+    create_pretrained,
     load_initial_weights,
     model_arguments,
     to_channels_last,
@@ -65,9 +66,10 @@ def create_model_and_data(given: TrainConfig) -> tuple[nn.Module, Data]:
     name = given.model.name
     check_model_name(name)
     model_config = timm.get_pretrained_cfg(name).to_dict()
-    data = create_data(given.data, given.augmentation, model_config, given.optimization.epochs)
+    data = create_data(given.data, given.augmentation, model_config, given.optimization.all_epochs)
     random_seed(given.run.seed)
-    model = create_model(name, **model_arguments(given.model, data.num_classes, data.input_size[0]))
+    arguments = model_arguments(given.model, data.num_classes, data.input_size[0])
+    model = (create_pretrained if given.model.pretrained else create_model)(name, **arguments)
     if given.model.initial_checkpoint:
         load_initial_weights(model, name, Path(given.model.initial_checkpoint))
     return model, data
@@ -199,7 +201,7 @@ def create_schedule(config: Resolved, updates_per_epoch: int) -> PruneSchedule:
     Raises:
         UsageError: the last mask update would come before the target rate is due.
     """
-    pruning, epochs = config.pruning, config.optimization.epochs
+    pruning, epochs = config.pruning, config.optimization.all_epochs
     schedule = PruneSchedule(pruning.prune_rate, pruning.prune_start, pruning.prune_end, pruning.prune_schedule)
     interval = pruning.prune_interval
     if interval and updates_per_epoch:

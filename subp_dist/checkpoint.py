@@ -8,6 +8,7 @@ the run's folder is the plain one.
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,23 @@ def save_checkpoint(path: Path, state: dict, previous: Path | None = None) -> No
             torch.save({"version": __version__} | state, file)
 
     write_atomically(path, write, previous)
+
+
+def keep_history(folder: Path, epoch: int, count: int) -> None:
+    """Keep the newest checkpoint as that of an epoch, too, and no more than ``count`` of them.
+
+    It is another name of the same file where the file system has such, and so costs no time.
+    """
+    if not count:
+        return
+    path = folder / f"epoch-{epoch:04}.pt"
+    path.unlink(missing_ok=True)
+    try:
+        path.hardlink_to(folder / NEWEST)
+    except OSError:
+        shutil.copyfile(folder / NEWEST, path)
+    for older in sorted(folder.glob("epoch-*.pt"))[:-count]:
+        older.unlink()
 
 
 def save_plain_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:

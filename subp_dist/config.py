@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+# Schedules of timm that come to an end, after which there may be a cool-down.
+ENDING_SCHEDULES = ("cosine", "tanh", "poly", "wsd", "rsqrt")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the images come from and how they are read; see the flags of the group "data"."""
@@ -35,6 +39,7 @@ class DataConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
+    train_interpolation: str | None = None
     batch_size: int = 128
     validation_batch_size: int | None = None
     workers: int = 4
@@ -81,6 +86,7 @@ class ModelConfig:
     """The network, and how it computes."""
 
     name: str = field(default="", metadata={"flag": "model"})
+    pretrained: bool = False
     initial_checkpoint: str = ""
     model_kwargs: tuple[str, ...] = ()
     drop: float | None = None
@@ -106,6 +112,7 @@ class OptimizationConfig:
     lr: float | None = None
     lr_base: float = 0.1
     lr_base_size: int = 256
+    lr_base_scale: str = "linear"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     opt_eps: float | None = None
@@ -115,12 +122,18 @@ class OptimizationConfig:
     min_lr: float = 0.0
     warmup_lr: float = 1e-5
     warmup_epochs: int = 0
+    cooldown_epochs: int = 0
     decay_milestones: tuple[int, ...] = (90, 180, 270)
     decay_epochs: float = 90
     decay_rate: float = 0.1
     grad_accum_steps: int = 1
     clip_grad: float | None = None
     clip_mode: str = "norm"
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the run: those of the schedule, and those that stay at its last rate if it comes to an end."""
+        return self.epochs + (self.cooldown_epochs if self.sched in ENDING_SCHEDULES else 0)
 
 
 @dataclass(frozen=True)
@@ -129,10 +142,14 @@ class AugmentationConfig:
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    no_aug: bool = False
     hflip: float = 0.5
+    vflip: float = 0.0
     color_jitter: float = 0.0
     aa: str | None = None
     reprob: float = 0.0
+    remode: str = "const"
+    recount: int = 1
     smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -162,6 +179,7 @@ class RunConfig:
     experiment: str = ""
     resume: str | None = None
     recovery_interval: int = 0
+    checkpoint_hist: int = 0
     timeout: float = 10
     seed: int = 42
     device: str = "auto"

@@ -63,6 +63,27 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         raise UsageError(f"timm cannot create {name}: {error}") from error
 
 
+def create_pretrained(name: str, **arguments: Any) -> nn.Module:
+    """A timm model with its trained weights, from timm's cache or the hub; its classifier is new for other classes.
+
+    Raises:
+        UsageError: there are no such weights, or they cannot be had here.
+    """
+    check_model_name(name)
+    if not timm.models.is_model_pretrained(name):
+        tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        known = f"there are {', '.join(tagged)}" if tagged else "leave it out"
+        raise UsageError(f"--pretrained: timm has no trained weights of {name}; {known}")
+    try:
+        return timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:  # of the network, the cache, the file, or the model's arguments
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"--pretrained: the weights of {name} cannot be had ({why}); start once where the hub can be reached, and "
+            "they are kept in its cache, or pass a file of them as --initial-checkpoint"
+        ) from error
+
+
 def load_initial_weights(model: nn.Module, name: str, path: Path) -> None:
     """Load the weights to start from, in timm's keys: a state dict, a checkpoint of timm's own training, safetensors.
 

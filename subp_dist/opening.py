@@ -8,6 +8,8 @@ from .config import Resolved, TrainConfig
 from .layer_report import planned_layers, total_macs
 from .training import Training
 
+_ROOT = {"linear": "", "sqrt": " with its square root"}
+
 
 def opening_lines(training: Training, given: TrainConfig, steps: int, folder: Path) -> list[str]:
     """One line for each subject: ranks and batches, learning rate, pruning, the folder.
@@ -35,13 +37,17 @@ def _batches(training: Training, steps: int) -> str:
         factors.append(f"{accumulated} batches")
     return (
         f"batch: {' x '.join(factors)} = {size * rank.world_size * accumulated} images a step; "
-        f"{_count(steps, 'step')} an epoch, {_count(config.optimization.epochs, 'epoch')}"
+        f"{_count(steps, 'step')} an epoch, {_count(config.optimization.all_epochs, 'epoch')}"
     )
 
 
 def _learning_rate(config: Resolved, given: TrainConfig) -> str:
     own, asked = config.optimization, given.optimization
-    source = "as given" if asked.lr is not None else f"{asked.lr_base:g} for {asked.lr_base_size} images a step, scaled"
+    source = (
+        "as given"
+        if asked.lr is not None
+        else f"{asked.lr_base:g} for {asked.lr_base_size} images a step, scaled{_ROOT[asked.lr_base_scale]}"
+    )
     warmup = f", warm-up from {own.warmup_lr:g} over {_count(own.warmup_epochs, 'epoch')}" if own.warmup_epochs else ""
     return f"learning rate: {own.lr:g} ({source}); schedule {own.sched}{warmup}; optimizer {own.opt}"
 

@@ -31,6 +31,7 @@ from .ranges import (
 )
 from .schedule import SHAPES
 from .scores import CRITERIA, RANDOM
+from .timm_flags import FOREIGN, is_off, translated
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +73,9 @@ def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse
         nargs=3,
         metavar=("C", "H", "W"),
         help="--in-chans and --img-size in one, as in timm",
+    )
+    parser.add_argument(
+        "--pin-mem", action="store_true", help="as in timm; batches for GPUs are in pinned memory in any case"
     )
     _add_data_flags(parser)
     _add_pruning_flags(parser)
@@ -122,8 +126,13 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     filters = ["box", "bilinear", "hamming", "bicubic", "lanczos"]
     add("--interpolation", choices=filters, help="resize filter; the model's by default")
+    add(
+        "--train-interpolation",
+        choices=["random", *filters],
+        help="filter of training; random: bilinear or bicubic; as --interpolation by default",
+    )
     add("-b", "--batch-size", type=COUNT, help="images per rank and step")
-    add("--validation-batch-size", type=COUNT, help="images per rank in validation; the batch size by default")
+    add("-vb", "--validation-batch-size", type=COUNT, help="images per rank in validation; the batch size by default")
     add("-j", "--workers", type=WHOLE, help="data loading processes per rank; 0 for the digits")
     add("--broken", choices=["error", "skip"], help="unreadable pictures end the run, or are found first and left out")
 
@@ -166,6 +175,7 @@ def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     add = group.add_argument
+    add("--pretrained", action="store_true", help="start from timm's trained weights, of its cache or the hub")
     add("--initial-checkpoint", metavar="FILE", help="weights to start from, in timm's keys")
     add("--model-kwargs", nargs="*", metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
     add("--drop", type=SHARE, help="dropout rate")
@@ -190,6 +200,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=POSITIVE, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")
     add("--lr-base", type=POSITIVE, help="learning rate at the base batch size")
     add("--lr-base-size", type=COUNT, help="global batch size that --lr-base is meant for")
+    add("--lr-base-scale", choices=["linear", "sqrt"], help="how the learning rate grows with the global batch")
     add("--momentum", type=SHARE, help="momentum")
     add("--weight-decay", "--wd", type=NOT_NEGATIVE, help="weight decay; one-dimensional parameters have none")
     add("--opt-eps", type=NOT_NEGATIVE, help="epsilon of the optimizer")
@@ -199,9 +210,10 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     add("--min-lr", type=NOT_NEGATIVE, help="lowest learning rate")
     add("--warmup-lr", type=NOT_NEGATIVE, help="learning rate at the start of the warm-up")
     add("--warmup-epochs", type=WHOLE, help="epochs of warm-up")
+    add("--cooldown-epochs", type=WHOLE, help="epochs after the schedule, at its last learning rate")
     add("--decay-milestones", type=whole(1, rising=True), nargs="+", help="epochs of a multistep schedule")
     add("--decay-epochs", type=Number(low=0.001), help="epochs between decays of a step schedule")
-    add("--decay-rate", type=POSITIVE, help="factor of a step schedule")
+    add("--decay-rate", "--dr", type=POSITIVE, help="factor of a step schedule")
     add("--grad-accum-steps", type=COUNT, help="batches per optimizer step")
     add("--clip-grad", type=POSITIVE, help="largest gradient norm (or value, see --clip-mode)")
     add("--clip-mode", choices=["norm", "value", "agc"], help="how gradients are clipped")
@@ -212,10 +224,14 @@ def _add_regularization_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--scale", type=Number(low=0, high=1, above=True, rising=True), nargs=2, help="area of the random crop")
     add("--ratio", type=Number(low=0.001, high=1000, rising=True), nargs=2, help="aspect ratio of the random crop")
+    add("--no-aug", action="store_true", help="no random crop, flip or colour: the centre of the image")
     add("--hflip", type=PROBABILITY, help="probability of a horizontal flip")
+    add("--vflip", type=PROBABILITY, help="probability of a vertical flip")
     add("--color-jitter", type=NOT_NEGATIVE, help="strength of colour jitter")
     add("--aa", metavar="POLICY", help="timm auto-augment policy, such as rand-m9-mstd0.5-inc1")
     add("--reprob", type=PROBABILITY, help="probability of random erasing")
+    add("--remode", choices=["const", "rand", "pixel"], help="what is erased becomes 0, a colour, or noise")
+    add("--recount", type=COUNT, help="largest number of erased rectangles")
     add("--smoothing", type=SHARE, help="label smoothing")
     add("--mixup", type=STRENGTH, help="alpha of mixup; 0: off")
     add("--cutmix", type=STRENGTH, help="alpha of cutmix; 0: off")
@@ -242,6 +258,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--experiment", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
     add("--resume", metavar="FILE", help="last.pt of a run to go on with, or 'auto': this run's own, if there is one")
     add("--recovery-interval", type=WHOLE, metavar="STEPS", help="also save every so many optimizer steps")
+    add("--checkpoint-hist", type=WHOLE, metavar="N", help="also keep the checkpoints of the last N epochs")
     add(
         "--timeout",
         type=Number(low=0, high=525600, above=True),
@@ -314,11 +331,16 @@ def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     }
     actions["model"] = next(action for action in parser._actions if action.dest == "model")
     checked, unknown, idle, problems = {}, [], [], []
-    for key, value in values.items():
+    for key, value in translated(values).items():
         action = actions.get(str(key).replace("_", "-"))
         if action is None or action.dest in ("help", "config"):
-            # Other programs' flags that are off, as files of timm list them all, ask for nothing.
-            (idle if value is None or value is False or value in ("", [], {}) else unknown).append(repr(key))
+            foreign = FOREIGN.get(str(key))
+            if foreign.asks_for_nothing(value) if foreign else is_off(value):
+                idle.append(repr(key))
+            elif foreign:
+                problems.append(f"{key}: {value!r} would change the training, and is not to be had: {foreign.why}")
+            else:
+                unknown.append(repr(key))
             continue
         try:
             checked[action.dest] = _convert(action, value, f"{key}: {value!r}")
@@ -329,7 +351,7 @@ def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     if problems:
         raise UsageError(f"--config {path}: {'; '.join(problems)}; --help lists all flags")
     if idle:
-        _logger.warning("--config %s: passed over, for they are no flags here, and off: %s", path, ", ".join(idle))
+        _logger.warning("--config %s: passed over, for they change nothing here: %s", path, ", ".join(idle))
     return checked
 
 
@@ -381,6 +403,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         raise UsageError("--kd-checkpoint without --kd-model: name the teacher as well")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
+    if args.data_dir == "builtin":
+        _check_for_digits(args)
     check_order("prune-start", args.prune_start, "prune-end", args.prune_end)
     check_order("min-lr", args.min_lr, "lr", args.lr)
     if args.warmup_epochs:
@@ -391,3 +415,12 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         raise UsageError(f"--warmup-epochs {args.warmup_epochs}: --sched none has no warm-up; use --sched constant")
     if args.decay_rate > 1 and args.sched != "poly":
         raise UsageError(f"--decay-rate {args.decay_rate}: expected a factor in (0, 1]; it is a power for --sched poly")
+
+
+def _check_for_digits(args: argparse.Namespace) -> None:
+    """Refuse what is done to pictures, and not to the built-in digits."""
+    defaults = TrainConfig().flags()
+    given = [flag for flag in ("scale", "ratio", "hflip", "vflip", "crop_pct") if getattr(args, flag) != defaults[flag]]
+    if given:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise UsageError(f"{flags}: the built-in digits are shifted, not cropped or flipped; leave it out")

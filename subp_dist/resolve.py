@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ def uniform_rate(pruning: PruningConfig, plan: Sequence[LayerPlan], macs: dict[s
 
 
 def learning_rate(optimization: OptimizationConfig, batch_size: int, world_size: int) -> float:
-    """``--lr``, or ``--lr-base`` scaled with the global batch."""
+    """``--lr``, or ``--lr-base`` scaled with the global batch, or with its square root."""
     if optimization.lr is not None:
         return optimization.lr
-    return optimization.lr_base * batch_size * world_size * optimization.grad_accum_steps / optimization.lr_base_size
+    linear = optimization.lr_base * batch_size * world_size * optimization.grad_accum_steps / optimization.lr_base_size
+    return linear if optimization.lr_base_scale == "linear" else math.sqrt(linear * optimization.lr_base)

@@ -21,7 +21,7 @@ _OF_THE_NETWORK = (
     *("layer_rates", "prune_linear"),
 )
 # Flags that change nothing in what is learned.
-_OF_THE_FOLDER = ("resume", "output", "experiment", "recovery_interval", "timeout")
+_OF_THE_FOLDER = ("resume", "output", "experiment", "recovery_interval", "checkpoint_hist", "timeout")
 # Flags that earlier checkpoints hold as they were given, which may be not at all.
 _ONCE_OPEN = ("crop_pct", "interpolation")
 # What flags decide in the optimizer's groups; the rest of a group, such as a count of steps, is the optimizer's own.
@@ -65,7 +65,7 @@ def _check_resumable(training: Training, checkpoint: dict) -> None:
     if bool(training.ema) != ("ema" in checkpoint):
         raise UsageError("--resume: the run and its checkpoint must agree on --model-ema")
     epoch, step = position(checkpoint)
-    if (epoch, step) > (now["epochs"], 0):
+    if (epoch, step) > (training.config.optimization.all_epochs, 0):
         done = f"{epoch} epochs and {step} steps" if step else f"{epoch} epochs"
         raise UsageError(
             f"--epochs {now['epochs']}: the checkpoint has done {done} already; ask for more, or start anew"

@@ -21,6 +21,7 @@ from .checkpoint import (
     BEST,
     NEWEST,
     PREVIOUS,
+    keep_history,
     load_checkpoint,
     save_checkpoint,
     save_plain_weights,
@@ -148,9 +149,9 @@ class Run:
         """
         config = self.training.config
         with StopRequest(config.run.timeout) as stop:
-            for epoch in range(first_epoch, config.optimization.epochs):
+            for epoch in range(first_epoch, config.optimization.all_epochs):
                 self._epoch(epoch, stop)
-                if epoch + 1 < config.optimization.epochs and stop.poll():
+                if epoch + 1 < config.optimization.all_epochs and stop.poll():
                     raise Stopped(f"stopped and saved after epoch {epoch}; --resume auto goes on there")
 
     def _epoch(self, epoch: int, stop: StopRequest) -> None:
@@ -206,6 +207,8 @@ class Run:
             if is_best:
                 save_checkpoint(self.folder / BEST, state)
             save_checkpoint(self.folder / NEWEST, state, self.folder / PREVIOUS)
+            if row is not None:
+                keep_history(self.folder, epoch, self.training.config.run.checkpoint_hist)
 
         on_primary(write)
 

@@ -63,7 +63,7 @@ class Run:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (SafetensorError, RuntimeError) as error:
             raise UsageError(f"{folder / 'model.safetensors'} is damaged or of another model: {error}") from error
-        data = create_data(config.data, config.augmentation, model.pretrained_cfg, config.optimization.epochs)
+        data = create_data(config.data, config.augmentation, model.pretrained_cfg, config.optimization.all_epochs)
         return cls(folder, config, data, model.eval(), read_report(folder))
 
 

@@ -262,3 +262,50 @@ def test_broken_pictures_are_left_out_if_asked(pictures, tmp_path, capsys):
     assert "train/digit0/3.png: UnidentifiedImageError" in said and "left out: 1 of 42" in said
     with pytest.raises(DataError, match=r"rank 0: .*val/digit2/1.png: cannot be read"):
         list(opened(*flags).val_loader(rank(0, 1)))
+
+
+def test_digits_are_varied_and_normalised_as_asked():
+    def some(*flags: str) -> torch.Tensor:
+        train = opened("--data-dir", "builtin", *flags).train
+        torch.manual_seed(3)
+        return torch.stack([train[index][0] for index in range(20)])
+
+    pixels = Digits(train=True).pixels[:20] / 255
+    plain, shifted = some("--no-aug"), some()
+    torch.testing.assert_close(plain, (pixels - 0.1307) / 0.3081)
+    torch.testing.assert_close(some("--no-aug", "--mean", "0", "--std", "1"), pixels)
+    assert not torch.equal(shifted, plain)
+    assert torch.equal(plain, some("--no-aug", "--reprob", "1", "--aa", "rand-m9", "--color-jitter", "0.9"))
+    for flags in (["--reprob", "1", "--remode", "pixel"], ["--aa", "rand-m9-inc1"], ["--color-jitter", "0.9"]):
+        varied = some(*flags)
+        assert varied.shape == shifted.shape and not torch.equal(varied, shifted), flags
+    data = opened("--data-dir", "builtin", "--mean", "0", "--std", "1", "--reprob", "1")
+    assert (data.mean, data.std) == ((0.0,), (1.0,))
+    torch.testing.assert_close(data.val[0][0], Digits(train=False).pixels[0] / 255)  # validation is not varied
+
+
+@pytest.mark.parametrize(
+    "flags", [["--vflip", "0.5"], ["--hflip", "0"], ["--crop-pct", "0.5"], ["--scale", "0.5", "1"]]
+)
+def test_what_is_not_done_to_digits_is_refused(flags):
+    with pytest.raises(UsageError, match=f"{flags[0]}: the built-in digits are shifted, not cropped or flipped"):
+        opened("--data-dir", "builtin", *flags)
+
+
+def test_pictures_are_flipped_or_left_alone_as_asked(pictures):
+    size = ["--data-dir", str(pictures), "--img-size", "28", "--hflip", "0"]
+    whole = [*size, "--scale", "1", "1", "--ratio", "1", "1"]
+    picture = opened(*whole).train[4][0]
+    torch.testing.assert_close(opened(*whole, "--vflip", "1").train[4][0], picture.flip(1))
+    torch.testing.assert_close(opened(*size, "--no-aug", "--vflip", "1", "--reprob", "1").train[4][0], picture)
+    erased = opened(*whole, "--reprob", "1", "--remode", "const", "--recount", "1").train[4][0]
+    changed = (erased != picture).any(0)
+    assert changed.any() and (erased[:, changed] == 0).all()
+
+
+def test_the_filter_of_training_may_be_another(pictures):
+    flags = ["--data-dir", str(pictures), "--img-size", "40", "--no-aug"]
+    box, cubic = (opened(*flags, "--train-interpolation", name) for name in ("box", "bicubic"))
+    assert not torch.equal(box.train[0][0], cubic.train[0][0])
+    assert torch.equal(box.val[0][0], cubic.val[0][0])
+    assert opened(*flags[:4], "--train-interpolation", "random").train[0][0].shape == (3, 40, 40)

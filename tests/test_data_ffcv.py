@@ -563,3 +563,9 @@ def test_what_the_benchmark_refuses(photographs, monkeypatch, capsys, more, mess
     with pytest.raises(SystemExit) as end:
         data_bench.cli()
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--vflip", "0.5"], ["--no-aug"], ["--train-interpolation", "random"]])
+def test_what_is_done_to_pictures_alone_is_refused_by_name(betons, flags):
+    with pytest.raises(UsageError, match=f"{' '.join(flags[:2]) if 'random' in flags else flags[0]}: .*--loader timm"):
+        opened(betons, *flags)

@@ -24,6 +24,7 @@ ALLOWED = {
     "agreement": {"errors", "process_group"},
     "stopping": {"errors"},
     "ranges": {"errors"},
+    "timm_flags": set(),
     "folder_lock": {"errors"},
     "run_folder": {"agreement", "checkpoint", "config", "errors", "folder_lock"},
     "scores": {"blocks"},
@@ -78,7 +79,7 @@ ALLOWED = {
         "scores",
     },
     "monitor": {"checkpoint", "layer_report", "mask_picture", "pruner"},
-    "options": {"blocks", "config", "errors", "flag_values", "masks", "ranges", "schedule", "scores"},
+    "options": {"blocks", "config", "errors", "flag_values", "masks", "ranges", "schedule", "scores", "timm_flags"},
     "resolve": {"config", "data", "flag_values", "flops", "plan", "ranges", "schedule"},
     "launch": {"errors", "stopping", "torch_compat"},
 }

@@ -529,3 +529,13 @@ def test_a_diverged_network_is_not_saved_over_a_good_one(few_digits, tmp_path, m
     with pytest.raises(RuntimeError, match="the validation loss is nan after epoch 0: lower --lr"):
         run(tmp_path, "--epochs", "2")
     assert not list(tmp_path.glob("*/*.pt"))
+
+
+def test_a_cooldown_stays_at_the_last_rate_and_the_newest_epochs_are_kept(few_digits, tmp_path):
+    flags = ("--epochs", "2", "--cooldown-epochs", "2", "--min-lr", "0.001", "--checkpoint-hist", "2")
+    folder = run(tmp_path, *flags)
+    rates = [float(row["lr"]) for row in csv.DictReader((folder / "summary.csv").open())]
+    assert len(rates) == 4 and rates[1:] == [0.001] * 3
+    assert sorted(path.name for path in folder.glob("epoch-*.pt")) == ["epoch-0002.pt", "epoch-0003.pt"]
+    for epoch in (2, 3):
+        assert torch.load(folder / f"epoch-000{epoch}.pt", weights_only=True)["epoch"] == epoch

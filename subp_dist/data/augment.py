@@ -54,14 +54,16 @@ class ImageAugment:
     erasing: RandomErasing | None
 
     @classmethod
-    def for_images(cls, config: AugmentationConfig, size: int) -> ImageAugment | None:
+    def for_images(cls, config: AugmentationConfig, size: int, channels: int = 3) -> ImageAugment | None:
         """For square images of ``size`` pixels; None if the flags ask for nothing."""
         colours = erasing = None
         if config.color_jitter or config.aa:
             settings = {"color_jitter": config.color_jitter or None, "auto_augment": config.aa, "separate": True}
-            _, colours, _ = timm_transform(size, is_training=True, **settings)
+            if channels == 1:  # policies fill with the mean what they move in from outside
+                settings |= {"mean": (0.0,), "std": (1.0,)}
+            _, colours, _ = timm_transform((channels, size, size), is_training=True, **settings)
         if config.reprob:
-            erasing = RandomErasing(config.reprob, device="cpu")
+            erasing = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
         return cls(colours, erasing) if colours or erasing else None
 
     def recolour(self, images: np.ndarray, indices: np.ndarray, seed: int, epoch: int, source: object) -> None:

@@ -81,7 +81,8 @@ class Data:
             )
         if isinstance(self.train, Beton):
             varied = self.augmentation
-            crop = Crop(True, varied.scale, varied.ratio, varied.hflip, filter=self.interpolation)
+            resize_filter = self.config.train_interpolation or self.interpolation
+            crop = Crop(True, varied.scale, varied.ratio, varied.hflip, filter=resize_filter)
             augment = ImageAugment.for_images(varied, self.input_size[1])
             output = Output(self.mean, self.std, rank.device, channels_last, augment)
             return self._ffcv_loader(self.train, rank, batch_size, self.resolutions.at, crop, output, seed=seed)
@@ -186,14 +187,18 @@ def _from_pictures(config: DataConfig, augmentation: AugmentationConfig, images:
     def transform(size: int) -> Callable:
         return timm_transform(
             (images["input_size"][0], size, size),
-            **settings,
+            **settings | ({"interpolation": config.train_interpolation} if config.train_interpolation else {}),
             is_training=True,
+            no_aug=augmentation.no_aug,
             scale=augmentation.scale,
             ratio=augmentation.ratio,
             hflip=augmentation.hflip,
+            vflip=augmentation.vflip,
             color_jitter=augmentation.color_jitter or None,
             auto_augment=augmentation.aa,
             re_prob=augmentation.reprob,
+            re_mode=augmentation.remode,
+            re_count=augmentation.recount,
         )
 
     train.transform = transform(images["input_size"][1])
@@ -216,6 +221,13 @@ def _from_betons(config: DataConfig, crop_mode: str, paths: tuple[Path, Path], s
             f"--loader ffcv crops a square from within an image; the model wants {height}x{width}, crop_mode "
             f"{crop_mode}, crop_pct {shared['crop_pct']}: set --img-size and --crop-pct, or use --loader timm"
         )
+    for flag, is_given in (
+        ("--vflip", shared["augmentation"].vflip > 0),
+        ("--no-aug", shared["augmentation"].no_aug),
+        ("--train-interpolation random", config.train_interpolation == "random"),
+    ):
+        if is_given:
+            raise UsageError(f"{flag}: only pictures are loaded so; leave it out, or use --loader timm")
     train, val = (Beton.open(path) for path in paths)
     for beton, other in ((train, val), (val, train)):
         if beton.class_names is None and other.class_names is not None:
@@ -269,16 +281,21 @@ def _digits(config: DataConfig, augmentation: AugmentationConfig) -> Data:
     if config.loader == "ffcv" or config.res_schedule:
         flag = "--res-schedule" if config.res_schedule else "--loader ffcv"
         raise UsageError(f"{flag}: the built-in digits lie in memory, in one size; leave it out")
-    size = config.img_size or digits.SIZE
+    for flag, given in (("mean", config.mean), ("std", config.std)):
+        if len(given or (0,)) != 1:
+            raise UsageError(
+                f"--{flag} {' '.join(map(str, given))}: expected one value, for the built-in digits are grey"
+            )
+    size, mean, std = config.img_size or digits.SIZE, config.mean or digits.MEAN, config.std or digits.STD
     return Data(
         config=config,
         augmentation=augmentation,
         loader=config.loader,
-        train=digits.Digits(train=True, size=size),
-        val=digits.Digits(train=False, size=size),
+        train=digits.Digits(True, size, mean, std, augmentation),
+        val=digits.Digits(False, size, mean, std),
         num_classes=digits.NUM_CLASSES,
         input_size=(1, size, size),
-        mean=digits.MEAN,
-        std=digits.STD,
+        mean=mean,
+        std=std,
         class_names=[str(digit) for digit in range(digits.NUM_CLASSES)],
     )
