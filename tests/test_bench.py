@@ -16,8 +16,9 @@ import pytest
 
 import subp_ext
 from subp_dist.bench import contest, plot, training, update
-from subp_dist.bench.__main__ import PEERS, as_curves, as_table, bench, parse_args, sweep
+from subp_dist.bench.__main__ import PEERS, bench, parse_args, sweep
 from subp_dist.bench.files import NetworkFiles
+from subp_dist.bench.tables import as_curves, as_table
 from subp_dist.errors import UsageError
 
 COMMON = ["test_resnet", "--image-size", "64", "--threads", "1", "--rounds", "2", "--seconds", "0.01"]

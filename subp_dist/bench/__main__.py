@@ -1,9 +1,11 @@
 """A whole network on this package's engine, sparse and dense, against other engines on the same machine.
 
 The network has random weights, random uniform masks and batch-norm statistics measured on random images. The peers run
-the same weights as a dense network in float32, on as many threads. Engines are processes that take turns.
+the same weights as a dense network, on as many threads: in float32, and with ``--dtype int8`` also in int8 and bf16,
+each in the way that is fastest on it. Engines are processes that take turns.
 
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --against onnxruntime openvino torch
+python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype int8
 python -m subp_dist.bench resnet50 --sweep --json resnet50.json    # speed-up for many rates and block sizes
 """
 
@@ -13,11 +15,10 @@ import argparse
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 import subp_ext
@@ -27,9 +28,13 @@ from ..blocks import BLOCK_SIZES
 from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError, report_usage_errors
 from .contest import Contender, compete
-from .files import NetworkFiles, engines_of
+from .files import NetworkFiles
+from .tables import accuracy, as_curves, as_table, speedups
 
 PEERS = ("onnxruntime", "openvino", "torch")
+# What is needed to quantize for a peer, beside itself.
+QUANTIZERS = {"openvino": "nncf", "onnxruntime": "onnx"}
+DTYPES = ("float32", "int8")
 SWEEP_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 SWEEP_BLOCK_SIZES = (8, 16, 32)
 
@@ -45,6 +50,7 @@ class Settings:
     """
 
     model: str
+    dtype: str
     prune_rate: float
     block_size: int
     skip: tuple[str, ...]
@@ -69,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="timm model")
+    add("--dtype", choices=DTYPES, default="float32", help="int8: quantized, and the peers in their best precisions")
     add("--prune-rate", type=float, default=0.5, metavar="P", help="share of blocks pruned in every row")
     add("--block-size", type=int, default=16, choices=BLOCK_SIZES, metavar="N", help="output channels per block")
     add("--skip", nargs="*", default=[], metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
@@ -104,8 +111,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
     args.against = tuple(dict.fromkeys(args.against))
     for peer in args.against:
-        if importlib.util.find_spec(peer) is None:
-            raise UsageError(f"--against {peer}: it is not installed; pip install 'subp-dist[bench]', or leave it out")
+        for package in (peer, QUANTIZERS.get(peer, peer) if args.dtype == "int8" else peer):
+            if importlib.util.find_spec(package) is None:
+                what = "it" if package == peer else f"{package}, which quantizes for it,"
+                raise UsageError(
+                    f"--against {peer}: {what} is not installed; pip install 'subp-dist[bench]', or leave it out"
+                )
     if args.sweep and not args.against:
         raise UsageError("--sweep: a speed-up needs at least one peer; pass --against")
     if args.json:
@@ -134,24 +145,37 @@ def bench(settings: Settings, folder: Path) -> dict:
     """Measure one network.
 
     Returns:
-        What ``--json`` writes: the conditions; ``engines`` (``subp``, ``subp_dense`` and the peers), each with
-        ``best_ms``, ``median_ms``, ``load_ms``, ``memory_mb`` and ``max_abs_diff``, its largest difference from torch
-        in float64; ``speedup`` of this engine over the fastest peer; ``max_abs_diff``, the larger of this engine's two.
+        What ``--json`` writes: the conditions; ``engines``, each with ``best_ms``, ``median_ms``, ``load_ms``,
+        ``memory_mb``, ``layers`` (numbers by precision), and ``max_abs_diff`` and ``sqnr_db``, its largest difference
+        from torch in float64 and the ratio of signal to difference; ``max_abs_diff``, the larger of the first two
+        engines', which are this one's, sparse and dense; ``speedup`` of these over the fastest peer. In int8
+        ``speedup`` is over the fastest int8 peer, ``speedup_any`` over the fastest peer, and ``speedup_float32`` over
+        this engine in float32.
+
+    Raises:
+        UsageError: an engine failed, or runs in another precision than its name says.
     """
     files = _files(settings, folder, settings.prune_rate, settings.block_size)
     images, expected = files.images(settings.batch_size)
-    contenders = [Contender("subp", "subp", files.path("subp"))]
-    contenders.append(Contender("subp_dense", "subp", files.path("subp_dense")))
-    contenders += _peers(settings, files)
+    ours = ("subp_int8", "subp_int8_dense", "subp") if settings.dtype == "int8" else ("subp", "subp_dense")
+    contenders = [Contender(name, "subp", files.path(name)) for name in ours] + _peers(settings, files)
     compete(contenders, images, settings.threads, settings.rounds, settings.seconds)
-    engines = {
-        contender.name: contender.summary() | {"max_abs_diff": float(np.abs(contender.output - expected).max())}
-        for contender in contenders
-    }
+    engines = _faster_torch(
+        {contender.name: contender.summary() | accuracy(contender.output, expected) for contender in contenders}
+    )
+    check_precisions({name: engines[name]["layers"] for name in engines if not name.startswith("subp")})
     document = conditions(settings) | {"prune_rate": settings.prune_rate, "block_size": settings.block_size}
-    document |= {"engines": _faster_torch(engines), "logits_range": float(expected.max() - expected.min())}
-    document["max_abs_diff"] = max(engines[name]["max_abs_diff"] for name in ("subp", "subp_dense"))
-    return document | {"speedup": speedups(document["engines"], settings.against)}
+    document |= {"engines": engines, "logits_range": float(expected.max() - expected.min())}
+    document["max_abs_diff"] = max(engines[name]["max_abs_diff"] for name in ours[:2])
+    peers = [name for name in engines if name not in ours]
+    pair = dict(zip(("sparse", "dense"), ours, strict=False))
+    if settings.dtype == "float32":
+        return document | {"speedup": speedups(engines, pair, peers)}
+    return document | {
+        "speedup": speedups(engines, pair, [name for name in peers if name.endswith("_int8")]),
+        "speedup_any": speedups(engines, pair, peers),
+        "speedup_float32": speedups(engines, {"sparse": "subp_int8"}, ["subp"]),
+    }
 
 
 def sweep(settings: Settings, folder: Path) -> dict:
@@ -160,6 +184,9 @@ def sweep(settings: Settings, folder: Path) -> dict:
     Returns:
         The conditions, ``engines`` (the peers), and ``points``: ``block_size``, ``prune_rate``, ``best_ms``,
         ``median_ms`` and ``speedup`` (of the best times, over the fastest peer).
+
+    Raises:
+        UsageError: as ``bench``.
     """
     dense = _files(settings, folder, 0.0, SWEEP_BLOCK_SIZES[0])
     images, _ = dense.images(settings.batch_size)
@@ -167,10 +194,12 @@ def sweep(settings: Settings, folder: Path) -> dict:
     for block_size, rate in tqdm(
         [(n, p) for n in SWEEP_BLOCK_SIZES for p in settings.sweep], desc="export", leave=False
     ):
-        path = _files(settings, folder, rate, block_size).path("subp")
+        ours = "subp_int8" if settings.dtype == "int8" else "subp"
+        path = _files(settings, folder, rate, block_size).path(ours)
         points[block_size, rate] = Contender(f"1x{block_size} {rate:g}", "subp", path)
     compete([*peers, *points.values()], images, settings.threads, settings.rounds, settings.seconds)
     engines = _faster_torch({peer.name: peer.summary() for peer in peers})
+    check_precisions({name: engine["layers"] for name, engine in engines.items()})
     fastest = min(engine["best_ms"] for engine in engines.values())
     rows = [
         {"block_size": block_size, "prune_rate": rate, "speedup": fastest / min(contender.times)} | contender.summary()
@@ -184,10 +213,45 @@ def _files(settings: Settings, folder: Path, rate: float, block_size: int) -> Ne
 
 
 def _peers(settings: Settings, files: NetworkFiles) -> list[Contender]:
+    # A quantized file of ONNX Runtime is loaded as any other; OpenVINO is set up for each precision.
+    names = engines_of(settings.against, settings.dtype, has_bf16(subp_ext.cpu_info()["features"]))
     return [
-        Contender(engine, engine, files.path(engine.removesuffix("_channels_last")))
-        for engine in engines_of(settings.against)
+        Contender(name, "onnxruntime" if name.startswith("onnxruntime") else name, files.path(name)) for name in names
     ]
+
+
+def has_bf16(features: Mapping[str, bool]) -> bool:
+    """Whether a CPU multiplies in bfloat16; where it does not, engines emulate it, slower than float32."""
+    return any(features.get(name) for name in ("avx512bf16", "amx_bf16"))
+
+
+def engines_of(against: Sequence[str], dtype: str, bf16: bool) -> list[str]:
+    """Contenders for the peers asked for: torch counts with the faster of its memory formats."""
+    float32 = [
+        engine for peer in against for engine in ((peer, f"{peer}_channels_last") if peer == "torch" else (peer,))
+    ]
+    if dtype == "float32":
+        return float32
+    lower = ["openvino_int8", "onnxruntime_int8", *(["openvino_bf16"] if bf16 else [])]
+    return [engine for engine in lower if engine.rpartition("_")[0] in against] + float32
+
+
+def check_precisions(layers: Mapping[str, Mapping[str, int]]) -> None:
+    """Hold engines to their names: ``_int8`` and ``_bf16`` run layers in that, all others nothing but float32.
+
+    Args:
+        layers: name -> numbers of layers by precision.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for name, counts in layers.items():
+        promised = next((suffix for suffix in ("int8", "bf16") if name.endswith(f"_{suffix}")), "float32")
+        others = [precision for precision in counts if precision != promised]
+        if not counts.get(promised) or (promised == "float32" and others):
+            raise UsageError(
+                f"{name}: expected layers in {promised}, found {dict(counts)}; its figures were thrown away"
+            )
 
 
 def _faster_torch(engines: dict[str, dict]) -> dict[str, dict]:
@@ -203,7 +267,7 @@ def _faster_torch(engines: dict[str, dict]) -> dict[str, dict]:
 
 def conditions(settings: Settings) -> dict:
     """Under which circumstances the figures were taken."""
-    keys = ("model", "skip", "threads", "batch_size", "image_size", "rounds", "seconds", "seed")
+    keys = ("model", "dtype", "skip", "threads", "batch_size", "image_size", "rounds", "seconds", "seed")
     return {key: getattr(settings, key) for key in keys} | {"cpu": cpu_model(), **subp_ext.cpu_info()}
 
 
@@ -211,56 +275,6 @@ def cpu_model() -> str:
     """The CPU's name for itself."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def speedups(engines: dict[str, dict], against: Sequence[str]) -> dict | None:
-    """This engine over the peer with the best time: ``sparse`` and ``dense`` of best times, and of medians."""
-    if not against:
-        return None
-    fastest = min(against, key=lambda name: engines[name]["best_ms"])
-    ratios = {"over": fastest}
-    for label, name in (("sparse", "subp"), ("dense", "subp_dense")):
-        for key in ("best_ms", "median_ms"):
-            rival = min(engines[peer][key] for peer in against)
-            ratios[label if key == "best_ms" else f"{label}_median"] = rival / engines[name][key]
-    return ratios
-
-
-def as_table(document: dict) -> str:
-    """The document as text, the ratio first."""
-    engines, ratios = document["engines"], document["speedup"]
-    where = (
-        f"{document['model']}, {document['prune_rate']:.1%} pruned in 1x{document['block_size']} blocks, batch "
-        f"{document['batch_size']}, {document['threads']} thread{'s' * (document['threads'] > 1)}, "
-        f"{document['kernel_set']} kernels, {document['cpu']}"
-    )
-    lines = []
-    if ratios:
-        lines = [
-            f"{ratios['sparse']:.2f}x as fast as the fastest dense peer, {ratios['over']} (median "
-            f"{ratios['sparse_median']:.2f}x); dense on this engine {ratios['dense']:.2f}x (median "
-            f"{ratios['dense_median']:.2f}x)",
-        ]
-    lines += [where, "", f"{'engine':14}{'best ms':>10}{'median ms':>11}{'load ms':>10}{'peak MB':>10}{'max diff':>10}"]
-    for name, engine in engines.items():
-        lines.append(
-            f"{name:14}{engine['best_ms']:10.2f}{engine['median_ms']:11.2f}{engine['load_ms']:10.0f}"
-            f"{engine['memory_mb']:10.0f}{engine['max_abs_diff']:10.1e}  {engine['version']} "
-            f"{engine.get('memory_format', '')}".rstrip()
-        )
-    lines += ["", f"max diff: from torch in float64; the logits' range is {document['logits_range']:.2f}"]
-    return "\n".join(lines)
-
-
-def as_curves(document: dict) -> str:
-    """The speed-ups of a sweep as text: a line per rate, a column per block size."""
-    table = {(point["prune_rate"], point["block_size"]): point["speedup"] for point in document["points"]}
-    rates, sizes = (sorted({key[axis] for key in table}) for axis in (0, 1))
-    peers = ", ".join(f"{name} {engine['best_ms']:.2f} ms" for name, engine in document["engines"].items())
-    lines = [f"{document['model']}: speed-up over the fastest dense peer; {peers}"]
-    lines.append("pruned" + "".join(f"1x{size}".rjust(8) for size in sizes))
-    lines += [f"{rate:6.1%}" + "".join(f"{table[rate, size]:7.2f}x" for size in sizes) for rate in rates]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

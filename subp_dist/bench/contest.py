@@ -38,6 +38,7 @@ class Contender:
         load_ms: from the file in memory to a network ready to run, imports not counted.
         memory_mb: peak resident memory of the process, Python and the engine's libraries included.
         output: what it computes for the images.
+        layers: how many convolutions and matrix products it runs in each precision.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Contender:
     memory_mb: float = 0.0
     version: str = ""
     output: np.ndarray | None = None
+    layers: dict[str, int] = field(default_factory=dict)
 
     def start(self, images: Path, threads: int, cpus: Sequence[int], folder: Path) -> None:
         """Load the file in a new process, run it once for its output, and stop.
@@ -78,9 +80,10 @@ class Contender:
         self._process.send_signal(signal.SIGSTOP)
 
     def finish(self) -> None:
-        """Ask for the peak of memory; the process goes with ``close``."""
+        """Ask for the peak of memory, then for what was run; the process goes with ``close``."""
         self._process.send_signal(signal.SIGCONT)
         self.memory_mb = self._ask("memory")["peak_mb"]
+        self.layers = self._ask("layers")
 
     def close(self) -> None:
         """End the process, whatever state it is in."""
@@ -97,6 +100,7 @@ class Contender:
             "memory_mb": self.memory_mb,
             "runs": len(self.times),
             "version": self.version,
+            "layers": self.layers,
         }
 
     def _ask(self, command: str) -> dict:
@@ -113,7 +117,7 @@ class Contender:
 
 
 def compete(contenders: Sequence[Contender], images: Path, threads: int, rounds: int, seconds: float) -> None:
-    """Measure all contenders: after this their times, memory and outputs are set.
+    """Measure all contenders: after this their times, memory, outputs and layers are set.
 
     Args:
         contenders: who takes turns, in this order.

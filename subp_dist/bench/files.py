@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,27 @@ import subp_ext
 from ..checkpoint import write_atomically
 from ..export import Network, build_graph
 from ..export.formats import write_onnx
+from ..export.quantize import quantize_graph
 from ..parametrization import plain_copy
+from .quantized import quantize_for_onnxruntime, quantize_for_openvino
 
-# Engine of the worker -> end of its file's name. The peers get the same weights, zeros in place.
-SUFFIX = {"subp": "subp", "subp_dense": "dense.subp", "onnxruntime": "onnx", "openvino": "onnx", "torch": "pt"}
+# Contender -> end of its file's name. The peers get the same weights, zeros in place.
+SUFFIX = {
+    "subp": "subp",
+    "subp_dense": "dense.subp",
+    "subp_int8": "int8.subp",
+    "subp_int8_dense": "dense.int8.subp",
+    "onnxruntime": "onnx",
+    "onnxruntime_int8": "int8.onnx",
+    "openvino": "onnx",
+    "openvino_bf16": "onnx",
+    "openvino_int8": "int8.xml",
+    "torch": "pt",
+    "torch_channels_last": "pt",
+}
+
+# Random images that ranges are taken from, by this engine and by the peers alike.
+CALIBRATION_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -60,40 +76,59 @@ class NetworkFiles:
             self.model, self.rate, self.block_size, skip=self.skip, image_size=self.image_size, seed=self.seed
         )
 
-    def path(self, engine: str) -> Path:
-        """The file of an engine of ``SUFFIX``; written if it is not there.
+    @cached_property
+    def calibration(self) -> np.ndarray:
+        """Random images ``[n, C, H, W]`` that int8 networks are calibrated on; others than those that are run."""
+        return random_images(self.network.input_size, CALIBRATION_IMAGES, seed=self.seed + 1)
+
+    def path(self, contender: str) -> Path:
+        """The file of a contender of ``SUFFIX``; written if it is not there.
 
         Raises:
-            UsageError: the network cannot be exported.
+            UsageError: the network cannot be exported, or not be quantized.
         """
-        path = self.folder / f"{self.name}.{SUFFIX[engine]}"
+        path = self.folder / f"{self.name}.{SUFFIX[contender]}"
         if not path.exists():
-            write_atomically(path, lambda temporary: self._write(engine, temporary))
+            write_atomically(path, lambda temporary: self._write(contender, temporary))
         return path
 
-    def _write(self, engine: str, path: Path) -> None:
-        network = self.network
-        if engine == "subp":
-            subp_ext.save(path, build_graph(network.model, network.input_size))
-            return
-        plain = plain_copy(network.model).eval().requires_grad_(False)
-        if engine == "subp_dense":
-            subp_ext.save(path, build_graph(plain, network.input_size))
-        elif engine == "torch":
-            torch.save(plain, path)
+    def _write(self, contender: str, path: Path) -> None:
+        if contender.startswith("subp"):
+            self._write_subp(contender, path)
+        elif contender == "onnxruntime_int8":
+            quantize_for_onnxruntime(self.path("onnxruntime"), self.calibration, path)
+        elif contender == "openvino_int8":
+            weights = self.folder / f"{self.name}.{SUFFIX[contender]}"
+            quantize_for_openvino(self.path("openvino"), self.calibration, path, weights.with_suffix(".bin"))
+        elif contender.startswith("torch"):
+            torch.save(self._plain(), path)
         else:
-            write_onnx(plain, network.input_size, path)
+            write_onnx(self._plain(), self.network.input_size, path)
+
+    def _write_subp(self, contender: str, path: Path) -> None:
+        model = self._plain() if contender.endswith("dense") else self.network.model
+        graph = build_graph(model, self.network.input_size)
+        if "int8" in contender:
+            graph, _ = quantize_graph(graph, self.calibration)
+        subp_ext.save(path, graph)
+
+    def _plain(self) -> nn.Module:
+        return plain_copy(self.network.model).eval().requires_grad_(False)
 
     def images(self, batch_size: int) -> tuple[Path, np.ndarray]:
         """A file of random images ``[B, C, H, W]``, and the logits that torch computes for them in float64."""
         path, expected = (self.folder / f"{self.name}-b{batch_size}.{part}.npy" for part in ("images", "expected"))
         if not (path.exists() and expected.exists()):
-            generator = torch.Generator().manual_seed(self.seed)
-            images = torch.randn(batch_size, *self.network.input_size, generator=generator)
-            logits = in_float64(self.network.model, images)
-            write_atomically(path, lambda temporary: _save_array(temporary, images.numpy()))
+            images = random_images(self.network.input_size, batch_size, self.seed)
+            logits = in_float64(self.network.model, torch.from_numpy(images))
+            write_atomically(path, lambda temporary: _save_array(temporary, images))
             write_atomically(expected, lambda temporary: _save_array(temporary, logits))
         return path, np.load(expected)
+
+
+def random_images(input_size: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
+    """Images ``[count, C, H, W]`` float32 of normally distributed values."""
+    return torch.randn(count, *input_size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -105,8 +140,3 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 def in_float64(model: nn.Module, images: torch.Tensor) -> np.ndarray:
     """Logits of a model computed in float64: what every engine rounds to."""
     return copy.deepcopy(model).double().eval()(images.double()).numpy()
-
-
-def engines_of(against: Sequence[str]) -> list[str]:
-    """Engines of ``compete`` for the peers asked for: torch counts with the faster of its memory formats."""
-    return [engine for peer in against for engine in ((peer, f"{peer}_channels_last") if peer == "torch" else (peer,))]

@@ -6,6 +6,7 @@ other engine should carry. Commands come as lines on stdin, answers go as JSON l
     (start)        {"load_ms", "version"}
     turn SECONDS   {"ms": [...]} of the runs that fit, after some to wake threads and caches
     memory         {"peak_mb"} of the whole life of the process
+    layers         {precision: number} of the convolutions and matrix products, as the engine really runs them
     result FILE    {} after writing the output for the images, as .npy
 """
 
@@ -17,9 +18,13 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # A script's folder comes first on the path: its neighbours are no top-level modules.
 sys.path = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
@@ -32,39 +37,108 @@ WARM_RUNS, LEAST_RUNS = 2, 3
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def load_subp(path: str, threads: int) -> tuple[Run, str]:
+@dataclass(frozen=True)
+class Engine:
+    """A network that is ready to run.
+
+    Attributes:
+        run: images ``[B, C, H, W]`` float32 to logits.
+        version: of the engine.
+        layers: counts convolutions and matrix products by the precision they run in: ``float32``, ``bf16``, ``int8``.
+    """
+
+    run: Run
+    version: str
+    layers: Callable[[], dict[str, int]]
+
+
+def load_subp(path: str, threads: int) -> Engine:
     import subp_ext
 
-    return subp_ext.Session(path, threads=threads).run, subp_ext.cpu_info()["kernel_set"]
+    session = subp_ext.Session(path, threads=threads)
+    return Engine(session.run, subp_ext.cpu_info()["kernel_set"], lambda: _subp_layers(session))
 
 
-def load_onnxruntime(path: str, threads: int) -> tuple[Run, str]:
+def _subp_layers(session: Any) -> dict[str, int]:
+    rows = [row for row in session.report().rows if row.op in ("conv2d", "linear", "matmul")]
+    return Counter("int8" if row.kernel.startswith("u8") else "float32" for row in rows)
+
+
+def load_onnxruntime(path: str, threads: int) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"input": images})[0], onnxruntime.__version__
+    return Engine(
+        lambda images: session.run(None, {"input": images})[0],
+        onnxruntime.__version__,
+        lambda: _onnxruntime_layers(path),
+    )
 
 
-def load_openvino(path: str, threads: int) -> tuple[Run, str]:
+def _onnxruntime_layers(path: str) -> dict[str, int]:
+    """From the graph that is left of a file after all fusions; a quantized layer that was not fused runs in float32."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # that such a file is for this machine alone
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    products = [node.op_type for node in nodes if any(part in node.op_type for part in ("Conv", "Gemm", "MatMul"))]
+    return Counter("int8" if name.startswith("Q") or "Integer" in name else "float32" for name in products)
+
+
+def load_openvino(path: str, threads: int, precision: str = "f32") -> Engine:
     import openvino
 
-    # Left to itself it computes in bfloat16 where the CPU can.
+    # Left to itself it computes float32 models in bfloat16 where the CPU can.
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    assert precision in ("f32", "float32"), f"openvino computes in {precision}"
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    assert found in _OPENVINO_NAMES[precision], f"openvino computes in {found} where {precision} was asked for"
     request = compiled.create_infer_request()
-    return lambda images: request.infer({0: images}, share_inputs=True)[0], openvino.__version__
+    return Engine(
+        lambda images: request.infer({0: images}, share_inputs=True)[0],
+        openvino.__version__,
+        lambda: _openvino_layers(compiled),
+    )
 
 
-def load_torch(path: str, threads: int, channels_last: bool = False) -> tuple[Run, str]:
+def _openvino_layers(compiled: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        info = {key: node.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision")}
+        if info["layerType"] in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
+            counts[_OPENVINO_PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])] += 1
+    return counts
+
+
+_OPENVINO_NAMES = {"f32": ("f32", "float32"), "bf16": ("bf16", "bfloat16")}
+_OPENVINO_PRECISIONS = {"f32": "float32", "u8": "int8", "i8": "int8"}
+
+
+def load_openvino_bf16(path: str, threads: int) -> Engine:
+    return load_openvino(path, threads, "bf16")
+
+
+def load_openvino_int8(path: str, threads: int) -> Engine:
+    """What was not quantized runs in the best precision of the CPU, as it does unless one is asked for."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return load_openvino(path, threads, "bf16" if "BF16" in capabilities else "f32")
+
+
+def load_torch(path: str, threads: int, channels_last: bool = False) -> Engine:
     import torch
 
     torch.set_num_threads(threads)
@@ -75,23 +149,38 @@ def load_torch(path: str, threads: int, channels_last: bool = False) -> tuple[Ru
     def run(images: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(images).to(memory_format=memory_format)).numpy()
 
-    return run, torch.__version__
+    return Engine(run, torch.__version__, lambda: _torch_layers(model))
 
 
-def load_torch_channels_last(path: str, threads: int) -> tuple[Run, str]:
+def _torch_layers(model: Any) -> dict[str, int]:
+    weights = [module.weight for module in model.modules() if hasattr(module, "weight")]
+    return Counter(
+        str(weight.dtype).removeprefix("torch.") for weight in weights if weight is not None and weight.ndim > 1
+    )
+
+
+def load_torch_channels_last(path: str, threads: int) -> Engine:
     return load_torch(path, threads, channels_last=True)
 
 
-LOADERS: dict[str, Callable[[str, int], tuple[Run, str]]] = {
+LOADERS: dict[str, Callable[[str, int], Engine]] = {
     "subp": load_subp,
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
+    "openvino_bf16": load_openvino_bf16,
+    "openvino_int8": load_openvino_int8,
     "torch": load_torch,
     "torch_channels_last": load_torch_channels_last,
 }
 
 # What to import before the load is timed, where it is not the engine's own name: a pickled model needs its classes.
-MODULES = {"subp": ("subp_ext",), "torch": ("torch", "timm"), "torch_channels_last": ("torch", "timm")}
+MODULES = {
+    "subp": ("subp_ext",),
+    "openvino_bf16": ("openvino",),
+    "openvino_int8": ("openvino",),
+    "torch": ("torch", "timm"),
+    "torch_channels_last": ("torch", "timm"),
+}
 
 
 def turn(run: Run, images: np.ndarray, seconds: float) -> list[float]:
@@ -105,6 +194,14 @@ def turn(run: Run, images: np.ndarray, seconds: float) -> list[float]:
         run(images)
         times.append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def _read(path: Path) -> None:
+    """In pieces, for what a process holds at once counts in its peak of memory."""
+    if path.exists():
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
 
 
 def peak_mb() -> float:
@@ -122,23 +219,24 @@ def main(engine: str, path: str, images_path: str, threads: int, cpus: set[int])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     images = np.load(images_path)
-    with Path(path).open("rb") as file:  # into the page cache, for every engine alike
-        while file.read(1 << 24):
-            pass
+    for part in {Path(path), Path(path).with_suffix(".bin")}:  # into the page cache, for every engine alike
+        _read(part)
     for module in MODULES.get(engine, (engine,)):  # importing is not loading
         importlib.import_module(module)
     start = time.perf_counter()
-    run, version = LOADERS[engine](path, threads)
+    loaded = LOADERS[engine](path, threads)
     load_ms = 1e3 * (time.perf_counter() - start)
-    print(json.dumps({"load_ms": load_ms, "version": version}), file=answers)
+    print(json.dumps({"load_ms": load_ms, "version": loaded.version}), file=answers)
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "turn":
-            answer = {"ms": turn(run, images, float(argument))}
+            answer = {"ms": turn(loaded.run, images, float(argument))}
         elif command == "memory":
             answer = {"peak_mb": peak_mb()}
+        elif command == "layers":
+            answer = loaded.layers()
         else:
-            np.save(argument, run(images))
+            np.save(argument, loaded.run(images))
             answer = {}
         print(json.dumps(answer), file=answers)
 
