@@ -61,7 +61,7 @@ def load_subp(path: str, threads: int) -> Engine:
 
 def _subp_layers(session: Any) -> dict[str, int]:
     rows = [row for row in session.report().rows if row.op in ("conv2d", "linear", "matmul")]
-    return Counter("int8" if row.kernel.startswith("u8") else "float32" for row in rows)
+    return Counter("int8" if row.int8_macs else "float32" for row in rows)
 
 
 def load_onnxruntime(path: str, threads: int) -> Engine:
