@@ -16,9 +16,10 @@ import pytest
 
 import subp_ext
 from subp_dist.bench import contest, plot, training, update
-from subp_dist.bench.__main__ import PEERS, bench, parse_args, sweep
+from subp_dist.bench.__main__ import PEERS, bench, check_precisions, engines_of, has_bf16, parse_args, sweep
 from subp_dist.bench.files import NetworkFiles
-from subp_dist.bench.tables import as_curves, as_table
+from subp_dist.bench.quantized import quantize_for_openvino
+from subp_dist.bench.tables import accuracy, as_curves, as_table
 from subp_dist.errors import UsageError
 
 COMMON = ["test_resnet", "--image-size", "64", "--threads", "1", "--rounds", "2", "--seconds", "0.01"]
@@ -90,6 +91,120 @@ def test_a_sweep_and_its_picture(folder, tmp_path):
         plot.read_sweep(tmp_path / "other.json")
 
 
+@pytest.fixture(scope="module")
+def int8(folder) -> dict:
+    pytest.importorskip("nncf")
+    return bench(parse_args([*COMMON, "--dtype", "int8", "--against", "openvino", "onnxruntime"]), folder)
+
+
+def test_int8_meets_every_engine_in_every_precision(int8):
+    bf16 = ["openvino_bf16"] * has_bf16(subp_ext.cpu_info()["features"])
+    ours = ["subp_int8", "subp_int8_dense", "subp"]
+    assert list(int8["engines"]) == [*ours, "openvino_int8", "onnxruntime_int8", *bf16, "openvino", "onnxruntime"]
+    for name, engine in int8["engines"].items():
+        precision = next((suffix for suffix in ("int8", "bf16") if f"_{suffix}" in name), "float32")
+        assert engine["layers"].get(precision, 0) > 0, name
+        assert engine["sqnr_db"] > {"int8": 10, "bf16": 20, "float32": 90}[precision], name
+    assert int8["engines"]["openvino_int8"]["layers"] == int8["engines"]["onnxruntime_int8"]["layers"] == {"int8": 16}
+    assert int8["dtype"] == "int8"
+    json.dumps(int8)
+
+
+def test_the_int8_ratios_are_over_int8_then_over_all_then_over_this_engine_in_float32(int8):
+    engines = int8["engines"]
+    best = {name: engine["best_ms"] for name, engine in engines.items()}
+    peers = [name for name in engines if not name.startswith("subp")]
+    rivals = {"speedup": [name for name in peers if "int8" in name], "speedup_any": peers, "speedup_float32": ["subp"]}
+    for key, names in rivals.items():
+        fastest = min(names, key=best.__getitem__)
+        assert int8[key]["over"] == fastest
+        assert int8[key]["sparse"] == pytest.approx(best[fastest] / best["subp_int8"])
+        median = min(engines[name]["median_ms"] for name in names)
+        assert int8[key]["sparse_median"] == pytest.approx(median / engines["subp_int8"]["median_ms"])
+    assert int8["speedup"]["dense"] == pytest.approx(best[int8["speedup"]["over"]] / best["subp_int8_dense"])
+    lines = as_table(int8).splitlines()
+    for line, (key, whom) in zip(
+        lines, {"speedup": "dense int8 peer", "speedup_any": "dense peer of any", "speedup_float32": "float32"}.items(),
+        strict=False,
+    ):  # fmt: skip
+        assert line.startswith(f"{int8[key]['sparse']:.2f}x as fast as ") and whom in line
+
+
+def test_the_peer_of_onnxruntime_has_weights_per_channel_and_unsigned_activations(folder, int8):
+    onnx = pytest.importorskip("onnx")
+    path = NetworkFiles(folder, "test_resnet", 0.5, 16, image_size=64).path("onnxruntime_int8")
+    graph = onnx.load(path).graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    for layer in layers:
+        weight = made_by[layer.input[1]]
+        values, scales, zeros = (stored[name] for name in weight.input)
+        assert values.dtype == np.int8 and scales.size == values.shape[0] and not zeros.any(), layer.name
+        assert np.abs(values.astype(int)).reshape(len(values), -1).max(1).min() == 127, layer.name  # not seven bits
+        assert stored[made_by[layer.input[0]].input[2]].dtype == np.uint8, layer.name
+    assert len(layers) == 16
+
+
+def test_the_peer_of_openvino_has_depthwise_weights_of_int8_per_channel(tmp_path):
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    files = NetworkFiles(tmp_path, "test_efficientnet", 0.5, 16, image_size=64)
+    images = np.random.default_rng(0).standard_normal((8, 3, 64, 64)).astype(np.float32)
+    path = tmp_path / "model.xml"
+    quantize_for_openvino(files.path("openvino"), images, path, path.with_suffix(".bin"))
+    layers = [op for op in openvino.Core().read_model(path).get_ops() if op.get_type_name() == "GroupConvolution"]
+    assert layers
+    for layer in layers:
+        scaled = layer.input_value(1).get_node()
+        groups = scaled.output(0).shape[0]
+        values, scales = (scaled.input_value(port).get_node() for port in (0, 1))
+        assert values.get_type_name() == "Convert" and values.input(0).get_element_type() == openvino.Type.i8
+        assert list(scales.output(0).shape) == [groups, 1, 1, 1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.stem == "model") == ["model.bin", "model.xml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("openvino_int8", {"float32": 53}),
+        ("openvino_bf16", {"float32": 53}),
+        ("openvino", {"bf16": 53}),
+        ("onnxruntime", {"float32": 52, "int8": 1}),
+        ("onnxruntime", {}),
+    ],
+)
+def test_an_engine_in_another_precision_than_its_name_says_is_thrown_out(name, layers):
+    check_precisions({"openvino_int8": {"int8": 1, "bf16": 52}, "openvino_bf16": {"bf16": 3}, "torch": {"float32": 9}})
+    with pytest.raises(UsageError, match=rf"^{name}: expected layers in .*, found .*its figures were thrown away"):
+        check_precisions({name: layers})
+
+
+def test_bfloat16_runs_where_the_cpu_has_it_alone():
+    every = [
+        "openvino_int8",
+        "onnxruntime_int8",
+        "openvino_bf16",
+        "onnxruntime",
+        "openvino",
+        "torch",
+        "torch_channels_last",
+    ]
+    assert engines_of(PEERS, "int8", bf16=True) == every
+    assert engines_of(["openvino"], "int8", bf16=False) == ["openvino_int8", "openvino"]
+    assert engines_of(["torch"], "float32", bf16=True) == ["torch", "torch_channels_last"]
+    assert [has_bf16({"avx512bf16": False, "amx_bf16": has}) for has in (True, False)] == [True, False]
+
+
+def test_accuracy_is_told_in_decibels():
+    expected = np.array([[3.0, -4.0]])
+    assert accuracy(expected + [[0.3, -0.4]], expected) == {
+        "max_abs_diff": pytest.approx(0.4),
+        "sqnr_db": pytest.approx(20.0),  # an error of a tenth
+    }
+    assert accuracy(expected, expected) == {"max_abs_diff": 0.0, "sqnr_db": None}
+
+
 def test_a_stopped_engine_uses_no_cpu(folder, document):
     files = NetworkFiles(folder, "test_resnet", 0.5, 16, image_size=64)
     contender = contest.Contender("onnxruntime", "onnxruntime", files.path("onnxruntime"))
@@ -134,6 +249,13 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--against openvino: it is not installed; pip install 'subp-dist\[bench\]'"):
         parse_args(["resnet18", "--against", "openvino"])
+
+
+def test_a_quantizer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else object())
+    assert parse_args(["resnet18", "--against", "openvino"]).dtype == "float32"
+    with pytest.raises(UsageError, match=r"--against openvino: nncf, which quantizes for it, is not installed; pip"):
+        parse_args(["resnet18", "--against", "openvino", "--dtype", "int8"])
 
 
 def test_more_threads_than_cpus_are_refused():
