@@ -92,8 +92,8 @@ case ${1:-} in
     banner "1/3  a dense network learns 4000 real digits, on $NPROC ranks"
     step "${train[@]}" "${recipe[@]}" --experiment dense --prune-rate 0 --no-export
     banner "2/3  the same network learns them while half of its 1x16 blocks are pruned"
-    step "${train[@]}" "${recipe[@]}" --experiment sparse
-    banner "3/3  the exported network runs on subp_ext, and is compared with torch on 1000 test digits"
+    step "${train[@]}" "${recipe[@]}" --experiment sparse --export-dtype int8
+    banner "3/3  the exported networks, float32 and int8, run on subp_ext, and are compared with torch on 1000 test digits"
     exec "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
     ;;
 *)

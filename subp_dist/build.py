@@ -23,6 +23,7 @@ from .data import Data, create_data
 from .distillation import create_distillation
 from .errors import UsageError
 from .export import check_exportable
+from .export.of_run import check_quantizable
 from .flops import count_macs
 from .layer_report import planned_layers
 from .layer_table import format_table
@@ -128,6 +129,8 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
     schedule = create_schedule(config, updates_per_epoch)
     if not config.run.no_export:
         on_primary(lambda: check_exportable(planned.model, data.input_size))
+    if config.run.export_dtype == "int8":
+        on_primary(lambda: check_quantizable(planned.model, data))
     model = _arrange(planned.model, config, rank)
     distillation = create_distillation(config.distillation, config.data, data.sizes)
     pruner = SUBPPruner(model, schedule, plan=planned.plan, seed=config.run.seed, **config.pruning.scoring)

@@ -186,6 +186,7 @@ class RunConfig:
     log_interval: int = 50
     image_interval: int = 10
     no_export: bool = False
+    export_dtype: str = "float32"
 
 
 @dataclass(frozen=True)

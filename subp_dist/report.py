@@ -15,17 +15,18 @@ from .layer_report import total_macs
 from .training import Training
 
 
-def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
+def run_report(training: Training, folder: Path, checkpoint: dict, int8: dict | None = None) -> dict:
     """Put the report of a finished run together and write it to its folder.
 
     Args:
         training: the run; its model holds the weights that were exported.
         folder: where the exported files lie and the report goes.
         checkpoint: the checkpoint that was exported.
+        int8: what became of each layer in int8, where that was exported.
 
     Returns:
         ``accuracy`` (percent), ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept),
-        ``files`` (bytes), ``timings`` and ``versions``.
+        ``files`` (bytes), ``int8``, ``timings`` and ``versions``.
     """
     pruner, config = training.pruner, training.config
     layers = pruner.report(training.macs)
@@ -33,7 +34,8 @@ def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
     total = sum(parameter.numel() for parameter in training.model.parameters())
     pruned = sum(layer.pruned_parameters for layer in layers)
     rates, data_shares = sorted(training.image_rates), sorted(training.data_shares)
-    exported = [path for name in ("model.safetensors", "model.subp") if (path := folder / name).exists()]
+    names = ("model.safetensors", "model.subp", "model-int8.subp")
+    exported = [path for name in names if (path := folder / name).exists()]
     val = checkpoint["val"]
     report = {
         "model": config.model.name,
@@ -43,6 +45,7 @@ def run_report(training: Training, folder: Path, checkpoint: dict) -> dict:
         "parameters": {"dense": total, "kept": total - pruned},
         "layers": [layer.as_row() for layer in layers],
         "files": {path.name: path.stat().st_size for path in exported},
+        "int8": int8,
         "timings": {
             "images_per_s": rates[len(rates) // 2] if rates else None,
             "data_share": data_shares[len(data_shares) // 2] if data_shares else None,

@@ -30,10 +30,12 @@ from .checkpoint import (
 from .config import TrainConfig
 from .data import Data, ResumableLoader
 from .errors import Stopped, UsageError, report_usage_errors
-from .export import export_subp
+from .export import Network, export_subp
+from .export.of_run import export_run_int8
 from .folder_lock import FolderLock
 from .loop import check_finite, train_epoch, validate
 from .memory import keep_freed_memory
+from .models import model_arguments
 from .monitor import Monitor
 from .opening import opening_lines
 from .options import parse_args
@@ -260,7 +262,13 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
     if not config.run.no_export:
         export_subp(model, folder / "model.subp", data.input_size, metadata)
-    report = run_report(training, folder, checkpoint)
+    int8 = folder / "model-int8.subp"
+    int8.unlink(missing_ok=True)  # of the weights before this part of the run
+    quantization = None
+    if config.run.export_dtype == "int8":
+        arguments = model_arguments(config.model, data.num_classes, config.data.in_chans)
+        quantization = export_run_int8(Network(model, data.input_size, arguments, metadata), data, int8)
+    report = run_report(training, folder, checkpoint, quantization)
     monitor = training.monitor
     results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
     monitor.finish(training.pruner.report(training.macs), training.pruner.masks, config.flags(), results)

@@ -1,7 +1,7 @@
 """Evaluate a finished run, in torch and as exported: ``python -m subp_dist.validate RUN [--dense RUN]``.
 
-Prints one table: accuracy, whether both engines predict the same for every image, MACs, parameters, file sizes, and
-latency at equal threads.
+Prints one table: accuracy, whether torch and the exported network, in float32 and in int8, predict the same for every
+image, MACs, parameters, file sizes, and latency at equal threads.
 """
 
 from __future__ import annotations
@@ -73,8 +73,12 @@ def cli() -> None:
     parser = argparse.ArgumentParser(prog="subp-validate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--dense", type=Path, metavar="RUN", help="run of the dense twin, to stand beside it")
+    parser.add_argument(
+        "--exported", type=Path, metavar="FILE", help="the network in float32; RUN/model.subp by default"
+    )
+    parser.add_argument("--int8", type=Path, metavar="FILE", help="and in int8; RUN/model-int8.subp, if there is one")
     parser.add_argument("--data-dir", help="where the data is now, if not where it was in training")
-    parser.add_argument("--threads", type=int, help="threads of both engines; all usable cores by default")
+    parser.add_argument("--threads", type=int, help="threads of all engines; all usable cores by default")
     parser.add_argument("--limit", type=int, help="look at so many validation images only, spread over all")
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1:
@@ -85,28 +89,50 @@ def cli() -> None:
         raise UsageError(str(error)) from error
     run = Run.open(args.run, args.data_dir)
     dense = Run.open(args.dense, args.data_dir) if args.dense else None
-    comparison = compare(run, dense, threads, args.limit)
+    files = Files.of(run.folder, args.exported, args.int8)
+    comparison = compare(run, dense, threads, args.limit, files)
     print(as_table(comparison))
     write_report(run.folder, run.report | {"comparison": comparison})
 
 
-def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None) -> dict:
-    """Run a model in torch and on ``subp_ext`` over its validation images, and time both.
+@dataclass(frozen=True)
+class Files:
+    """The exported network in float32, and in int8 where there is such a file."""
+
+    float32: Path
+    int8: Path | None = None
+
+    @classmethod
+    def of(cls, folder: Path, float32: Path | None = None, int8: Path | None = None) -> Files:
+        """The files that are named, else those of a run's folder."""
+        own = folder / "model-int8.subp"
+        return cls(float32 or folder / "model.subp", int8 or (own if own.exists() else None))
+
+
+def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None, files: Files | None = None) -> dict:
+    """Run a model in torch and on ``subp_ext``, in float32 and in int8, over its validation images, and time all.
+
+    Args:
+        run: whose images are looked at.
+        dense: the dense twin, to stand beside it.
+        threads: of every engine.
+        limit: so many images only, spread over all.
+        files: those of the run's folder by default.
 
     Returns:
         ``columns``, by engine, each with what ``as_table`` prints; ``images``, ``same_predictions``, and
-        ``max_logit_difference``.
+        ``max_logit_difference``; with an int8 file ``int8``: ``same_predictions`` as in float32 on ``subp_ext``, and
+        ``macs_share``, that of products of integers.
 
     Raises:
-        UsageError: the run was not exported, its file is damaged, or the dense run has other validation images.
+        UsageError: the run was not exported, a file is damaged or takes other images, or the dense run has other
+            validation images.
     """
-    path = run.folder / "model.subp"
+    files = files or Files.of(run.folder)
     torch.set_num_threads(threads)
-    try:
-        session = subp_ext.Session(path, threads=threads)
-    except (FileNotFoundError, subp_ext.FormatError) as error:
-        raise UsageError(str(error)) from error
-    in_torch, labels, exported = predict(run, session, limit)
+    session = _session(files.float32, run, threads)
+    int8 = None if files.int8 is None else _session(files.int8, run, threads)
+    in_torch, labels, exported, *of_int8 = predict(run, [session] if int8 is None else [session, int8], limit)
     if dense is not None:
         dense_logits, dense_labels = predict(dense, limit=limit)
         if not np.array_equal(labels, dense_labels):
@@ -117,6 +143,8 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
         dense_top1 = top1(dense_logits, labels)
     image = np.zeros((1, *run.data.input_size), np.float32)
     contenders = {"sparse, torch": torch_runner(run.model, image), "sparse, subp_ext": lambda: session.run(image)}
+    if int8 is not None:
+        contenders["sparse, int8"] = lambda: int8.run(image)
     if dense is not None:
         contenders["dense, torch"] = torch_runner(dense.model, image)
     times = time_in_turns(contenders)
@@ -131,30 +159,63 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None)
         }
     shared = {"macs": report["macs"]["kept"], "parameters": report["parameters"]["kept"]}
     columns["sparse, torch"] = shared | {"top1": top1(in_torch, labels), "bytes": report["files"]["model.safetensors"]}
-    columns["sparse, subp_ext"] = shared | {"top1": top1(exported, labels), "bytes": path.stat().st_size}
+    columns["sparse, subp_ext"] = shared | {"top1": top1(exported, labels), "bytes": files.float32.stat().st_size}
+    if int8 is not None:
+        columns["sparse, int8"] = shared | {"top1": top1(of_int8[0], labels), "bytes": files.int8.stat().st_size}
     for name, column in columns.items():
         column["best_ms"], column["median_ms"] = min(times[name]), statistics.median(times[name])
-    return {
+    comparison = {
         "columns": columns,
         "threads": threads,
         "images": len(labels),
-        "same_predictions": int((in_torch.argmax(1) == exported.argmax(1)).sum()),
+        "same_predictions": _same(in_torch, exported),
         "max_logit_difference": absolute_difference(exported, in_torch),
         "kernels": subp_ext.cpu_info()["kernel_set"],
     }
+    if int8 is not None:
+        share = int8.report(image).int8_share
+        comparison["int8"] = {"same_predictions": _same(exported, of_int8[0]), "macs_share": share}
+    return comparison
 
 
-def predict(run: Run, session: subp_ext.Session | None = None, limit: int | None = None) -> tuple[np.ndarray, ...]:
-    """Logits ``[n, classes]`` of torch, labels ``[n]``, and logits of a session, over the validation images."""
+def _session(path: Path, run: Run, threads: int) -> subp_ext.Session:
+    """A file that takes the images that a run is validated on.
+
+    Raises:
+        UsageError: there is none, it is damaged, or it takes something else.
+    """
+    try:
+        session = subp_ext.Session(path, threads=threads)
+    except (FileNotFoundError, subp_ext.FormatError) as error:
+        raise UsageError(str(error)) from error
+    spec = session.inputs[0]
+    fits = len(spec.shape) == 4 and all(
+        wanted in (None, size) for wanted, size in zip(spec.shape[1:], run.data.input_size, strict=True)
+    )
+    if spec.dtype != "float32" or not fits:
+        raise UsageError(
+            f"{path} takes {spec.dtype} {list(spec.shape)}; expected the run's normalised images, float32 "
+            f"{[None, *run.data.input_size]}: name a file that was exported from {run.folder} without --uint8-input"
+        )
+    return session
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> int:
+    """Images with the same prediction."""
+    return int((first.argmax(1) == second.argmax(1)).sum())
+
+
+def predict(run: Run, sessions: Sequence[subp_ext.Session] = (), limit: int | None = None) -> tuple[np.ndarray, ...]:
+    """Logits ``[n, classes]`` of torch, labels ``[n]``, and logits of each session, over the validation images."""
     loader = run.data.val_loader(Rank(0, 1, torch.device("cpu")), run.config.model.channels_last, limit)
-    labels, in_torch, exported = [], [], []
+    labels, in_torch, exported = [], [], [[] for _ in sessions]
     with torch.inference_mode():
         for batch, targets in tqdm(loader, desc="compare", leave=False, delay=3, disable=None):
             labels.append(targets.numpy())
             in_torch.append(run.model(batch).numpy())
-            if session is not None:
-                exported.append(run_session(session, batch)[0])
-    return tuple(np.concatenate(found) for found in (in_torch, labels, exported) if found)
+            for session, found in zip(sessions, exported, strict=True):
+                found.append(run_session(session, batch)[0])
+    return tuple(np.concatenate(found) for found in (in_torch, labels, *exported))
 
 
 def top1(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -215,8 +276,23 @@ def as_table(comparison: dict) -> str:
             # The best first: on a busy machine the median measures the others' work.
             f"subp_ext is {best:.2f}x as fast as torch, by the median {median:.2f}x (batch 1, {comparison['threads']} "
             f"threads each, {comparison['kernels']} kernels)",
+            *_about_int8(comparison),
         ]
     )
+
+
+def _about_int8(comparison: dict) -> list[str]:
+    """The int8 file beside that in float32."""
+    if "int8" not in comparison:
+        return []
+    int8, float32 = (comparison["columns"][f"sparse, {name}"] for name in ("int8", "subp_ext"))
+    best, median = (float32[key] / int8[key] for key in ("best_ms", "median_ms"))
+    found = comparison["int8"]
+    return [
+        f"int8 against float32 on subp_ext: same prediction on {found['same_predictions']} of {comparison['images']} "
+        f"images, top-1 {int8['top1'] - float32['top1']:+.2f} points, {best:.2f}x as fast (median {median:.2f}x), "
+        f"{int8['bytes'] / float32['bytes']:.2f} of the file; {found['macs_share']:.0%} of the MACs are of integers",
+    ]
 
 
 if __name__ == "__main__":

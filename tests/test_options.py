@@ -19,6 +19,13 @@ def test_defaults_are_the_published_recipe():
     assert (augmentation.smoothing, augmentation.color_jitter) == (0.1, 0.0)
 
 
+def test_int8_needs_the_export():
+    assert parse_args(["resnet18"]).run.export_dtype == "float32"
+    assert parse_args(["resnet18", "--export-dtype", "int8"]).run.export_dtype == "int8"
+    with pytest.raises(UsageError, match="--export-dtype int8 with --no-export: int8 is made of what is exported"):
+        parse_args(["resnet18", "--export-dtype", "int8", "--no-export"])
+
+
 def test_command_line_wins_over_the_file(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: resnet18\nlr: 0.3\nprune-rate: 0.25\nskip: ['*downsample*']\namp: true\n"

@@ -9,9 +9,11 @@ import pytest
 import timm
 import torch
 
+import subp_ext
 from subp_dist import train, validate
 from subp_dist.data.digits import Digits
 from subp_dist.errors import UsageError
+from subp_dist.export import Network, build_graph
 from subp_dist.options import parse_args
 
 FLAGS = ["test_resnet", "--data-dir", "builtin", "--batch-size", "128", "--lr", "0.05", "--epochs", "1"]
@@ -37,7 +39,8 @@ def short_measurement(monkeypatch):
 def runs(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
     for name, rate in (("sparse", "0.5"), ("dense", "0")):
-        train.main(parse_args([*FLAGS, "--output", str(output), "--experiment", name, "--prune-rate", rate]))
+        more = ["--export-dtype", "int8"] if name == "sparse" else []
+        train.main(parse_args([*FLAGS, "--output", str(output), "--experiment", name, "--prune-rate", rate, *more]))
     return output
 
 
@@ -53,6 +56,46 @@ def test_comparison_of_both_engines(runs):
     for engine in ("torch", "subp_ext"):
         assert columns[f"sparse, {engine}"]["macs"] == ALWAYS_DENSE_MACS + PRUNABLE_MACS // 2
     assert "same prediction on 1000 of 1000 images" in validate.as_table(comparison)
+
+
+def test_the_int8_file_of_the_run_stands_beside_float32(runs):
+    run = validate.Run.open(runs / "sparse")
+    comparison = validate.compare(run, None, threads=1)
+    assert list(comparison["columns"]) == ["sparse, torch", "sparse, subp_ext", "sparse, int8"]
+    float32, int8 = (comparison["columns"][f"sparse, {name}"] for name in ("subp_ext", "int8"))
+    digits = Digits(train=False)
+    images = torch.stack([image for image, _ in digits]).numpy()
+    labels = np.array([label for _, label in digits])
+    predicted, exact = (
+        subp_ext.Session(runs / "sparse" / name).run(images).argmax(1) for name in ("model-int8.subp", "model.subp")
+    )
+    assert int8["top1"] == pytest.approx(100 * (predicted == labels).mean())
+    assert comparison["int8"]["same_predictions"] == (predicted == exact).sum() > 900
+    assert int8["bytes"] == (runs / "sparse/model-int8.subp").stat().st_size < 0.6 * float32["bytes"]
+    assert 0.5 < comparison["int8"]["macs_share"] <= 1
+    line = validate.as_table(comparison).splitlines()[-1]
+    assert line.startswith("int8 against float32 on subp_ext: same prediction on ") and "of the file" in line
+
+
+def test_files_can_be_named(runs):
+    run, dense = validate.Run.open(runs / "sparse"), validate.Run.open(runs / "dense")
+    named = validate.Files.of(run.folder, runs / "dense/model.subp", runs / "sparse/model.subp")
+    comparison = validate.compare(run, None, threads=1, limit=100, files=named)
+    assert comparison["columns"]["sparse, subp_ext"]["bytes"] == (runs / "dense/model.subp").stat().st_size
+    assert comparison["columns"]["sparse, int8"]["bytes"] == (runs / "sparse/model.subp").stat().st_size
+    assert comparison["int8"]["macs_share"] == 0
+    assert validate.Files.of(dense.folder) == validate.Files(runs / "dense/model.subp")
+    assert "int8" not in validate.compare(dense, None, threads=1, limit=100)
+
+
+def test_a_file_of_other_images_is_refused(runs, tmp_path):
+    network = Network.random("test_resnet", 0.5, 16, image_size=32)
+    subp_ext.save(tmp_path / "other.subp", build_graph(network.model, network.input_size))
+    run = validate.Run.open(runs / "sparse")
+    with pytest.raises(
+        UsageError, match=r"other.subp takes float32 \[None, 3, .*; expected the run's normalised images"
+    ):
+        validate.compare(run, None, threads=1, files=validate.Files(tmp_path / "other.subp"))
 
 
 @pytest.mark.parametrize("limit", [1000, 70])

@@ -1,0 +1,60 @@
+"""The int8 file that a training writes beside its float32 one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ..data import Data
+from ..errors import UsageError
+from .calibrate import FEWEST_IMAGES, value_shapes
+from .int8 import calibration_images, export_int8
+from .network import Network
+from .placement import place
+from .quantize import QuantizeOptions
+from .subp import build_graph
+
+_logger = logging.getLogger(__name__)
+
+# Pictures to calibrate on, and points of top-1 that may be lost on them, as `python -m subp_dist.export` has them.
+CALIBRATION_IMAGES, MAX_DROP = 512, 1.0
+
+
+def check_quantizable(model: nn.Module, data: Data) -> None:
+    """Find out before a training, not after it, whether its result can be quantized.
+
+    Raises:
+        UsageError: it cannot: the model has no layer for integers, or there are too few pictures to calibrate on.
+    """
+    if len(data.train) < FEWEST_IMAGES:
+        raise UsageError(
+            f"--export-dtype int8: {len(data.train)} training images are too few to calibrate on; expected "
+            f"{FEWEST_IMAGES} or more, better hundreds, or --export-dtype float32"
+        )
+    graph = build_graph(model, data.input_size)
+    try:
+        place(graph, value_shapes(graph, np.zeros((1, *data.input_size), np.float32)))
+    except UsageError as error:
+        raise UsageError(f"--export-dtype int8: {error}") from error
+
+
+def export_run_int8(network: Network, data: Data, path: Path) -> dict | None:
+    """Quantize a trained network on its training pictures; a failure is told, and does not end the run.
+
+    Returns:
+        The report, as ``QuantizeReport.to_json`` has it; None without a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    images, labels = calibration_images(data, CALIBRATION_IMAGES)
+    try:
+        report = export_int8(network, path, images, labels, QuantizeOptions(max_drop=MAX_DROP))
+    except UsageError as error:
+        _logger.warning("there is no %s: %s; python -m subp_dist.export --dtype int8 has more flags", path.name, error)
+        return None
+    _logger.info("%s: %s", path.name, report.summary())
+    return report.to_json()
