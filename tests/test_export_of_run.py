@@ -10,12 +10,19 @@ from torch import nn
 
 import subp_ext
 from subp_dist import train
+from subp_dist.data import digits
 from subp_dist.errors import UsageError
 from subp_dist.export import Network, of_run
 from subp_dist.options import parse_args
 
 FLAGS = ["test_resnet", "--data-dir", "builtin", "--batch-size", "64", "--epochs", "1", "--prune-start", "0"]
 FLAGS += ["--prune-end", "0"]
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    pixels, labels = digits.load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (pixels[::10], labels[::10]))
 
 
 def data(images: int) -> SimpleNamespace:

@@ -17,6 +17,7 @@ import subp_ext
 from ..checkpoint import write_atomically
 from ..export import Network, build_graph
 from ..export.formats import write_onnx
+from ..export.int8 import random_images
 from ..export.quantize import quantize_graph
 from ..parametrization import plain_copy
 from .quantized import quantize_for_onnxruntime, quantize_for_openvino
@@ -37,7 +38,7 @@ SUFFIX = {
 }
 
 # Random images that ranges are taken from, by this engine and by the peers alike.
-CALIBRATION_IMAGES = 64
+CALIBRATION_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class NetworkFiles:
     @cached_property
     def calibration(self) -> np.ndarray:
         """Random images ``[n, C, H, W]`` that int8 networks are calibrated on; others than those that are run."""
-        return random_images(self.network.input_size, CALIBRATION_IMAGES, seed=self.seed + 1)
+        return random_images(self.network.input_size, CALIBRATION_IMAGES, self.seed + 1)
 
     def path(self, contender: str) -> Path:
         """The file of a contender of ``SUFFIX``; written if it is not there.
@@ -119,16 +120,12 @@ class NetworkFiles:
         """A file of random images ``[B, C, H, W]``, and the logits that torch computes for them in float64."""
         path, expected = (self.folder / f"{self.name}-b{batch_size}.{part}.npy" for part in ("images", "expected"))
         if not (path.exists() and expected.exists()):
-            images = random_images(self.network.input_size, batch_size, self.seed)
-            logits = in_float64(self.network.model, torch.from_numpy(images))
-            write_atomically(path, lambda temporary: _save_array(temporary, images))
+            generator = torch.Generator().manual_seed(self.seed)
+            images = torch.randn(batch_size, *self.network.input_size, generator=generator)
+            logits = in_float64(self.network.model, images)
+            write_atomically(path, lambda temporary: _save_array(temporary, images.numpy()))
             write_atomically(expected, lambda temporary: _save_array(temporary, logits))
         return path, np.load(expected)
-
-
-def random_images(input_size: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
-    """Images ``[count, C, H, W]`` float32 of normally distributed values."""
-    return torch.randn(count, *input_size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
