@@ -196,7 +196,7 @@ class Convolution:
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"input has shape {x.shape}; expected [B, {channels}, H, W] with no empty dimension")
         threads = runtime.thread_count(threads)
-        compiled, out_size, _ = self.prepare(*x.shape[2:], requantize)
+        compiled, out_size, _ = self.prepare(x.shape[2], x.shape[3], requantize)
         if requantize is not None and requantize.to_float:
             storage = np.dtype(np.float32)
         shape = (x.shape[0], self.layer.shape[0], *out_size)

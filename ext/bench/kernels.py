@@ -191,8 +191,8 @@ def _own_integers(
         dataclasses.replace(weight, values=values, dtype="int8", scale=scale), None, layer.stride, layer.padding
     )
     kept = weight.values[0].size / weight.block_size
-    of_x = Quantization(np.float32(4 / 255), np.int32(0))
-    out_type = Quantization(np.float32(8 * np.sqrt(kept) / 255), np.int32(128))
+    of_x = Quantization(np.array(4 / 255, np.float32), np.array(0, np.int32))
+    out_type = Quantization(np.array(8 * np.sqrt(kept) / 255, np.float32), np.array(128, np.int32))
     sums, sizes = convolution.weight_sums, convolution.weight_sizes
     assert sums is not None and sizes is not None
     made = of_convolution(sums, sizes, scale, bias, of_x, out_type, activation="relu")

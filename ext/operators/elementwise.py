@@ -46,7 +46,7 @@ def _lower_binary(
     if alpha != 1:
         return Unsupported("alpha is not 1")
     a, b = (self, other) if _size(self) >= _size(other) else (other, self)
-    if quantization_of(a) is not None and is_quantized(out_type, UINT8):
+    if quantization_of(a) is not None and out_type is not None and is_quantized(out_type, UINT8):
         return _lower_integers(planner, op, a, b, out_type)
     laid = _meet(a, b) if no_kernel("binary", a) is None and _is_array(b) and type_of(b) == a.type else None
     if laid is None:

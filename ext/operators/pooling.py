@@ -126,7 +126,7 @@ def lower_pool(
     out_type: ValueType | None = None,
     **window: Any,
 ) -> Lowered | Unsupported:
-    if quantization_of(self) is not None and is_quantized(out_type, UINT8):
+    if quantization_of(self) is not None and out_type is not None and is_quantized(out_type, UINT8):
         return _lower_integers(planner, op, self, divisor_override, out_type, window)
     if divisor_override is not None:
         return Unsupported("no kernel divides by a given number")
