@@ -287,8 +287,11 @@ cdef class CompiledConvolution(_InPasses):
                 f"without copies of it the input {list(in_shape)} is read in place; expected an output of that size, one "
                 f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
             )
-        offsets = _offsets(indices, in_shape[0], channel_stride)
         moved = None if requantize is None else self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels)
+        if requantize is not None:  # whole words, with any channel where none is left
+            missing = call.words * kernels.of_row[0].interleave - call.kept
+            indices = np.ascontiguousarray(np.pad(indices, ((0, 0), (0, missing)), mode="edge"))
+        offsets = _offsets(indices, in_shape[0], channel_stride)
         self.scratch = (
             subp_conv_planes(call) + subp_conv_shared_words(call) + subp_conv_own_words(call)
         ) // 4

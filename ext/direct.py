@@ -25,8 +25,7 @@ RUN_PIXELS = 48
 # Bytes of input beyond which every block row would fetch it anew from outside the L2 cache.
 CACHED_INPUT = 256 * 1024
 
-# Words of one block row's run, and of all of a band where they are shared or have several copies, in bytes.
-CACHED_WORDS = 32 * 1024
+# Words of a band, of one block row or of all where they are shared, in bytes.
 CACHED_BAND_WORDS = 256 * 1024
 
 # What a weight costs beside its products, in products: it comes from outside the L2 cache.
@@ -159,20 +158,11 @@ class DirectWords(Direct):
 
     def build(self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None) -> Any:
         """Returns the compiled convolution for one input size and the constants that make outputs of its sums."""
-        planes, kept = self.planes(height, width), self._layer.indices.shape[1]
+        planes = self.planes(height, width)
         split = self.split(height, width, planes, band)
-        copies = max(1, len(planes.copies))
-        return self._build(
-            height, width, split.band, requantize=requantize, run_pixels=self._run(split, kept, copies, planes)
-        )
-
-    def _run(self, split: Split, kept: int, copies: int, planes: Planes) -> int:
-        """Pixels whose words are made at once."""
-        pixels = split.band * planes.out_size[1]
-        if len(planes.copies):
-            return pixels
-        tiles = max(1, CACHED_WORDS // (kept * split.tile_pixels))
-        return min(pixels, tiles * split.tile_pixels)
+        # Words of one tap are read once, by one tile; those of several taps again and again, by their neighbours too.
+        run = split.tile_pixels if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
+        return self._build(height, width, split.band, requantize=requantize, run_pixels=run)
 
     def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
         layer, (out_h, out_w) = self._layer, planes.out_size

@@ -17,6 +17,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from subp_ext import runtime
 from subp_ext.bench import balance
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, Quantization
-from subp_ext.memory import aligned_empty
+from subp_ext.memory import aligned, aligned_empty
 from subp_ext.requantize import Requantization, of_convolution
 from subp_ext.sparse import UniformBlockSparse, block_rows
 
@@ -181,6 +182,12 @@ def own_run(layer: Layer, args: argparse.Namespace) -> Own:
     return Own(convolution, lambda: convolution(x, out=out, threads=args.threads))
 
 
+def _aligned_bytes(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised uint8 that begin with a cache line, as values of a network do."""
+    size = math.prod(shape)
+    return aligned(-(-size // 4)).view(np.uint8)[:size].reshape(shape)
+
+
 def _own_integers(
     layer: Layer, weight: UniformBlockSparse, bias: np.ndarray, rng: np.random.Generator, threads: int
 ) -> Own:
@@ -192,14 +199,15 @@ def _own_integers(
     )
     kept = weight.values[0].size / weight.block_size
     of_x = Quantization(np.array(4 / 255, np.float32), np.array(0, np.int32))
-    out_type = Quantization(np.array(8 * np.sqrt(kept) / 255, np.float32), np.array(128, np.int32))
+    out_type = Quantization(np.array(8 * np.sqrt(kept) / 255, np.float32), np.array(0, np.int32))
     sums, sizes = convolution.weight_sums, convolution.weight_sizes
     assert sums is not None and sizes is not None
     made = of_convolution(sums, sizes, scale, bias, of_x, out_type, activation="relu")
     if isinstance(made, str):
         raise ValueError(f"{layer.name}: {made}")
-    x = rng.integers(0, 256, (1, layer.inputs, layer.size, layer.size)).astype(np.uint8)
-    out = convolution(x, threads=threads, requantize=made)
+    x = _aligned_bytes((1, layer.inputs, layer.size, layer.size))
+    x[...] = rng.integers(0, 256, x.shape)
+    out = _aligned_bytes((1, layer.outputs, *convolution.layer.out_size(layer.size, layer.size)))
     return Own(convolution, lambda: convolution(x, out=out, threads=threads, requantize=made), made)
 
 

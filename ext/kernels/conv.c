@@ -29,20 +29,25 @@ ptrdiff_t subp_conv_planes(const subp_conv *call) {
     return call->copies ? lines(call->channel_stride * call->in_channels * call->element) : 0;
 }
 
+static ptrdiff_t copies_of(const subp_conv *call) { return call->copies ? call->copies : 1; }
+
 /* Pixels from one word to the next: its copies' planes. */
-static ptrdiff_t word_stride(const subp_conv *call) { return (call->copies ? call->copies : 1) * call->word_plane; }
+static ptrdiff_t word_stride(const subp_conv *call) { return copies_of(call) * call->word_plane; }
 
 /* Bytes of so many words, and of what is loaded behind the last. */
 static ptrdiff_t room_for(const subp_conv *call, ptrdiff_t words) {
     return lines((words * word_stride(call) + SUBP_TILE_SLACK) * SUBP_WORD);
 }
 
+/* Whether words of a run take the place of those of the run before. */
+static int in_place(const subp_conv *call) { return call->taps == 1 && call->run_pixels <= call->tile_pixels; }
+
 ptrdiff_t subp_conv_shared_words(const subp_conv *call) {
     return call->shared ? room_for(call, shared_words(call)) : 0;
 }
 
 ptrdiff_t subp_conv_own_words(const subp_conv *call) {
-    return call->requantize && !call->shared ? room_for(call, call->words) : 0;
+    return call->requantize && !call->shared ? (in_place(call) ? 1 : 2) * room_for(call, call->words) : 0;
 }
 
 /* Columns [begin, end) of a copy with this shift hold input, the others padding. */
@@ -76,20 +81,20 @@ static const void *channels_at(const subp_conv *call, const void *x, const void 
                    call->element);
 }
 
-/* The words of some channels of a group at `count` pixels and their halo, copy by copy. */
-static void make_words(const subp_conv *call, const uint8_t *from, const int32_t *channel_offsets, ptrdiff_t kept,
-                       ptrdiff_t count, void *words) {
-    for (ptrdiff_t copy = 0; copy < (call->copies ? call->copies : 1); copy++) {
-        const subp_interleave planes = {
-            .x = from + copy * call->plane_rows * call->out_w,
-            .channel_offsets = channel_offsets,
-            .kept = kept,
-            .count = count + call->halo,
-            .word_stride = word_stride(call),
-            .out = (uint8_t *)words + copy * call->word_plane * SUBP_WORD,
-        };
-        call->interleave(&planes);
-    }
+/* How words of a group's channels are made, at `count` pixels and their halo. */
+static subp_interleave words_of(const subp_conv *call, const void *from, const int32_t *channel_offsets, ptrdiff_t words,
+                                ptrdiff_t count, void *out) {
+    return (subp_interleave){
+        .x = from,
+        .channel_offsets = channel_offsets,
+        .words = words,
+        .count = count + call->halo,
+        .copies = copies_of(call),
+        .in_copy = call->plane_rows * call->out_w,
+        .out_copy = call->word_plane,
+        .word_stride = word_stride(call),
+        .out = out,
+    };
 }
 
 /* One of the shared words, of all pixels of the rows. */
@@ -97,8 +102,10 @@ static void fill_word(const subp_conv *call, const void *x, subp_rows s, ptrdiff
     const ptrdiff_t group = word / call->words, per_word = call->kernels[0]->interleave, group_in = call->kept;
     const ptrdiff_t first = word % call->words * per_word, kept = subp_smaller(per_word, group_in - first);
     for (ptrdiff_t k = 0; call->copies && k < kept; k++) fill_channel(call, x, s, group * group_in + first + k, planes);
-    make_words(call, channels_at(call, x, planes, &s, group, 0), call->channel_offsets + first, kept,
-               s.rows * call->out_w, subp_at_out(planes, subp_conv_planes(call) + word * word_stride(call) * SUBP_WORD, 1));
+    const subp_interleave made =
+        words_of(call, channels_at(call, x, planes, &s, group, 0), call->channel_offsets + first, 1, s.rows * call->out_w,
+                 subp_at_out(planes, subp_conv_planes(call) + word * word_stride(call) * SUBP_WORD, 1));
+    call->interleave(&made);
 }
 
 void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t fill, void *planes) {
@@ -129,11 +136,16 @@ subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads) {
     return best;
 }
 
+static ptrdiff_t group_of(const subp_conv *call, ptrdiff_t row) {
+    return call->groups == 1 ? 0 : row / (call->rows / call->groups); /* divisions take as long as many products */
+}
+
 ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width) {
-    ptrdiff_t rows_per_group = call->rows / call->groups, group_out = call->out_channels / call->groups;
-    ptrdiff_t in_group = row % rows_per_group * call->block;
+    const ptrdiff_t group = group_of(call, row);
+    ptrdiff_t group_out = call->groups == 1 ? call->out_channels : call->out_channels / call->groups;
+    ptrdiff_t in_group = (call->groups == 1 ? row : row - group * (call->rows / call->groups)) * call->block;
     *width = subp_smaller(call->block, group_out - in_group); /* a group's last row may be narrower */
-    return row / rows_per_group * group_out + in_group;
+    return group * group_out + in_group;
 }
 
 /* Where the channels of a block row go: the first channel at the first pixel of the rows, and from one to the next. */
@@ -143,35 +155,36 @@ typedef struct {
     ptrdiff_t stride;
 } target;
 
-/* One block row on the pixels that `tile` tells of, from `first` of the rows on, tile by tile of its channels. */
-static void run_tiles(const subp_conv *call, ptrdiff_t row, ptrdiff_t first, subp_tile tile, target to) {
+/* One block row on the pixels that `tile` tells of, from `first` of the rows on, tile by tile of its channels. The last
+ * makes the words that are wanted next, as nothing reads the present ones after it. */
+static void run_tiles(const subp_conv *call, ptrdiff_t row, ptrdiff_t first, subp_tile *tile, const target *to) {
     const ptrdiff_t terms = call->packed * call->taps;
+    const subp_interleave *next = tile->next;
     const subp_row *const *kernels = call->kernels;
     ptrdiff_t width, channel = subp_conv_first_channel(call, row, &width);
-    tile.taps = call->taps;
-    tile.out_stride = to.stride;
+    tile->taps = call->taps;
+    tile->out_stride = to->stride;
     for (ptrdiff_t n = 0; n < width;) {
         const subp_row *kernel = *kernels++;
-        ptrdiff_t at = n * to.stride + first;
-        tile.values = subp_at(call->values, (row * call->block + n) * terms, call->weight_element);
-        tile.channels = (int32_t)subp_smaller(kernel->channels, width - n);
-        tile.out = subp_at_out(to.out, at, call->out_element);
-        tile.residual = subp_at_if(to.residual, at, call->out_element);
-        tile.bias = call->bias ? call->bias + channel + n : NULL;
-        tile.start = call->start ? call->start + channel + n : NULL;
-        tile.factor = call->factor ? call->factor + channel + n : NULL;
-        kernel->run.conv2d(&tile);
+        ptrdiff_t at = n * to->stride + first;
+        tile->values = subp_at(call->values, (row * call->block + n) * terms, call->weight_element);
+        tile->channels = (int32_t)subp_smaller(kernel->channels, width - n);
+        tile->out = subp_at_out(to->out, at, call->out_element);
+        tile->residual = subp_at_if(to->residual, at, call->out_element);
+        tile->bias = call->bias ? call->bias + channel + n : NULL;
+        tile->start = call->start ? call->start + channel + n : NULL;
+        tile->factor = call->factor ? call->factor + channel + n : NULL;
         n += kernel->channels;
+        tile->next = n < width ? NULL : next;
+        kernel->run.conv2d(tile);
     }
 }
 
-static ptrdiff_t group_of(const subp_conv *call, ptrdiff_t row) { return row / (call->rows / call->groups); }
-
 /* `count` pixels from `first` on of one block row, straight from planes. */
 static void run_planes(const subp_conv *call, const void *x, const void *planes, const subp_rows *s, ptrdiff_t row,
-                       ptrdiff_t first, ptrdiff_t count, target to) {
+                       ptrdiff_t first, ptrdiff_t count, const target *to) {
     ptrdiff_t plane = call->out_h * call->out_w, pixel = s->first_row * call->out_w + first;
-    const subp_tile tile = {
+    subp_tile tile = {
         .x = channels_at(call, x, planes, s, group_of(call, row), first),
         .tap_offsets = call->tap_offsets,
         .channel_offsets = call->channel_offsets + row * call->kept,
@@ -181,65 +194,135 @@ static void run_planes(const subp_conv *call, const void *x, const void *planes,
         .ahead = call->pixels_outside && pixel + 2 * count <= plane ? count : 0,
         .activation = call->activation,
     };
-    run_tiles(call, row, first, tile, to);
+    run_tiles(call, row, first, &tile, to);
 }
 
-/* A run of one block row, its words made before where they are not shared. */
-static void run_words(const subp_conv *call, const void *x, const void *planes, const subp_rows *s, ptrdiff_t row,
-                      ptrdiff_t first, ptrdiff_t count, void *own, target to) {
-    const ptrdiff_t group = group_of(call, row);
-    const uint8_t *words = own;
-    if (call->shared)
-        words = (const uint8_t *)planes + subp_conv_planes(call) +
-                (group * call->words * word_stride(call) + first) * SUBP_WORD;
-    else
-        make_words(call, channels_at(call, x, planes, s, group, first), call->channel_offsets + row * call->kept,
-                   call->kept, count, own);
-    for (ptrdiff_t p = 0; p < count; p += call->tile_pixels) {
-        const subp_tile tile = {
-            .x = words + p * SUBP_WORD,
-            .tap_offsets = call->word_offsets,
-            .count = subp_smaller(call->tile_pixels, count - p),
-            .words = (int32_t)call->words,
-            .word_stride = word_stride(call),
-            .requantize = call->requantize,
-        };
-        run_tiles(call, row, first + p, tile, to);
+/* A run of pixels of one block row, and its words. */
+typedef struct {
+    ptrdiff_t row, first, count;
+    uint8_t *words;
+} run;
+
+/* A run whose words are there, with the fields of a tile that are the same for all of them filled in. The words of the
+ * next run, or none for NULL, are made along with it. */
+static void run_words(const subp_conv *call, const run *r, subp_interleave *next, subp_tile *tile, const target *to) {
+    ptrdiff_t left = next ? next->count : 0;
+    for (ptrdiff_t p = 0; p < r->count; p += call->tile_pixels) {
+        tile->x = r->words + p * SUBP_WORD;
+        tile->count = subp_smaller(call->tile_pixels, r->count - p);
+        tile->next = NULL;
+        const ptrdiff_t size = left < tile->count ? 0 : tile->count;
+        if (size) {
+            next->count = size;
+            tile->next = next;
+        }
+        run_tiles(call, r->row, r->first + p, tile, to);
+        if (size) {
+            next->x += size;
+            next->out += size * SUBP_WORD;
+            left -= size;
+        }
+    }
+    if (left) {
+        next->count = left;
+        call->interleave(next);
     }
 }
 
-/* Pixels [first, end) of one block row. */
-static void run_row(const subp_conv *call, const void *x, const void *planes, const subp_rows *s, ptrdiff_t row,
-                    ptrdiff_t first, ptrdiff_t end, void *words, target to) {
-    const ptrdiff_t step = call->requantize ? call->run_pixels : call->tile_pixels;
-    for (ptrdiff_t p = first; p < end; p += step)
-        if (call->requantize)
-            run_words(call, x, planes, s, row, p, subp_smaller(step, end - p), words, to);
-        else
-            run_planes(call, x, planes, s, row, p, subp_smaller(step, end - p), to);
+/* Where a block row's channels go, of the rows of a pass or for one block row alone. */
+static target target_of(const subp_conv *call, const subp_conv_arrays *arrays, const subp_rows *s, ptrdiff_t row) {
+    ptrdiff_t width, plane = call->out_h * call->out_w;
+    ptrdiff_t channel = s->image * call->out_channels + subp_conv_first_channel(call, row, &width);
+    ptrdiff_t out = channel * plane + s->first_row * call->out_w;
+    return (target){.out = subp_at_out(arrays->out, out, call->out_element),
+                    .residual = subp_at_if(arrays->residual, out, call->out_element),
+                    .stride = plane};
 }
+
+/* Block rows [row, row_end) on pixels [first, end). `one` is where the only row goes, or NULL. */
+typedef struct {
+    const subp_conv *call;
+    const subp_conv_arrays *arrays;
+    const void *planes;
+    const subp_rows *s;
+    ptrdiff_t row, row_end, first, end;
+    const target *one;
+    uint8_t *words;
+} job;
+
+static target target_of_job(const job *j, ptrdiff_t row) {
+    return j->one ? *j->one : target_of(j->call, j->arrays, j->s, row);
+}
+
+static void run_from_planes(const job *j) {
+    const subp_conv *call = j->call;
+    ptrdiff_t step = call->pixels_outside ? call->tile_pixels : j->end - j->first;
+    for (ptrdiff_t at = j->first; at < j->end; at += step)
+        for (ptrdiff_t r = j->row; r < j->row_end; r++) {
+            const ptrdiff_t end = subp_smaller(at + step, j->end);
+            const target to = target_of_job(j, r);
+            for (ptrdiff_t p = at; p < end; p += call->tile_pixels)
+                run_planes(call, j->arrays->x, j->planes, j->s, r, p, subp_smaller(call->tile_pixels, end - p), &to);
+        }
+}
+
+/* Field by field, here and below: a structure that is copied soon after it was written waits for that. */
+static void place_run(const job *j, ptrdiff_t row, ptrdiff_t first, int place, run *r) {
+    const subp_conv *call = j->call;
+    r->row = row;
+    r->first = first;
+    r->count = subp_smaller(call->run_pixels, j->end - first);
+    r->words = j->words + (place && !in_place(call) ? room_for(call, call->words) : 0);
+    if (call->shared)
+        r->words = subp_at_out((void *)j->planes, subp_conv_planes(call) +
+                               (group_of(call, row) * call->words * word_stride(call) + first) * SUBP_WORD, 1);
+}
+
+/* The words of a run, in what words_of returned for any other. */
+static void aim_words(const job *j, const run *r, subp_interleave *words) {
+    const subp_conv *call = j->call;
+    words->x = channels_at(call, j->arrays->x, j->planes, j->s, group_of(call, r->row), r->first);
+    words->channel_offsets = call->channel_offsets + r->row * call->words * call->kernels[0]->interleave;
+    words->count = r->count + call->halo;
+    words->out = r->words;
+}
+
+/* Runs of pixels are the outer loop: the words of one run of all block rows come from the same part of the planes. Those of
+ * the next run are made along with the products of this one: in their place where a run is one tile of one tap, and its
+ * words are read once and for all; else in one of two places in turns. */
+static void run_from_words(const job *j) {
+    const subp_conv *call = j->call;
+    subp_interleave words = words_of(call, NULL, NULL, call->words, 0, NULL);
+    subp_tile tile = {
+        .tap_offsets = call->word_offsets,
+        .words = (int32_t)call->words,
+        .word_stride = words.word_stride,
+        .requantize = call->requantize,
+    };
+    run runs[2];
+    int now = 0;
+    place_run(j, j->row, j->first, now, &runs[now]);
+    aim_words(j, &runs[now], &words);
+    if (!call->shared) call->interleave(&words);
+    for (;; now = !now) {
+        const int below = runs[now].row + 1 < j->row_end;
+        const ptrdiff_t first = below ? runs[now].first : runs[now].first + call->run_pixels;
+        const int ends = first >= j->end, makes = !ends && !call->shared;
+        place_run(j, below ? runs[now].row + 1 : j->row, first, !now, &runs[!now]);
+        if (makes) aim_words(j, &runs[!now], &words);
+        const target to = target_of_job(j, runs[now].row);
+        run_words(call, &runs[now], makes ? &words : NULL, &tile, &to);
+        if (ends) return;
+    }
+}
+
+static void run_job(const job *j) { (j->call->requantize ? run_from_words : run_from_planes)(j); }
 
 void subp_conv_row(const subp_conv *call, const void *x, const void *planes, subp_rows s, ptrdiff_t row, void *out,
                    ptrdiff_t out_stride, void *words) {
     const target to = {.out = out, .stride = out_stride};
-    run_row(call, x, planes, &s, row, 0, s.rows * call->out_w, words, to);
-}
-
-/* Block rows [row, row_end) on pixels [first, end) of a pass, `first` a multiple of the tile: whoever runs it, a pixel
- * is at the same place of a tile. */
-static void run_rows(const subp_conv *call, const subp_conv_arrays *arrays, const void *planes, const subp_rows *s,
-                     ptrdiff_t row, ptrdiff_t row_end, ptrdiff_t first, ptrdiff_t end, void *words) {
-    ptrdiff_t tile = call->requantize ? call->run_pixels : call->tile_pixels;
-    ptrdiff_t step = call->pixels_outside ? tile : end - first, plane = call->out_h * call->out_w, width;
-    for (ptrdiff_t at = first; at < end; at += step)
-        for (ptrdiff_t r = row; r < row_end; r++) {
-            ptrdiff_t channel = s->image * call->out_channels + subp_conv_first_channel(call, r, &width);
-            ptrdiff_t out = channel * plane + s->first_row * call->out_w;
-            const target to = {.out = subp_at_out(arrays->out, out, call->out_element),
-                               .residual = subp_at_if(arrays->residual, out, call->out_element),
-                               .stride = plane};
-            run_row(call, arrays->x, planes, s, r, at, subp_smaller(at + step, end), words, to);
-        }
+    const subp_conv_arrays arrays = {.x = x};
+    run_job(&(job){call, &arrays, planes, &s, row, row + 1, 0, s.rows * call->out_w, &to, words});
 }
 
 void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
@@ -248,11 +331,11 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
     ptrdiff_t chunks = subp_ceil_div(call->band * call->out_w, parts->pixel_step);
     ptrdiff_t row = part / chunks * parts->row_step, first = part % chunks * parts->pixel_step;
     ptrdiff_t end = subp_smaller(first + parts->pixel_step, s.rows * call->out_w);
-    run_rows(call, arrays, planes, &s, row, subp_smaller(row + parts->row_step, call->rows), first, end, words);
+    run_job(&(job){call, arrays, planes, &s, row, subp_smaller(row + parts->row_step, call->rows), first, end, NULL, words});
 }
 
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes, void *words) {
     subp_rows s = rows_of(call, pass);
     for (ptrdiff_t fill = 0; fill < subp_conv_fills(call); fill++) subp_conv_fill(call, arrays, pass, fill, planes);
-    run_rows(call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w, words);
+    run_job(&(job){call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w, NULL, words});
 }

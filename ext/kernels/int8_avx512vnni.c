@@ -17,9 +17,12 @@ INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
     return sums;
 }
 
+enum { INT8_INTERLEAVE = 4 }; /* channels of a word */
+
 #include "int8_vector.h"
 
 INT8_DEFINE_ODD(8, 3)
+INT8_DEFINE_AHEAD(8, 3)
 INT8_DEFINE_BLOCK(8, 3)
 INT8_DEFINE_BLOCK(8, 2)
 INT8_DEFINE_BLOCK(8, 1)
@@ -39,45 +42,44 @@ INT8_DEFINE_REST(1)
 
 void u8s8_ubsconv_8x48__avx512vnni(const subp_tile *t) {
     ptrdiff_t at = 0;
+    INT8_RUN_AHEAD(8, 3)
     INT8_RUN_ODD(8, 3)
     INT8_RUN_BLOCKS(8, 3)
     INT8_RUN_BLOCKS(8, 2)
     INT8_RUN_BLOCKS(8, 1)
-    INT8_RUN_REST(8)
+    INT8_RUN_REST(8, u8s8_interleave__avx512vnni)
 }
 void u8s8_ubsconv_4x96__avx512vnni(const subp_tile *t) {
     ptrdiff_t at = 0;
     INT8_RUN_BLOCKS(4, 6)
     INT8_RUN_BLOCKS(4, 3)
     INT8_RUN_BLOCKS(4, 1)
-    INT8_RUN_REST(4)
+    INT8_RUN_REST(4, u8s8_interleave__avx512vnni)
 }
 void u8s8_ubsconv_2x128__avx512vnni(const subp_tile *t) {
     ptrdiff_t at = 0;
     INT8_RUN_BLOCKS(2, 8)
     INT8_RUN_BLOCKS(2, 4)
     INT8_RUN_BLOCKS(2, 1)
-    INT8_RUN_REST(2)
+    INT8_RUN_REST(2, u8s8_interleave__avx512vnni)
 }
 void u8s8_ubsconv_1x128__avx512vnni(const subp_tile *t) {
     ptrdiff_t at = 0;
     INT8_RUN_BLOCKS(1, 8)
     INT8_RUN_BLOCKS(1, 4)
     INT8_RUN_BLOCKS(1, 1)
-    INT8_RUN_REST(1)
+    INT8_RUN_REST(1, u8s8_interleave__avx512vnni)
 }
 
 void u8s8_interleave__avx512vnni(const subp_interleave *s) {
-    const ptrdiff_t words = subp_words(s->kept, 4);
-    for (ptrdiff_t w = 0; w < words; w++) {
-        const uint8_t *planes[4];
-        uint8_t *out = s->out + w * s->word_stride * SUBP_WORD;
-        subp_word_planes(s, w, 4, planes);
-        for (ptrdiff_t at = 0; at < s->count; at += 64) {
-            const uint8_t *const from[4] = {planes[0] + at, planes[1] + at, planes[2] + at, planes[3] + at};
-            interleave_quads(from, s->count - at, out + at * SUBP_WORD);
+    for (ptrdiff_t w = 0; w < s->words; w++)
+        for (ptrdiff_t c = 0; c < s->copies; c++) {
+            const int32_t *offsets = subp_word_channels(s, w, 4);
+            const uint8_t *in = s->x + c * s->in_copy;
+            uint8_t *out = subp_word_at(s, w, c);
+            for (ptrdiff_t at = 0; at < s->count; at += 64)
+                interleave_block(in + at, offsets, s->count - at, out + at * SUBP_WORD);
         }
-    }
 }
 
 /* What the units for dot products can do: as `peak` of vector.h. */
@@ -92,18 +94,12 @@ ptrdiff_t u8s8_peak__avx512vnni(ptrdiff_t rounds, float factor) {
     return _mm512_reduce_add_epi32(chains[0]) == 1 ? 0 : 2 * PEAK_CHAINS * VI32_LANES * SUBP_WORD;
 }
 
-/* The even bytes of what is read of the next ones. */
+/* Every second byte, and nothing behind the last. */
 static void halve_row(const uint8_t *in, ptrdiff_t count, uint8_t *out) {
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), low = _mm512_set1_epi16(0xff);
-    for (; count > 0; count -= 64, in += 128, out += 64) {
-        const ptrdiff_t wanted = 2 * count - 1;
-        const __mmask64 a = wanted >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << wanted) - 1;
-        const __mmask64 b = wanted >= 128 ? ~(__mmask64)0 : wanted > 64 ? ((__mmask64)1 << (wanted - 64)) - 1 : 0;
-        const __m512i even_a = _mm512_and_si512(_mm512_maskz_loadu_epi8(a, in), low);
-        const __m512i even_b = _mm512_and_si512(_mm512_maskz_loadu_epi8(b, in + 64), low);
-        const __m512i bytes = _mm512_permutexvar_epi64(order, _mm512_packus_epi16(even_a, even_b));
-        store_first(out, bytes, count < 64 ? (int)count : 64);
-    }
+    for (; count >= 33; count -= 32, in += 64, out += 32)
+        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(_mm512_loadu_si512(in)));
+    const __m512i last = _mm512_maskz_loadu_epi8(((__mmask64)1 << (2 * count - 1)) - 1, in);
+    _mm256_mask_storeu_epi8(out, (__mmask32)(((uint64_t)1 << count) - 1), _mm512_cvtepi16_epi8(last));
 }
 
 void u8s8_halve__avx512vnni(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,

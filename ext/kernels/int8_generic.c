@@ -46,20 +46,21 @@ static void store_sums(const subp_tile *t, const int32_t *sums, ptrdiff_t step, 
                 }                                                                                             \
             store_sums(t, sums[0], PIXELS, at, count);                                                        \
         }                                                                                                     \
+        if (t->next) u8s8_interleave__generic(t->next);                                                       \
     }
 
 DEFINE_UBSCONV(u8s8_ubsconv_1x16__generic, 1, 16)
 DEFINE_UBSCONV(u8s8_ubsconv_4x16__generic, 4, 16)
 
 void u8s8_interleave__generic(const subp_interleave *s) {
-    const ptrdiff_t words = subp_words(s->kept, SUBP_WORD);
-    for (ptrdiff_t w = 0; w < words; w++) {
-        const uint8_t *planes[SUBP_WORD];
-        uint8_t *out = s->out + w * s->word_stride * SUBP_WORD;
-        subp_word_planes(s, w, SUBP_WORD, planes);
-        for (ptrdiff_t p = 0; p < s->count; p++)
-            for (int b = 0; b < SUBP_WORD; b++) out[p * SUBP_WORD + b] = planes[b][p];
-    }
+    for (ptrdiff_t w = 0; w < s->words; w++)
+        for (ptrdiff_t c = 0; c < s->copies; c++) {
+            const int32_t *offsets = subp_word_channels(s, w, SUBP_WORD);
+            const uint8_t *in = s->x + c * s->in_copy;
+            uint8_t *out = subp_word_at(s, w, c);
+            for (ptrdiff_t p = 0; p < s->count; p++)
+                for (int b = 0; b < SUBP_WORD; b++) out[p * SUBP_WORD + b] = in[offsets[b] + p];
+        }
 }
 
 void u8s8_halve__generic(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,

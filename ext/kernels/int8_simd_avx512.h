@@ -55,12 +55,14 @@ INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, con
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i zero = _mm512_set1_epi16((short)q->zero);
     const __m512i low = _mm512_set1_epi8((char)q->low), high = _mm512_set1_epi8((char)q->high);
+    const int plain = !q->zero && !q->low && q->high == 255; /* as after most ReLUs: packing does it all */
     UNROLL for (int v = 0; v < vectors; v += 4) {
         const int left = vectors - v, pixels = count - v * VI32_LANES;
-        const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(x[v], x[left > 1 ? v + 1 : v]), zero);
-        const __m512i b =
-            left > 2 ? _mm512_adds_epi16(_mm512_packs_epi32(x[v + 2], x[left > 3 ? v + 3 : v + 2]), zero) : a;
-        const __m512i bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+        __m512i a = _mm512_packs_epi32(x[v], x[left > 1 ? v + 1 : v]);
+        __m512i b = left > 2 ? _mm512_packs_epi32(x[v + 2], x[left > 3 ? v + 3 : v + 2]) : a;
+        if (!plain) a = _mm512_adds_epi16(a, zero), b = _mm512_adds_epi16(b, zero);
+        __m512i bytes = _mm512_packus_epi16(a, b);
+        if (!plain) bytes = _mm512_min_epu8(_mm512_max_epu8(bytes, low), high);
         store_first(out + v * VI32_LANES, _mm512_permutexvar_epi32(order, bytes), pixels < 64 ? pixels : 64);
     }
 }
@@ -84,7 +86,6 @@ INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual,
     _mm_storel_epi64((__m128i *)out, _mm256_cvtepi32_epi8(y));
 }
 
-/* The words of up to 64 pixels from four planes, of which `count` bytes each are read. */
 INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
     /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in order. */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -92,15 +93,25 @@ INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
     return _mm512_permutexvar_epi32(order, x);
 }
 
-INLINE void interleave_quads(const uint8_t *const planes[4], ptrdiff_t count, uint8_t *out) {
-    const __m512i a = load_plane(planes[0], count), b = load_plane(planes[1], count);
-    const __m512i c = load_plane(planes[2], count), d = load_plane(planes[3], count);
+INLINE void store_words(uint8_t *out, __m512i words, ptrdiff_t count) {
+    if (count >= 16)
+        _mm512_storeu_si512(out, words);
+    else if (count == 1)
+        _mm_storeu_si32(out, _mm512_castsi512_si128(words));
+    else if (count > 0)
+        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << count) - 1), words);
+}
+
+/* The words of up to 64 pixels from four planes, of which up to `count` bytes each are read. */
+INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
+    const __m512i a = load_plane(x + offsets[0], count), b = load_plane(x + offsets[1], count);
     const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+    const __m512i c = load_plane(x + offsets[2], count), d = load_plane(x + offsets[3], count);
     const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
-    _mm512_storeu_si512(out, _mm512_unpacklo_epi16(ab_low, cd_low));
-    if (count > 16) _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi16(ab_low, cd_low));
-    if (count > 32) _mm512_storeu_si512(out + 128, _mm512_unpacklo_epi16(ab_high, cd_high));
-    if (count > 48) _mm512_storeu_si512(out + 192, _mm512_unpackhi_epi16(ab_high, cd_high));
+    store_words(out, _mm512_unpacklo_epi16(ab_low, cd_low), count);
+    store_words(out + 64, _mm512_unpackhi_epi16(ab_low, cd_low), count - 16);
+    store_words(out + 128, _mm512_unpacklo_epi16(ab_high, cd_high), count - 32);
+    store_words(out + 192, _mm512_unpackhi_epi16(ab_high, cd_high), count - 48);
 }
 
 #endif

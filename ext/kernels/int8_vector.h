@@ -12,6 +12,7 @@
 #ifndef SUBP_INT8_VECTOR_H
 #define SUBP_INT8_VECTOR_H
 
+#include "int8_planes.h"
 #include "kernels.h"
 
 enum { INT8_MAX_CHANNELS = 8, INT8_MAX_VECTORS = 8 };
@@ -24,6 +25,7 @@ typedef struct {
     int channels, vectors;
     int partial; /* the last of its vectors is not full */
     int one_tap; /* for convolutions with a single tap */
+    int ahead;   /* makes the words of a later tile, as many at a time as it reads */
     int extra;   /* a pixel more, behind the whole block: it costs one product, a vector over the CI32_LANES channels */
 } int8_block;
 
@@ -98,6 +100,12 @@ INLINE ci32 start_of_pixel(const subp_tile *t) {
     return ci32_load(start);
 }
 
+/* One word of a later tile, of as many pixels as this block has. */
+INLINE void make_word(const subp_interleave *s, ptrdiff_t word, ptrdiff_t copy, const int8_block o) {
+    interleave_block(s->x + copy * s->in_copy, subp_word_channels(s, word, INT8_INTERLEAVE),
+                     o.vectors * VI32_LANES + o.extra, subp_word_at(s, word, copy));
+}
+
 /* One word of every pixel, one tap: every weight meets every pixel. */
 INLINE void add_words(vi32 acc[INT8_MAX_CHANNELS][INT8_MAX_VECTORS], ci32 *last, const uint8_t *from, const uint8_t *w,
                       const int8_block o) {
@@ -123,12 +131,16 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
     const ptrdiff_t stride = t->word_stride * SUBP_WORD;
     if (o.one_tap) {
         words += t->tap_offsets[0] * SUBP_WORD;
-        for (int32_t k = 0; k < t->words; k++, words += stride, w += o.channels * SUBP_WORD)
+        for (int32_t k = 0; k < t->words; k++, words += stride, w += o.channels * SUBP_WORD) {
             add_words(acc, &last, words, w, o);
+            if (o.ahead) make_word(t->next, k, 0, o);
+        }
     } else {
         for (int32_t k = 0; k < t->words; k++, words += stride)
-            for (int32_t tap = 0; tap < t->taps; tap++, w += o.channels * SUBP_WORD)
+            for (int32_t tap = 0; tap < t->taps; tap++, w += o.channels * SUBP_WORD) {
                 add_words(acc, &last, words + t->tap_offsets[tap] * SUBP_WORD, w, o);
+                if (o.ahead && tap < t->next->copies) make_word(t->next, k, tap, o);
+            }
     }
     store_sums(t, acc, at, count, o);
     if (o.extra) store_pixel(t, last, at + o.vectors * VI32_LANES);
@@ -147,6 +159,22 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
         int8_block_at(t, at, count, (int8_block){.channels = C, .vectors = 1, .partial = 1});                    \
     }
 
+/* A run of so many vectors, or a pixel more, with the words of a later one. */
+#define INT8_DEFINE_AHEAD(C, V)                                                                                  \
+    static NOINLINE void int8_ahead_##C##x##V(const subp_tile *t) {                                              \
+        int8_block_at(t, 0, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .ahead = 1});              \
+    }                                                                                                            \
+    static NOINLINE void int8_ahead_##C##x##V##_1tap(const subp_tile *t) {                                       \
+        int8_block_at(t, 0, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .one_tap = 1, .ahead = 1}); \
+    }                                                                                                            \
+    static NOINLINE void int8_ahead_odd_##C##x##V(const subp_tile *t) {                                          \
+        int8_block_at(t, 0, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .ahead = 1, .extra = 1});  \
+    }                                                                                                            \
+    static NOINLINE void int8_ahead_odd_##C##x##V##_1tap(const subp_tile *t) {                                   \
+        int8_block_at(t, 0, V * VI32_LANES,                                                                      \
+                      (int8_block){.channels = C, .vectors = V, .one_tap = 1, .ahead = 1, .extra = 1});          \
+    }
+
 /* A run of so many vectors and a pixel, CI32_LANES channels at once. */
 #define INT8_DEFINE_ODD(C, V)                                                                                    \
     static NOINLINE void int8_odd_##C##x##V(const subp_tile *t) {                                                \
@@ -154,6 +182,16 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
     }                                                                                                            \
     static NOINLINE void int8_odd_##C##x##V##_1tap(const subp_tile *t) {                                         \
         int8_block_at(t, 0, V * VI32_LANES, (int8_block){.channels = C, .vectors = V, .one_tap = 1, .extra = 1}); \
+    }
+
+#define INT8_RUN_AHEAD(C, V)                                                            \
+    if (t->next && t->count == V * VI32_LANES) {                                                   \
+        (t->taps == 1 ? int8_ahead_##C##x##V##_1tap : int8_ahead_##C##x##V)(t);         \
+        return;                                                                         \
+    }                                                                                   \
+    if (t->next && t->count == V * VI32_LANES + 1) {                                    \
+        (t->taps == 1 ? int8_ahead_odd_##C##x##V##_1tap : int8_ahead_odd_##C##x##V)(t); \
+        return;                                                                         \
     }
 
 #define INT8_RUN_ODD(C, V)                                                        \
@@ -166,7 +204,8 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
     for (; at + V * VI32_LANES <= t->count; at += V * VI32_LANES)                 \
         (t->taps == 1 ? int8_block_##C##x##V##_1tap : int8_block_##C##x##V)(t, at);
 
-#define INT8_RUN_REST(C) \
-    if (at < t->count) int8_rest_##C(t, at, (int)(t->count - at));
+#define INT8_RUN_REST(C, interleave)                                  \
+    if (at < t->count) int8_rest_##C(t, at, (int)(t->count - at));    \
+    if (t->next) interleave(t->next);
 
 #endif

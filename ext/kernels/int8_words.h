@@ -4,14 +4,13 @@
 
 #include "kernels.h"
 
-/* Where the channels of a word are; one more than there are is any of them. */
-static inline void subp_word_planes(const subp_interleave *s, ptrdiff_t word, int interleave, const uint8_t **planes) {
-    for (int i = 0; i < interleave; i++) {
-        const ptrdiff_t k = word * interleave + i;
-        planes[i] = s->x + s->channel_offsets[k < s->kept ? k : s->kept - 1];
-    }
+/* Where the channels of a word are, as offsets, and where the word goes. */
+static inline const int32_t *subp_word_channels(const subp_interleave *s, ptrdiff_t word, int interleave) {
+    return s->channel_offsets + word * interleave;
 }
 
-static inline ptrdiff_t subp_words(ptrdiff_t kept, int interleave) { return (kept + interleave - 1) / interleave; }
+static inline uint8_t *subp_word_at(const subp_interleave *s, ptrdiff_t word, ptrdiff_t copy) {
+    return s->out + (word * s->word_stride + copy * s->out_copy) * SUBP_WORD;
+}
 
 #endif

@@ -47,6 +47,25 @@ typedef struct {
     int to_float; /* outputs are float32; they have no residual */
 } subp_requantize;
 
+/* uint8 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel: x[word][plane][pixel], and
+ * weights as well, [word][taps][channels of the tile]. A word has as many channels as the row says: 4 bytes or 2 numbers
+ * of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind the last there
+ * are SUBP_TILE_SLACK of any content.
+ *
+ * This tells how they are made, from planes of bytes: word w of pixel p of copy c goes to
+ * out[(w * word_stride + c * out_copy + p) * SUBP_WORD]. Nothing else is written, and no more than `count` bytes of each
+ * channel's copies are read. */
+enum { SUBP_WORD = 4, SUBP_TILE_SLACK = 15 };
+
+typedef struct {
+    const uint8_t *x;               /* IN first channel of the group, at the first pixel */
+    const int32_t *channel_offsets; /* IN those of each word, from x */
+    ptrdiff_t words, count;
+    ptrdiff_t copies, in_copy, out_copy; /* from one copy to the next, in bytes of x and in pixels of out */
+    ptrdiff_t word_stride;               /* pixels */
+    uint8_t *out;                        /* OUT */
+} subp_interleave;
+
 /* One call of a kernel: a run of pixels of one channel tile, out = activation(sum + bias + residual).
  * Nothing needs room to spare: a kernel reads x[channel_offsets[k] + tap_offsets[t] .. + count), the arrays below in
  * the sizes given and residual where it writes out, and writes nothing but the run. Fetching in advance is no read. */
@@ -71,23 +90,10 @@ typedef struct {
     const subp_requantize *requantize;
     const int32_t *start; /* IN [channels] to store, what sums start from */
     const float *factor;  /* IN [channels] to store */
+    /* As many words that a later tile wants, or NULL: to make them in the same call costs less, for it waits for memory
+     * and takes other units than products. They may take the place of this tile's, word by word. */
+    const subp_interleave *next;
 } subp_tile;
-
-/* uint8 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel: x[word][plane][pixel], and
- * `values` as well, [word][taps][channels of the tile]. A word has as many channels as the row says: 4 bytes or 2 numbers
- * of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind a run there
- * are SUBP_TILE_SLACK of any content.
- *
- * A kernel of `interleave` makes them from planes, whole vectors of them too: word w of pixel p goes to
- * out[(w * word_stride + p) * SUBP_WORD]. It reads no more than `count` bytes of each plane. */
-enum { SUBP_WORD = 4 };
-
-typedef struct {
-    const uint8_t *x;               /* IN first channel of the group, at the first pixel */
-    const int32_t *channel_offsets; /* IN [kept] from x */
-    ptrdiff_t kept, count, word_stride;
-    uint8_t *out; /* OUT, the channels that fill the last word of any content */
-} subp_interleave;
 
 /* Windows over a plane; they may hang over any edge. */
 typedef struct {
@@ -117,7 +123,6 @@ typedef struct {
  * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side.
  * Vectors are loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK
  * elements, of any content. */
-enum { SUBP_TILE_SLACK = 15 };
 
 typedef struct {
     ptrdiff_t height, width, out_h, out_w, pad_top, pad_left;
