@@ -215,7 +215,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def build(self, height: int, width: int, requantize: Requantization | None = None) -> Any:
-        """Returns what is compiled for one input size; integers have constants in place of bias and activation."""
+        """Returns what is compiled for one input size, of uint8 with the constants that make outputs of sums."""
 
 
 def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:

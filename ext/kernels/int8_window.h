@@ -37,29 +37,31 @@ INLINE void pick_quads(vu8 quads[MAX_GROUPS][4], const vu8 parts[MAX_PARTS], int
     }
 }
 
-/* A plane's weights and constants. */
+/* What a plane has of its own, and what all have in common; then the same in vectors. */
+typedef struct {
+    const int8_t *values;
+    const subp_requantize *requantize;
+    float factor;
+    int32_t start;
+} plane_numbers;
+
 typedef struct {
     quad_weights weights[MAX_SIDE * MAX_GROUPS];
     stored_constants constants;
     int32_t start;
 } plane_constants;
 
-INLINE void find_constants(plane_constants *c, const subp_depthwise *d, ptrdiff_t n, int kernel) {
-    const int groups = groups_of(kernel);
-    const int8_t *values = (const int8_t *)d->values + n * kernel * kernel;
-    c->constants = stored_constants_of(d->requantize, d->factor[n]);
-    c->start = d->start[n];
-    UNROLL for (int i = 0; i < kernel; i++)
-        UNROLL for (int g = 0; g < groups; g++)
-            c->weights[i * groups + g] =
-                quad_weights_of(values + i * kernel + 4 * g, taps_of(kernel, g));
+INLINE plane_numbers numbers_of(const subp_depthwise *d, ptrdiff_t n, int kernel) {
+    return (plane_numbers){(const int8_t *)d->values + n * kernel * kernel, d->requantize, d->factor[n], d->start[n]};
 }
 
-/* A copy that no store can change, of what the kernel has. */
-INLINE void own_constants(plane_constants *own, const plane_constants *c, int kernel) {
-    UNROLL for (int i = 0; i < kernel * groups_of(kernel); i++) own->weights[i] = c->weights[i];
-    own->constants = c->constants;
-    own->start = c->start;
+INLINE void find_constants(plane_constants *c, const plane_numbers *n, int kernel) {
+    const int groups = groups_of(kernel);
+    c->constants = stored_constants_of(n->requantize, n->factor);
+    c->start = n->start;
+    UNROLL for (int i = 0; i < kernel; i++)
+        UNROLL for (int g = 0; g < groups; g++)
+            c->weights[i * groups + g] = quad_weights_of(n->values + i * kernel + 4 * g, taps_of(kernel, g));
 }
 
 INLINE void start_sums(vi32 sums[MAX_ROWS][4], int rows, int32_t start) {
@@ -81,10 +83,17 @@ INLINE void add_row(vi32 sums[MAX_ROWS][4], const vu8 parts[MAX_PARTS], const pl
     }
 }
 
-INLINE vu8 finished(const vi32 sums[4], const vu8 *residual, const plane_constants *c, int stride) {
-    vu8 parted;
-    if (residual) parted = stride == 2 ? vu8_halves_parted(*residual) : *residual;
-    const vu8 stored = vu8_stored(sums, residual ? &parted : NULL, &c->constants);
+/* What is left out of the last step where the constants allow it. */
+enum { WITH_RESIDUAL, BOUNDED, PLAIN }; /* PLAIN: zero point and bounds are those of uint8, as after most activations */
+
+INLINE int ending_of(const subp_depthwise *d) {
+    const subp_requantize *q = d->requantize;
+    return d->residual ? WITH_RESIDUAL : q->zero || q->low || q->high != UINT8_MAX ? BOUNDED : PLAIN;
+}
+
+INLINE vu8 finished(const vi32 sums[4], vu8 residual, const plane_constants *c, int stride, int ending) {
+    if (ending == WITH_RESIDUAL && stride == 2) residual = vu8_halves_parted(residual);
+    const vu8 stored = vu8_stored(sums, ending == WITH_RESIDUAL ? &residual : NULL, &c->constants, ending == PLAIN);
     return stride == 2 ? vu8_halves_joined(stored) : stored;
 }
 
@@ -150,28 +159,28 @@ INLINE void copy_band(const band_plan *p, const subp_window *g, const uint8_t *i
 }
 
 /* Outputs and what lies between their rows, up to a whole vector. */
-INLINE void run_band(const band_plan *p, const uint8_t *in, const plane_constants *c, const uint8_t *residual, uint8_t *out,
-                     ptrdiff_t count, int kernel, int stride) {
+INLINE void run_band(const band_plan *p, const uint8_t *in, const plane_numbers *n, const uint8_t *residual, uint8_t *out,
+                     ptrdiff_t count, int kernel, int stride, int ending) {
     const ptrdiff_t copy = p->copy, row = p->row;
-    plane_constants own;
-    own_constants(&own, c, kernel);
+    plane_constants c;
+    find_constants(&c, n, kernel);
     for (ptrdiff_t at = 0; at < count; at += VU8_BYTES) {
         vi32 sums[MAX_ROWS][4];
-        vu8 parts[MAX_PARTS], addend;
-        start_sums(sums, 1, own.start);
+        vu8 parts[MAX_PARTS], addend = vu8_splat(0);
+        start_sums(sums, 1, c.start);
         UNROLL for (int i = 0; i < kernel; i++) {
             const uint8_t *from = in + i % stride * copy + i / stride * row + stride * at;
             UNROLL for (int part = 0; part < parts_of(stride); part++)
                 parts[part] = vu8_load(from + part_offset(part, stride));
-            add_row(sums, parts, &own, i, kernel, stride, 1);
+            add_row(sums, parts, &c, i, kernel, stride, 1);
         }
-        if (residual) addend = vu8_load(residual + at);
-        vu8_store(out + at, finished(sums[0], residual ? &addend : NULL, &own, stride));
+        if (ending == WITH_RESIDUAL) addend = vu8_load(residual + at);
+        vu8_store(out + at, finished(sums[0], addend, &c, stride, ending));
     }
 }
 
-typedef void (*run_band_fn)(const band_plan *, const uint8_t *in, const plane_constants *, const uint8_t *residual,
-                            uint8_t *out, ptrdiff_t count);
+typedef void (*run_band_fn)(const band_plan *, const uint8_t *in, const plane_numbers *, const uint8_t *residual,
+                            uint8_t *out, ptrdiff_t count, int ending);
 
 /* One thing after the other for all planes: bytes that were just stored in other pieces would be slow to load. */
 INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kernel, int stride, run_band_fn run) {
@@ -191,10 +200,9 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
                                   (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 1, 0, 0, g->out_w,
                                   g->out_w, fill);
             for (ptrdiff_t i = 0; i < planes; i++) {
-                plane_constants c;
-                find_constants(&c, d, n + i, kernel);
-                run(p, room.in + i * stride * p->copy, &c, d->residual ? room.residual + i * p->out : NULL,
-                    room.out + i * p->out, (rows - 1) * p->pitch + g->out_w);
+                const plane_numbers numbers = numbers_of(d, n + i, kernel);
+                run(p, room.in + i * stride * p->copy, &numbers, d->residual ? room.residual + i * p->out : NULL,
+                    room.out + i * p->out, (rows - 1) * p->pitch + g->out_w, ending_of(d));
             }
             for (ptrdiff_t i = 0; i < planes; i++)
                 vu8_write_rows((uint8_t *)d->out + at + i * d->out_stride, room.out + i * p->out, rows, p->pitch, g->out_w);
@@ -226,7 +234,7 @@ INLINE void find_tile(plane_tile *t, const subp_window *g, ptrdiff_t column, ptr
 
 /* Output rows from y on, as many as fill the registers and there are. */
 INLINE void run_block(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_constants *c, vu8 fill,
-                      ptrdiff_t y, int kernel, int stride, int rows) {
+                      ptrdiff_t y, int kernel, int stride, int rows, int ending) {
     const ptrdiff_t first = t->column * stride - g->pad_left, top = y * stride - g->pad_top;
     vi32 sums[MAX_ROWS][4];
     start_sums(sums, rows, c->start);
@@ -239,21 +247,21 @@ INLINE void run_block(const plane_arrays *a, const subp_window *g, const plane_t
     }
     UNROLL for (int r = 0; r < rows; r++) {
         const ptrdiff_t at = (y + r) * g->out_w + t->column;
-        vu8 addend;
+        vu8 addend = fill;
         if (y + r >= g->out_h) break;
-        if (a->residual) addend = vu8_load_span(a->residual + at, t->stored, fill);
-        vu8_store_span(a->out + at, finished(sums[r], a->residual ? &addend : NULL, c, stride), t->stored);
+        if (ending == WITH_RESIDUAL) addend = vu8_load_span(a->residual + at, t->stored, fill);
+        vu8_store_span(a->out + at, finished(sums[r], addend, c, stride, ending), t->stored);
     }
 }
 
-typedef void (*run_tile_fn)(const plane_arrays *, const subp_window *, const plane_tile *, const plane_constants *);
+typedef void (*run_tile_fn)(const plane_arrays *, const subp_window *, const plane_tile *, const plane_numbers *,
+                            int ending);
 
 INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, run_tile_fn run) {
     const subp_window *g = d->window;
     const ptrdiff_t tiles = subp_ceil_div(g->out_w, VU8_BYTES), step = subp_ceil_div(g->out_w, tiles);
     for (ptrdiff_t n = 0; n < d->count; n++) {
-        plane_constants c;
-        find_constants(&c, d, n, kernel);
+        const plane_numbers numbers = numbers_of(d, n, kernel);
         const plane_arrays a = {.in = (const uint8_t *)d->in + n * d->in_stride,
                                 .padding = d->padding,
                                 .residual = subp_at_if(d->residual, n * d->out_stride, 1),
@@ -261,19 +269,29 @@ INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, run
         for (ptrdiff_t column = 0; column < g->out_w; column += step) {
             plane_tile t;
             find_tile(&t, g, column, subp_smaller(step, g->out_w - column), stride);
-            run(&a, g, &t, &c);
+            run(&a, g, &t, &numbers, ending_of(d));
         }
     }
+}
+
+INLINE void run_tile(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_numbers *n, int kernel,
+                     int stride, int rows, int ending) {
+    const vu8 fill = vu8_splat(*a->padding);
+    plane_constants c;
+    find_constants(&c, n, kernel);
+    for (ptrdiff_t y = 0; y < g->out_h; y += rows) run_block(a, g, t, &c, fill, y, kernel, stride, rows, ending);
 }
 
 /* Functions of their own, for the registers. */
 #define DEFINE_IN_PLACE(kernel, stride, rows)                                                                              \
     static NOINLINE void run_tile_##kernel##s##stride(const plane_arrays *a, const subp_window *g, const plane_tile *t,    \
-                                                      const plane_constants *c) {                                         \
-        const vu8 fill = vu8_splat(*a->padding);                                                                          \
-        plane_constants own;                                                                                              \
-        own_constants(&own, c, kernel);                                                                                   \
-        for (ptrdiff_t y = 0; y < g->out_h; y += rows) run_block(a, g, t, &own, fill, y, kernel, stride, rows);           \
+                                                      const plane_numbers *n, int ending) {                               \
+        if (ending == WITH_RESIDUAL)                                                                                      \
+            run_tile(a, g, t, n, kernel, stride, rows, WITH_RESIDUAL);                                                    \
+        else if (ending == BOUNDED)                                                                                       \
+            run_tile(a, g, t, n, kernel, stride, rows, BOUNDED);                                                          \
+        else                                                                                                              \
+            run_tile(a, g, t, n, kernel, stride, rows, PLAIN);                                                            \
     }                                                                                                                     \
     static void in_place_##kernel##s##stride(const subp_depthwise *d) {                                                   \
         planes_in_place(d, kernel, stride, run_tile_##kernel##s##stride);                                                 \
@@ -292,12 +310,15 @@ INLINE int fills_vectors(const subp_window *g) { return (void)g, 0; }
 
 #define DEFINE_INT8_DEPTHWISE(set, kernel, stride, many)                                                                 \
     DEFINE_IN_PLACE(kernel, stride, many)                                                                                \
-    static NOINLINE void run_band_##kernel##s##stride(const band_plan *p, const uint8_t *in, const plane_constants *c,   \
-                                                      const uint8_t *residual, uint8_t *out, ptrdiff_t count) {          \
-        if (residual)                                                                                                    \
-            run_band(p, in, c, residual, out, count, kernel, stride);                                                    \
+    static NOINLINE void run_band_##kernel##s##stride(const band_plan *p, const uint8_t *in, const plane_numbers *n,     \
+                                                      const uint8_t *residual, uint8_t *out, ptrdiff_t count,            \
+                                                      int ending) {                                                      \
+        if (ending == WITH_RESIDUAL)                                                                                     \
+            run_band(p, in, n, residual, out, count, kernel, stride, WITH_RESIDUAL);                                     \
+        else if (ending == BOUNDED)                                                                                      \
+            run_band(p, in, n, NULL, out, count, kernel, stride, BOUNDED);                                               \
         else                                                                                                             \
-            run_band(p, in, c, NULL, out, count, kernel, stride);                                                        \
+            run_band(p, in, n, NULL, out, count, kernel, stride, PLAIN);                                                 \
     }                                                                                                                    \
     static void copied_##kernel##s##stride(const subp_depthwise *d, const band_plan *p) {                                \
         copied_planes(d, p, kernel, stride, run_band_##kernel##s##stride);                                               \

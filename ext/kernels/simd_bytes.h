@@ -7,7 +7,8 @@
  *   quad_weights: quad_weights_of(p, count), 1 to 4 weights at p, of which no other is read, and zeros.
  *   vi32_dot(sums, quads, weights, count): adds to every lane its four bytes times the weights, exactly.
  *   stored_constants: stored_constants_of(requantize, factor).
- *   vu8_stored(sums, residual, constants): what four vectors of sums become. 32-bit lane i of part p of vector v is byte
+ *   vu8_stored(sums, residual, constants, plain): what four vectors of sums become; plain says that the zero point is 0
+ *     and the bounds are those of uint8. 32-bit lane i of part p of vector v is byte
  *     16 * p + 4 * v + i of the result, and of the residual, which may be NULL.
  *   vu8_halves_joined(x), of a vector whose parts are 8 bytes of its first half, then 8 of its second: in their order;
  *     vu8_halves_parted(x), the inverse.

@@ -69,7 +69,7 @@ INLINE __m256i widened(vu8 x, int v) {
                                                                              none + 4 * v + 2, none + 4 * v + 3)));
 }
 
-INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_constants *c) {
+INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_constants *c, int plain) {
     __m256i whole[4];
     UNROLL for (int v = 0; v < 4; v++) {
         __m256 real = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[v]), c->factor);
@@ -79,6 +79,8 @@ INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_cons
         }
         whole[v] = _mm256_cvtps_epi32(real);
     }
+    if (plain)
+        return _mm256_packus_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
     /* Sums of saturated numbers saturate again, on the same side. */
     const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(whole[0], whole[1]), c->zero);
     const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(whole[2], whole[3]), c->zero);

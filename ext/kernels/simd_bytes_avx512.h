@@ -71,7 +71,7 @@ INLINE __m512i widened(vu8 x, int v) {
         x, four_parts(_mm_setr_epi32(none + 4 * v, none + 4 * v + 1, none + 4 * v + 2, none + 4 * v + 3)));
 }
 
-INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_constants *c) {
+INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_constants *c, int plain) {
     __m512i whole[4];
     UNROLL for (int v = 0; v < 4; v++) {
         __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), c->factor);
@@ -81,6 +81,8 @@ INLINE vu8 vu8_stored(const vi32 sums[4], const vu8 *residual, const stored_cons
         }
         whole[v] = _mm512_cvt_roundps_epi32(real, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
+    if (plain)
+        return _mm512_packus_epi16(_mm512_packs_epi32(whole[0], whole[1]), _mm512_packs_epi32(whole[2], whole[3]));
     /* Sums of saturated numbers saturate again, on the same side. */
     const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(whole[0], whole[1]), c->zero);
     const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(whole[2], whole[3]), c->zero);
@@ -113,6 +115,8 @@ INLINE void vu8_copy_rows(uint8_t *to, const uint8_t *from, ptrdiff_t rows, ptrd
         for (; rows > 0; rows--, to += end, from += step)
             _mm256_storeu_si256((__m256i *)to,
                                 _mm256_mask_loadu_epi8(_mm512_castsi512_si256(fill), (__mmask32)inside, from));
+    } else if (end <= 64) {
+        for (; rows > 0; rows--, to += end, from += step) vu8_store(to, vu8_load_span(from, inside, fill));
     } else {
         for (; rows > 0; rows--, to += end, from += step)
             for (ptrdiff_t at = 0; at < end; at += VU8_BYTES)
@@ -128,6 +132,8 @@ INLINE void vu8_write_rows(uint8_t *to, const uint8_t *from, ptrdiff_t rows, ptr
     } else if (count <= 32) {
         for (; rows > 0; rows--, to += count, from += step)
             _mm256_mask_storeu_epi8(to, (__mmask32)stored, _mm256_loadu_si256((const __m256i *)from));
+    } else if (count <= 64) {
+        for (; rows > 0; rows--, to += count, from += step) vu8_store_span(to, vu8_load(from), stored);
     } else {
         for (; rows > 0; rows--, to += count, from += step)
             for (ptrdiff_t at = 0; at < count; at += VU8_BYTES)
