@@ -1,6 +1,5 @@
 /* The operators on quantized integers, beside convolution: to the bit. */
 #include <math.h>
-#include <string.h>
 
 #include "harness.h"
 
@@ -10,7 +9,17 @@ static uint8_t *bytes(ptrdiff_t count) {
     return found;
 }
 
-static uint8_t *bytes_of(ptrdiff_t count, int value) { return memset(exact((size_t)count), value, (size_t)count); }
+static uint8_t *bytes_of(ptrdiff_t count, uint8_t value) {
+    uint8_t *found = exact((size_t)count);
+    for (ptrdiff_t i = 0; i < count; i++) found[i] = value;
+    return found;
+}
+
+static uint8_t *copy_of(const uint8_t *other, ptrdiff_t count) {
+    uint8_t *found = exact((size_t)count);
+    for (ptrdiff_t i = 0; i < count; i++) found[i] = other[i];
+    return found;
+}
 
 /* clamp(rne(real) + zero, low, high). */
 static int stored(float real, int zero, int low, int high) {
@@ -94,10 +103,11 @@ static void check_conversions(int set, ptrdiff_t count) {
 static void check_lookup(int set, ptrdiff_t count) {
     const uint8_t *in = bytes(count), *table = bytes(256);
     const float *real = random_floats(256);
-    uint8_t *out = bytes_of(count, 77);
+    const int in_place = one_in(2);
+    uint8_t *out = in_place ? copy_of(in, count) : bytes_of(count, 77);
     float *found = exact_floats((size_t)count, CANARY);
     const subp_row *row = choose_of(set, SUBP_OP_lookup, SUBP_DTYPE_uint8);
-    row->run.lookup(one_in(2) ? memcpy(out, in, (size_t)count) : in, count, table, 0, out);
+    row->run.lookup(in_place ? out : in, count, table, 0, out);
     row->run.lookup(in, count, real, 1, found);
     for (ptrdiff_t i = 0; i < count; i++) {
         expect("looked up", i, out[i], table[in[i]]);
@@ -115,7 +125,7 @@ void check_quantized_elements(int set) {
              "bounds %d to %d", set, count, multiply, one_b, in_place, r.a_zero, r.b_zero, r.zero, r.a_factor, r.b_factor,
              r.low, r.high);
     const uint8_t *a = bytes(count), *b = bytes(one_b ? 1 : count);
-    uint8_t *out = in_place ? memcpy(exact((size_t)count), a, (size_t)count) : bytes_of(count, 77);
+    uint8_t *out = in_place ? copy_of(a, count) : bytes_of(count, 77);
     choose_of(set, SUBP_OP_quantized_binary, SUBP_DTYPE_uint8)
         ->run.quantized_binary(multiply, &r, in_place ? out : a, b, one_b, count, out);
     int64_t total = 0;
