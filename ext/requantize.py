@@ -15,6 +15,8 @@ from subp_ext.dtypes import Array, Float32Array, Quantization
 # What keeps sums within int32 and results, before they are rounded, within what converts to it on every CPU.
 MAX_SUM, MAX_RESULT = 2**31 - 1, 2**30
 
+TOO_LARGE = "its results could be beyond int32 before they are bounded"
+
 # The largest stored uint8, and the activations that are bounds of it.
 TOP = 255
 BOUNDS: dict[str | None, tuple[float | None, float | None]] = {None: (None, None), "relu": (0, None), "relu6": (0, 6)}
@@ -135,7 +137,7 @@ def of_convolution(
         residual_factor = np.float32(np.float64(residual.scale) / np.float64(out.scale))
         reach = reach + TOP * np.float64(residual_factor)
     if not (np.isfinite(reach).all() and reach.max(initial=0) < MAX_RESULT):
-        return "its results could be beyond int32 before they are bounded"
+        return TOO_LARGE
     low, high = bounds(activation, out) or (0, TOP)
     return Requantization(
         start.astype(np.int32),
@@ -170,18 +172,23 @@ class Rescale:
 
 def of_sum(a: Quantization, b: Quantization, out: Quantization) -> Rescale | str:
     """Returns the constants of a + b, or why integers will not do."""
-    factors = factors_of([np.float64(a.scale), np.float64(b.scale)], out, TOP)
+    scale = np.float64(out.scale)
+    factors = _factors([np.float64(a.scale) / scale, np.float64(b.scale) / scale])
     if isinstance(factors, str):
         return factors
+    if TOP * factors.sum(dtype=np.float64) >= MAX_RESULT:
+        return TOO_LARGE
     zero, (a_factor, b_factor) = int(out.zero_point), map(float, factors)
     return Rescale(int(a.zero_point), a_factor, zero, int(b.zero_point), b_factor)
 
 
 def of_product(a: Quantization, b: Quantization, out: Quantization) -> Rescale | str:
     """Returns the constants of a * b, or why integers will not do."""
-    factors = factors_of([np.float64(a.scale) * np.float64(b.scale)], out, TOP * TOP)
+    factors = _factors([np.float64(a.scale) * np.float64(b.scale) / np.float64(out.scale)])
     if isinstance(factors, str):
         return factors
+    if TOP * TOP * float(factors[0]) >= MAX_RESULT:
+        return TOO_LARGE
     return Rescale(int(a.zero_point), float(factors[0]), int(out.zero_point), int(b.zero_point))
 
 
@@ -193,25 +200,18 @@ def of_average(x: Quantization, out: Quantization, counts: Array, pixels: int) -
         counts: what each sum is divided by, of any shape.
         pixels: the most that are in a sum.
     """
-    if not (counts > 0).all():
-        return "an average is not over one pixel or more"
-    if pixels * TOP > MAX_SUM:
+    if not (counts >= 1).all():
+        return "an average is over less than one pixel"
+    if pixels * TOP >= MAX_SUM:
         return "sums of its pixels could overflow int32"
-    return factors_of(np.float64(x.scale) / counts.astype(np.float64), out, pixels * TOP)
+    factors = _factors(np.float64(x.scale) / (np.float64(out.scale) * counts.astype(np.float64)))
+    if isinstance(factors, str):
+        return factors
+    return factors if pixels * TOP * float(factors.max()) < MAX_RESULT else TOO_LARGE
 
 
-def factors_of(units: Any, out: Quantization, largest: int) -> Float32Array | str:
-    """Returns float32 factors from integers of these units to those of a result, or why they will not do.
-
-    Args:
-        units: what one of each integer stands for.
-        out: of the result.
-        largest: magnitude of the integers.
-    """
+def _factors(quotients: Any) -> Float32Array | str:
+    """Returns float64 numbers as factors in float32, or why they are none."""
     with np.errstate(all="ignore"):
-        factors = (np.asarray(units, np.float64) / np.float64(out.scale)).astype(np.float32)
-    if not (factors > 0).all():
-        return "a factor is beyond float32"
-    if not (np.isfinite(factors).all() and 2.0 * largest * factors.max() < MAX_RESULT):
-        return "its results could be beyond int32 before they are bounded"
-    return factors
+        factors = np.asarray(quotients, np.float64).astype(np.float32)
+    return factors if (factors > 0).all() and np.isfinite(factors).all() else "a factor is beyond float32"

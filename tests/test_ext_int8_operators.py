@@ -409,7 +409,7 @@ def test_a_result_takes_over_the_memory_of_its_operand():
         (Node("add", "y", {"self": Ref("x"), "other": 1.0}, C), "an operand is not quantized"),
         (
             Node("avg_pool2d", "y", {"self": Ref("x"), "kernel_size": 2, "divisor_override": -3}, C),
-            "not over one pixel",
+            "less than one pixel",
         ),
         (Node("mul", "y", {"self": Ref("x"), "other": Ref("x")}, uint8(1e-9, 0)), "beyond int32"),
         (Node("sigmoid", "y", {"self": Ref("x")}, B), "no uint8 kernel for activate"),
@@ -438,11 +438,15 @@ def quantization(scale, zero=0):
 
 def test_constants_that_integers_do_not_reach():
     small, large = quantization(1e-20), quantization(1e20)
-    assert of_sum(large, large, small) == "its results could be beyond int32 before they are bounded"
-    assert of_product(small, small, large) == "a factor is beyond float32"
-    assert of_average(small, small, np.array([0.0]), 1) == "an average is not over one pixel or more"
-    assert of_average(small, small, np.array([9.0]), 8421505) == "sums of its pixels could overflow int32"
-    assert of_average(small, small, np.array([9.0]), 8421504) == pytest.approx([1 / 9])
+    one, million = quantization(1.0), quantization(2.0**22)
+    assert of_sum(large, large, small) == of_product(small, small, large) == "a factor is beyond float32"
+    assert of_sum(million, million, one) == "its results could be beyond int32 before they are bounded"
+    assert isinstance(of_sum(quantization(2.0**21), one, one), Rescale)
+    assert of_product(quantization(2.0**15), one, one) == "its results could be beyond int32 before they are bounded"
+    assert isinstance(of_product(quantization(2.0**14), one, one), Rescale)
+    assert of_average(small, small, np.array([0.0]), 1) == "an average is over less than one pixel"
+    assert of_average(small, small, np.array([9.0]), 8421504) == "sums of its pixels could overflow int32"
+    assert of_average(small, small, np.array([9.0]), 8421503) == pytest.approx([1 / 9])
 
 
 # --- arguments that memory safety rests on ---

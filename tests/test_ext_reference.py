@@ -340,8 +340,9 @@ case("numel", lambda self: self.numel(), self=X)
 case("sym_numel", lambda self: self.numel(), self=X)
 
 # Operators under a second name from operator.* on sizes, checks without a result, and those of the runtime's own, which
-# test_ext_quantization.py holds against torch.
+# test_ext_quantization.py holds against torch and test_ext_int8_operators.py against integers.
 WITHOUT_CASE = {
+    "lookup",
     "quantize",
     "dequantize",
     "cast",
