@@ -86,7 +86,8 @@ if __name__ == "__main__":
             Extension(
                 "subp_ext._kernels",
                 sources=["ext/_kernels.pyx"],
-                depends=[*HEADERS, *LISTS, *sorted(map(str, Path("ext").glob("*.pxi")))],
+                # The kernels' own files too: what they are linked into is out of date with them.
+                depends=[*HEADERS, *LISTS, *sorted(map(str, [*Path("ext").glob("*.pxi"), *Path(KERNELS).glob("*.c")]))],
                 include_dirs=[KERNELS],
                 define_macros=macros,
                 extra_compile_args=[*CFLAGS, "-fopenmp"],
