@@ -12,7 +12,7 @@
 #ifndef SUBP_INT8_VECTOR_H
 #define SUBP_INT8_VECTOR_H
 
-#include "int8_planes.h"
+#include "int8_words.h"
 #include "kernels.h"
 
 enum { INT8_MAX_CHANNELS = 8, INT8_MAX_VECTORS = 8 };
