@@ -12,17 +12,20 @@ KERNELS = "ext/kernels"
 DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c
-# (floats), int8_<name>.c and int8_depthwise_<name>.c those that there are get the flags. Nothing else does, or the
-# compiler may use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and
-# guards its lines in the lists.
+# (floats) and <kind>_<name>.c of INT8_KINDS those that there are get the flags. Nothing else does, or the compiler may
+# use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and guards its lines in
+# the lists.
 X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx2", ["-mavx2", "-mfma"]),
+    (X86, "avxvnni", ["-mavx2", "-mfma", "-mavxvnni"]),
     (X86, "avx512", AVX512),
     (X86, "avx512vbmi", [*AVX512, "-mavx512vbmi"]),
     (X86, "avx512vnni", [*AVX512, "-mavx512vnni"]),
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
+    (ARM, "neon_dotprod", ["-march=armv8.2-a+dotprod"]),
+    (ARM, "neon_i8mm", ["-march=armv8.2-a+dotprod+i8mm"]),
 ]
 CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-g0"]
 
@@ -31,6 +34,7 @@ GENERIC_CFLAGS = ["-ffp-contract=fast"]
 
 # Results of the int8 kernels are the same bits everywhere: a product is fused with a sum only where the code says so.
 INT8_CFLAGS = ["-ffp-contract=off"]
+INT8_KINDS = ["int8", "int8_depthwise", "int8_planes"]  # convolutions, depthwise ones, all else
 
 
 def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:
@@ -40,7 +44,7 @@ def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:
 
 def kernel_files(name: str, flags: list[str]) -> list[tuple[str, list[str]]]:
     """The files of a set, and the flags of each."""
-    files = [(name, flags)] + [(f"{kind}_{name}", [*flags, *INT8_CFLAGS]) for kind in ("int8", "int8_depthwise")]
+    files = [(name, flags)] + [(f"{kind}_{name}", [*flags, *INT8_CFLAGS]) for kind in INT8_KINDS]
     return [(file, own) for file, own in files if (ROOT / KERNELS / f"{file}.c").exists()]
 
 

@@ -104,7 +104,7 @@ class Convolution:
             _activations_of(getattr(weight, "dtype", "float32")),
         )
         self.kept_share = weight.kept_share
-        self._weight = Weight(weight.values)
+        self._weight = Weight(weight.values, self.weight_sums)
         self.algorithms = _algorithms(self.layer, self._weight, runtime.winograd() if winograd is None else winograd)
         if len(self.algorithms) == 1:
             self.algorithms[0].packed()

@@ -161,6 +161,8 @@ class DirectWords(Direct):
         planes = self.planes(height, width)
         split = self.split(height, width, planes, band)
         # Words of one tap are read once, by one tile; those of several taps again and again, by their neighbours too.
+        if self._packing == "signed_quads" and requantize is not None:
+            requantize = _of_signed(requantize, self._weight)
         run = split.tile_pixels if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
         return self._build(height, width, split.band, requantize=requantize, run_pixels=run)
 
@@ -210,6 +212,13 @@ class Depthwise(Algorithm):
             (layer.padding[0][0], layer.padding[1][0]),
             requantize,
         )
+
+
+def _of_signed(requantize: Requantization, weight: Weight) -> Requantization:
+    """The constants for activations minus 128, as signed dot products take them. Sums may wrap around: they do so back."""
+    assert weight.sums is not None
+    start = (requantize.start + 128 * weight.sums).astype(np.uint32).view(np.int32)
+    return dataclasses.replace(requantize, start=start)
 
 
 def _band(out_h: int, out_w: int, least: int, halo: int, tile: int) -> int:

@@ -153,9 +153,11 @@ class Weight:
 
     Attributes:
         values: `[R, K, kh, kw, N]`; None once no algorithm will.
+        sums: `[O]` int64, those of the integers of each output channel; None for floats.
     """
 
     values: np.ndarray | None
+    sums: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +167,7 @@ class Weight:
     @property
     def integers(self) -> bool:
         """Whether they are of int8."""
-        return self.values is not None and self.values.dtype == np.int8
+        return self.sums is not None
 
 
 class Algorithm(ABC):
@@ -235,6 +237,11 @@ def pack_quads(values: np.ndarray, layer: Layer) -> np.ndarray:
     return _pack_words(values, layer, 4)
 
 
+def pack_pairs(values: np.ndarray, layer: Layer) -> np.ndarray:
+    """As `pack_quads`, in words of two kept channels, their weights widened to 16 bits; the bytes of them."""
+    return _pack_words(values.astype(np.int16), layer, 2).view(np.int8)
+
+
 def _pack_words(values: np.ndarray, layer: Layer, per_word: int) -> np.ndarray:
     """Tiles of `[words, taps, channels, per_word]`; channels that fill the last word weigh nothing."""
     rows, kept, kh, kw, block = values.shape
@@ -253,4 +260,6 @@ PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {
     "tiles": pack_tiles,
     "planes": pack_planes,
     "quads": pack_quads,
+    "signed_quads": pack_quads,
+    "pairs": pack_pairs,
 }

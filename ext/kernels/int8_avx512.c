@@ -1,5 +1,47 @@
-/* The kernels of integers for AVX-512. */
-#include "int8_planes.h"
+/* The int8 kernels for AVX-512 without dot products of bytes: those of pairs of 16 bits, added up by another instruction. */
+#include "int8_simd_avx512.h"
 
-SUBP_DEFINE_INT8_PLANES(avx512)
-SUBP_DEFINE_LOOKUP(avx512)
+INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(words, weight));
+}
+
+#include "int8_pairs.h"
+#include "int8_vector.h"
+
+INT8_DEFINE_INTERLEAVE(avx512)
+INT8_DEFINE_PEAK(avx512)
+
+INT8_DEFINE_BLOCK(8, 3)
+INT8_DEFINE_BLOCK(8, 2)
+INT8_DEFINE_BLOCK(8, 1)
+INT8_DEFINE_REST(8)
+INT8_DEFINE_BLOCK(4, 6)
+INT8_DEFINE_BLOCK(4, 3)
+INT8_DEFINE_BLOCK(4, 1)
+INT8_DEFINE_REST(4)
+INT8_DEFINE_BLOCK(1, 8)
+INT8_DEFINE_BLOCK(1, 4)
+INT8_DEFINE_BLOCK(1, 1)
+INT8_DEFINE_REST(1)
+
+void u8s8_ubsconv_8x48__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    INT8_RUN_BLOCKS(8, 3)
+    INT8_RUN_BLOCKS(8, 2)
+    INT8_RUN_BLOCKS(8, 1)
+    INT8_RUN_REST(8, u8s8_interleave__avx512)
+}
+void u8s8_ubsconv_4x96__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    INT8_RUN_BLOCKS(4, 6)
+    INT8_RUN_BLOCKS(4, 3)
+    INT8_RUN_BLOCKS(4, 1)
+    INT8_RUN_REST(4, u8s8_interleave__avx512)
+}
+void u8s8_ubsconv_1x128__avx512(const subp_tile *t) {
+    ptrdiff_t at = 0;
+    INT8_RUN_BLOCKS(1, 8)
+    INT8_RUN_BLOCKS(1, 4)
+    INT8_RUN_BLOCKS(1, 1)
+    INT8_RUN_REST(1, u8s8_interleave__avx512)
+}

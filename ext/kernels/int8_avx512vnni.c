@@ -1,14 +1,31 @@
 /* The int8 kernels for AVX-512 with dot products: 8 channels x 3 vectors of words fill 24 of the 32 registers. */
 #include "int8_simd_avx512.h"
 
-#include "int8_words.h"
-
 /* Not the intrinsic, with which GCC 12 copies and spills the sums. */
 INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(words), "v"(weight));
     return sums;
 }
 
+#define INT8_HAS_ODD 1
+enum { CI32_LANES = 8 };
+typedef __m256i ci32;
+
+INLINE ci32 ci32_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void ci32_floats(ci32 sums, const float *factors, float *out) {
+    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors)));
+}
+INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q, uint8_t *out) {
+    __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors));
+    if (residual) {
+        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)residual));
+        const __m256i offset = _mm256_sub_epi32(wide, _mm256_set1_epi32(q->residual_zero));
+        x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(offset), _mm256_set1_ps(q->residual_factor), x);
+    }
+    __m256i y = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(q->zero));
+    y = _mm256_min_epi32(_mm256_max_epi32(y, _mm256_set1_epi32(q->low)), _mm256_set1_epi32(q->high));
+    _mm_storel_epi64((__m128i *)out, _mm256_cvtepi32_epi8(y));
+}
 INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
     int32_t pixel;
     memcpy(&pixel, word, sizeof(pixel));
@@ -17,9 +34,40 @@ INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
     return sums;
 }
 
-enum { INT8_INTERLEAVE = 4 }; /* channels of a word */
+/* The words of up to 64 pixels from four planes. */
+enum { INT8_INTERLEAVE = 4, INTERLEAVE_PIXELS = 64 };
+
+INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
+    /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in order. */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i x = count >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(((__mmask64)1 << count) - 1, p);
+    return _mm512_permutexvar_epi32(order, x);
+}
+
+INLINE void store_words(uint8_t *out, __m512i words, ptrdiff_t count) {
+    if (count >= 16)
+        _mm512_storeu_si512(out, words);
+    else if (count == 1)
+        _mm_storeu_si32(out, _mm512_castsi512_si128(words));
+    else if (count > 0)
+        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << count) - 1), words);
+}
+
+INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
+    const __m512i a = load_plane(x + offsets[0], count), b = load_plane(x + offsets[1], count);
+    const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+    const __m512i c = load_plane(x + offsets[2], count), d = load_plane(x + offsets[3], count);
+    const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+    store_words(out, _mm512_unpacklo_epi16(ab_low, cd_low), count);
+    store_words(out + 64, _mm512_unpackhi_epi16(ab_low, cd_low), count - 16);
+    store_words(out + 128, _mm512_unpacklo_epi16(ab_high, cd_high), count - 32);
+    store_words(out + 192, _mm512_unpackhi_epi16(ab_high, cd_high), count - 48);
+}
 
 #include "int8_vector.h"
+
+INT8_DEFINE_INTERLEAVE(avx512vnni)
+INT8_DEFINE_PEAK(avx512vnni)
 
 INT8_DEFINE_ODD(8, 3)
 INT8_DEFINE_AHEAD(8, 3)
@@ -69,29 +117,6 @@ void u8s8_ubsconv_1x128__avx512vnni(const subp_tile *t) {
     INT8_RUN_BLOCKS(1, 4)
     INT8_RUN_BLOCKS(1, 1)
     INT8_RUN_REST(1, u8s8_interleave__avx512vnni)
-}
-
-void u8s8_interleave__avx512vnni(const subp_interleave *s) {
-    for (ptrdiff_t w = 0; w < s->words; w++)
-        for (ptrdiff_t c = 0; c < s->copies; c++) {
-            const int32_t *offsets = subp_word_channels(s, w, 4);
-            const uint8_t *in = s->x + c * s->in_copy;
-            uint8_t *out = subp_word_at(s, w, c);
-            for (ptrdiff_t at = 0; at < s->count; at += 64)
-                interleave_block(in + at, offsets, s->count - at, out + at * SUBP_WORD);
-        }
-}
-
-/* What the units for dot products can do: as `peak` of vector.h. */
-enum { PEAK_CHAINS = 12 };
-
-ptrdiff_t u8s8_peak__avx512vnni(ptrdiff_t rounds, float factor) {
-    vi32 chains[PEAK_CHAINS], ones = _mm512_set1_epi8(factor < 1.0f);
-    UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_splat(i);
-    for (ptrdiff_t r = 0; r < rounds; r++)
-        UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_dot(chains[i], ones, ones);
-    for (int i = 1; i < PEAK_CHAINS; i++) chains[0] = _mm512_add_epi32(chains[0], chains[i]);
-    return _mm512_reduce_add_epi32(chains[0]) == 1 ? 0 : 2 * PEAK_CHAINS * VI32_LANES * SUBP_WORD;
 }
 
 /* Every second byte, and nothing behind the last. */

@@ -2,7 +2,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "int8_planes.h"
 #include "int8_words.h"
 
 static inline int32_t clip(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
@@ -81,6 +80,3 @@ ptrdiff_t u8s8_peak__generic(ptrdiff_t rounds, float factor) {
     for (int i = 1; i < PEAK_CHAINS; i++) chains[0] += chains[i];
     return chains[0] == 1 ? 0 : 2 * PEAK_CHAINS;
 }
-
-SUBP_DEFINE_INT8_PLANES(generic)
-SUBP_DEFINE_LOOKUP(generic)

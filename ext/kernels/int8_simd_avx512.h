@@ -67,51 +67,13 @@ INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, con
     }
 }
 
-enum { CI32_LANES = 8 };
-typedef __m256i ci32;
-
-INLINE ci32 ci32_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE void ci32_floats(ci32 sums, const float *factors, float *out) {
-    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors)));
-}
-INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q, uint8_t *out) {
-    __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors));
-    if (residual) {
-        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)residual));
-        const __m256i offset = _mm256_sub_epi32(wide, _mm256_set1_epi32(q->residual_zero));
-        x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(offset), _mm256_set1_ps(q->residual_factor), x);
-    }
-    __m256i y = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(q->zero));
-    y = _mm256_min_epi32(_mm256_max_epi32(y, _mm256_set1_epi32(q->low)), _mm256_set1_epi32(q->high));
-    _mm_storel_epi64((__m128i *)out, _mm256_cvtepi32_epi8(y));
-}
-
-INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
-    /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in order. */
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i x = count >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(((__mmask64)1 << count) - 1, p);
-    return _mm512_permutexvar_epi32(order, x);
-}
-
-INLINE void store_words(uint8_t *out, __m512i words, ptrdiff_t count) {
-    if (count >= 16)
-        _mm512_storeu_si512(out, words);
-    else if (count == 1)
-        _mm_storeu_si32(out, _mm512_castsi512_si128(words));
-    else if (count > 0)
-        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << count) - 1), words);
-}
-
-/* The words of up to 64 pixels from four planes, of which up to `count` bytes each are read. */
-INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
-    const __m512i a = load_plane(x + offsets[0], count), b = load_plane(x + offsets[1], count);
-    const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
-    const __m512i c = load_plane(x + offsets[2], count), d = load_plane(x + offsets[3], count);
-    const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
-    store_words(out, _mm512_unpacklo_epi16(ab_low, cd_low), count);
-    store_words(out + 64, _mm512_unpackhi_epi16(ab_low, cd_low), count - 16);
-    store_words(out + 128, _mm512_unpacklo_epi16(ab_high, cd_high), count - 32);
-    store_words(out + 192, _mm512_unpackhi_epi16(ab_high, cd_high), count - 48);
+/* Numbers of 16 bits: two bytes of a pixel, widened. */
+INLINE vi32 vi32_pair(vi32 a, vi32 b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }
+INLINE void vi32_store_first(uint8_t *out, vi32 x, int n) {
+    if (n == VI32_LANES)
+        _mm512_storeu_si512(out, x);
+    else
+        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << n) - 1), x);
 }
 
 #endif

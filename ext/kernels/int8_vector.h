@@ -6,16 +6,33 @@
  *   vi32_bytes(p, n), of which the first n <= VI32_LANES are read, vf32_store_first(p, x, n);
  *   store_bytes(out, numbers, vectors, count, requantize), the first count numbers of so many vectors, with the zero point
  *     added and within the bounds;
+ *   interleave_block(x, offsets, count, out), the words of the first count <= INTERLEAVE_PIXELS pixels, no other bytes read
+ *     or written; INT8_INTERLEAVE are the channels of a word.
+ * Where an odd pixel is worth it, INT8_HAS_ODD is 1 and there are also
  *   ci32, sums of int32 of CI32_LANES output channels of one pixel: ci32_load(p), ci32_dot(sums, word, weights), the
  *     products of one word with the weights of each channel, ci32_floats(sums, factors, out), the products with factors, and
  *     ci32_bytes(sums, factors, residual, requantize, out), the stored numbers, of a residual that may be NULL. */
 #ifndef SUBP_INT8_VECTOR_H
 #define SUBP_INT8_VECTOR_H
 
+#include <string.h>
+
 #include "int8_words.h"
 #include "kernels.h"
 
 enum { INT8_MAX_CHANNELS = 8, INT8_MAX_VECTORS = 8 };
+
+#ifndef INT8_HAS_ODD
+#define INT8_HAS_ODD 0
+enum { CI32_LANES = 1 };
+typedef int32_t ci32;
+INLINE ci32 ci32_load(const int32_t *p) { return *p; }
+INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) { return (void)word, (void)weights, sums; }
+INLINE void ci32_floats(ci32 sums, const float *factors, float *out) { (void)sums, (void)factors, (void)out; }
+INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q, uint8_t *out) {
+    (void)sums, (void)factors, (void)residual, (void)q, (void)out;
+}
+#endif
 
 /* Weights to fetch in advance, in bytes: as VALUES_AHEAD of vector.h. */
 enum { WEIGHTS_AHEAD = 1024 };
@@ -94,9 +111,9 @@ INLINE void store_pixel(const subp_tile *t, ci32 acc, ptrdiff_t at) {
     for (int32_t c = 0; c < stored; c++) ((uint8_t *)t->out)[c * stride + at] = bytes[c];
 }
 
-INLINE ci32 start_of_pixel(const subp_tile *t) {
+INLINE ci32 start_of_pixel(const subp_tile *t, const int8_block o) {
     int32_t start[CI32_LANES] = {0};
-    for (int32_t c = 0; c < t->channels; c++) start[c] = t->start[c];
+    for (int32_t c = 0; o.extra && c < t->channels; c++) start[c] = t->start[c];
     return ci32_load(start);
 }
 
@@ -126,7 +143,7 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
         const vi32 start = vi32_splat(c < t->channels ? t->start[c] : 0);
         UNROLL for (int v = 0; v < o.vectors; v++) acc[c][v] = start;
     }
-    ci32 last = start_of_pixel(t);
+    ci32 last = start_of_pixel(t, o);
     const uint8_t *w = t->values, *words = (const uint8_t *)t->x + at * SUBP_WORD;
     const ptrdiff_t stride = t->word_stride * SUBP_WORD;
     if (o.one_tap) {
@@ -207,5 +224,37 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
 #define INT8_RUN_REST(C, interleave)                                  \
     if (at < t->count) int8_rest_##C(t, at, (int)(t->count - at));    \
     if (t->next) interleave(t->next);
+
+#define INT8_DEFINE_INTERLEAVE(set)                                                                              \
+    void u8s8_interleave__##set(const subp_interleave *s) {                                                      \
+        for (ptrdiff_t w = 0; w < s->words; w++)                                                                 \
+            for (ptrdiff_t copy = 0; copy < s->copies; copy++) {                                                 \
+                const int32_t *offsets = subp_word_channels(s, w, INT8_INTERLEAVE);                              \
+                const uint8_t *in = s->x + copy * s->in_copy;                                                    \
+                uint8_t *out = subp_word_at(s, w, copy);                                                         \
+                for (ptrdiff_t at = 0; at < s->count; at += INTERLEAVE_PIXELS)                                   \
+                    interleave_block(in + at, offsets, s->count - at, out + at * SUBP_WORD);                     \
+            }                                                                                                    \
+    }
+
+/* What the units for products can do: as `peak` of vector.h. */
+enum { PEAK_CHAINS = 12 };
+
+INLINE ptrdiff_t int8_peak(ptrdiff_t rounds, float factor) {
+    const vi32 ones = vi32_splat(factor < 1.0f ? 0x01010101 : 0);
+    vi32 chains[PEAK_CHAINS];
+    int32_t lanes[VI32_LANES], sum = 0;
+    UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_splat(i);
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_dot(chains[i], ones, ones);
+    for (int i = 0; i < PEAK_CHAINS; i++) {
+        memcpy(lanes, &chains[i], sizeof(lanes));
+        sum ^= lanes[0];
+    }
+    return sum == 1 ? 0 : 2 * PEAK_CHAINS * VI32_LANES * INT8_INTERLEAVE; /* never; but the loop is for something */
+}
+
+#define INT8_DEFINE_PEAK(set) \
+    ptrdiff_t u8s8_peak__##set(ptrdiff_t rounds, float factor) { return int8_peak(rounds, factor); }
 
 #endif

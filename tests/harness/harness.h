@@ -59,6 +59,7 @@ subp_window random_depthwise_window(void);
 /* --- the checks: one case each, of a kernel set --- */
 void check_tile(int set, const subp_row *kernel);
 void check_convolution(int set);
+void check_int8(int set);
 void check_winograd(int set);
 void check_fused_depthwise(int set);
 void check_depthwise(int set);
