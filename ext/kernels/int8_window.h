@@ -13,29 +13,9 @@
 
 enum { MAX_SIDE = 7, MAX_GROUPS = 2, MAX_PARTS = 4, MAX_ROWS = 4 };
 
-/* Groups of up to four taps in a row of a window, the taps of each, and parts of a row that are loaded. */
+/* Groups of up to four taps in a row of a window, and the taps of each. */
 INLINE int groups_of(int kernel) { return (kernel + 3) / 4; }
 INLINE int taps_of(int kernel, int group) { return kernel - 4 * group > 4 ? 4 : kernel - 4 * group; }
-INLINE int parts_of(int stride) { return stride == 1 ? 2 : 4; }
-
-/* Where a part is read, from the first window's first byte. */
-INLINE ptrdiff_t part_offset(int part, int stride) {
-    return stride == 1 ? 12 * part : part / 2 * VU8_BYTES + part % 2 * 8;
-}
-
-/* The bytes for each group of taps; with stride 2 the two halves of the outputs are parted. */
-INLINE void pick_quads(vu8 quads[MAX_GROUPS][4], const vu8 parts[MAX_PARTS], int kernel, int stride) {
-    if (stride == 1) {
-        UNROLL for (int v = 0; v < 3; v++) quads[0][v] = vu8_quads(parts[0], vu8_quad_order(4 * v, 1));
-        quads[0][3] = vu8_quads(parts[1], vu8_quad_order(0, 1));
-        if (kernel <= 4) return;
-        UNROLL for (int v = 0; v < 3; v++) quads[1][v] = quads[0][v + 1];
-        quads[1][3] = vu8_quads(parts[1], vu8_quad_order(4, 1));
-    } else {
-        UNROLL for (int g = 0; g < groups_of(kernel); g++)
-            UNROLL for (int v = 0; v < 4; v++) quads[g][v] = vu8_quads(parts[v], vu8_quad_order(4 * g, 2));
-    }
-}
 
 /* What a plane has of its own, and what all have in common; then the same in vectors. */
 typedef struct {
@@ -68,8 +48,31 @@ INLINE void start_sums(vi32 sums[MAX_ROWS][4], int rows, int32_t start) {
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < 4; v++) sums[r][v] = vi32_splat(start);
 }
 
+#if VU8_HAS_QUADS
+/* Parts of a row that are loaded for one vector of outputs. */
+INLINE int parts_of(int stride) { return stride == 1 ? 2 : 4; }
+
+/* Where a part is read, from the first window's first byte. */
+INLINE ptrdiff_t part_offset(int part, int stride) {
+    return stride == 1 ? 12 * part : part / 2 * VU8_BYTES + part % 2 * 8;
+}
+
+/* The bytes for each group of taps; with stride 2 the two halves of the outputs are parted. */
+INLINE void pick_quads(vu8 quads[MAX_GROUPS][4], const vu8 parts[MAX_PARTS], int kernel, int stride) {
+    if (stride == 1) {
+        UNROLL for (int v = 0; v < 3; v++) quads[0][v] = vu8_quads(parts[0], vu8_quad_order(4 * v, 1));
+        quads[0][3] = vu8_quads(parts[1], vu8_quad_order(0, 1));
+        if (kernel <= 4) return;
+        UNROLL for (int v = 0; v < 3; v++) quads[1][v] = quads[0][v + 1];
+        quads[1][3] = vu8_quads(parts[1], vu8_quad_order(4, 1));
+    } else {
+        UNROLL for (int g = 0; g < groups_of(kernel); g++)
+            UNROLL for (int v = 0; v < 4; v++) quads[g][v] = vu8_quads(parts[v], vu8_quad_order(4 * g, 2));
+    }
+}
+
 /* Input row i of those that `rows` output rows see. */
-INLINE void add_row(vi32 sums[MAX_ROWS][4], const vu8 parts[MAX_PARTS], const plane_constants *c, int i, int kernel,
+INLINE void add_row(vi32 (*sums)[4], const vu8 parts[MAX_PARTS], const plane_constants *c, int i, int kernel,
                     int stride, int rows) {
     const int groups = groups_of(kernel);
     vu8 quads[MAX_GROUPS][4];
@@ -82,6 +85,19 @@ INLINE void add_row(vi32 sums[MAX_ROWS][4], const vu8 parts[MAX_PARTS], const pl
                     sums[r][v] = vi32_dot(sums[r][v], quads[g][v], c->weights[tap * groups + g], taps_of(kernel, g));
     }
 }
+
+/* The bytes at `from` and on, for one output row. */
+INLINE void add_bytes(vi32 (*sums)[4], const uint8_t *from, const plane_constants *c, int i, int kernel, int stride) {
+    vu8 parts[MAX_PARTS];
+    UNROLL for (int part = 0; part < parts_of(stride); part++)
+        parts[part] = vu8_load(from + part_offset(part, stride));
+    add_row(sums, parts, c, i, kernel, stride, 1);
+}
+#else
+INLINE void add_bytes(vi32 (*sums)[4], const uint8_t *from, const plane_constants *c, int i, int kernel, int stride) {
+    vi32_add_taps(*sums, from, c->weights + i * groups_of(kernel), kernel, stride);
+}
+#endif
 
 /* What is left out of the last step where the constants allow it. */
 enum { WITH_RESIDUAL, BOUNDED, PLAIN }; /* PLAIN: zero point and bounds are those of uint8, as after most activations */
@@ -166,14 +182,10 @@ INLINE void run_band(const band_plan *p, const uint8_t *in, const plane_numbers 
     find_constants(&c, n, kernel);
     for (ptrdiff_t at = 0; at < count; at += VU8_BYTES) {
         vi32 sums[MAX_ROWS][4];
-        vu8 parts[MAX_PARTS], addend = vu8_splat(0);
+        vu8 addend = vu8_splat(0);
         start_sums(sums, 1, c.start);
-        UNROLL for (int i = 0; i < kernel; i++) {
-            const uint8_t *from = in + i % stride * copy + i / stride * row + stride * at;
-            UNROLL for (int part = 0; part < parts_of(stride); part++)
-                parts[part] = vu8_load(from + part_offset(part, stride));
-            add_row(sums, parts, &c, i, kernel, stride, 1);
-        }
+        UNROLL for (int i = 0; i < kernel; i++)
+            add_bytes(sums, in + i % stride * copy + i / stride * row + stride * at, &c, i, kernel, stride);
         if (ending == WITH_RESIDUAL) addend = vu8_load(residual + at);
         vu8_store(out + at, finished(sums[0], addend, &c, stride, ending));
     }

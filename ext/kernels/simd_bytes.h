@@ -2,10 +2,13 @@
  * 16 bytes, and nothing crosses from one to another but where that is said.
  *
  *   vu8, VU8_BYTES of them: vu8_load(p), vu8_store(p, x), vu8_splat(number); vi32, a quarter as many integers.
+ * Where dot products of bytes are worth it, VU8_HAS_QUADS is 1, and there are
  *   vu8_quads(x, order): 32-bit lane i of each part is bytes first + step * i and the next three of the part, for
- *     vu8_quad_order(first, step); those beyond the part are of any value.
+ *     vu8_quad_order(first, step); those beyond the part are of any value;
+ *   vi32_dot(sums, quads, weights, count): adds to every lane its four bytes times the weights, exactly;
+ * elsewhere vi32_add_taps(sums, from, weights, kernel, step), which adds to output i of a vector the bytes from
+ * step * i on, of those at `from`, times the weights of a row of a window.
  *   quad_weights: quad_weights_of(p, count), 1 to 4 weights at p, of which no other is read, and zeros.
- *   vi32_dot(sums, quads, weights, count): adds to every lane its four bytes times the weights, exactly.
  *   stored_constants: stored_constants_of(requantize, factor).
  *   vu8_stored(sums, residual, constants, plain): what four vectors of sums become; plain says that the zero point is 0
  *     and the bounds are those of uint8. 32-bit lane i of part p of vector v is byte

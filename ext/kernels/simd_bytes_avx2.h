@@ -15,6 +15,7 @@ INLINE void vu8_store(uint8_t *p, vu8 x) { _mm256_storeu_si256((__m256i *)p, x);
 INLINE vu8 vu8_splat(uint8_t x) { return _mm256_set1_epi8((char)x); }
 INLINE vi32 vi32_splat(int32_t x) { return _mm256_set1_epi32(x); }
 
+#define VU8_HAS_QUADS 1
 INLINE vu8_order vu8_quad_order(int first, int step) {
     const int s = step * 0x01010101, a = 0x03020100 + first * 0x01010101;
     return _mm256_broadcastsi128_si256(_mm_setr_epi32(a, a + s, a + 2 * s, a + 3 * s));
@@ -27,7 +28,7 @@ INLINE quad_weights quad_weights_of(const int8_t *p, int count) { return _mm256_
 /* The compiler's own function for the instruction makes it move the sums to and fro. */
 INLINE vi32 vi32_dot(vi32 sums, vu8 quads, quad_weights w, int count) {
     (void)count;
-    __asm__("{vex} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(quads), "x"(w));
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(quads), "x"(w));
     return sums;
 }
 #else

@@ -17,6 +17,7 @@ INLINE vi32 vi32_splat(int32_t x) { return _mm512_set1_epi32(x); }
 
 INLINE __m512i four_parts(__m128i x) { return _mm512_broadcast_i32x4(x); }
 
+#define VU8_HAS_QUADS 1
 INLINE vu8_order vu8_quad_order(int first, int step) {
     const int s = step * 0x01010101, a = 0x03020100 + first * 0x01010101;
     return four_parts(_mm_setr_epi32(a, a + s, a + 2 * s, a + 3 * s));
