@@ -14,7 +14,7 @@ cdef class _Requantize:
     def __cinit__(self, requantize, Py_ssize_t channels):
         cdef subp_requantize *c = &self.c
         try:
-            start, factor = np.array(requantize.start), np.array(requantize.factor)  # of its own: nobody can change them
+            start, factor = np.array(requantize.start), np.array(requantize.factor)  # which nobody can change
             c.zero, c.residual_zero = _byte("zero", requantize.zero), _byte("residual_zero", requantize.residual_zero)
             c.low, c.high = _byte("low", requantize.low), _byte("high", requantize.high)
             self.padding, c.to_float = _byte("padding", requantize.padding), bool(requantize.to_float)

@@ -8,8 +8,8 @@
 /* Columns that are summed up at a time. */
 enum { SUBP_DEPTHWISE_COLUMNS = 256 };
 
-static inline void subp_add_bytes(int32_t *restrict sums, const uint8_t *restrict from, ptrdiff_t count, ptrdiff_t stride,
-                                  int32_t weight) {
+static inline void subp_add_bytes(int32_t *restrict sums, const uint8_t *restrict from, ptrdiff_t count,
+                                  ptrdiff_t stride, int32_t weight) {
     if (stride == 1)
         for (ptrdiff_t i = 0; i < count; i++) sums[i] += weight * from[i];
     else if (stride == 2)

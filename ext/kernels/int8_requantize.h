@@ -6,8 +6,8 @@
 
 #include "kernels.h"
 
-/* clamp(rne(real) + zero, low, high). Numbers far beyond the bounds are brought near them first, where adding and taking
- * away 1.5 * 2**23 rounds: that is the same on every CPU, and becomes vectors. */
+/* clamp(rne(real) + zero, low, high). Numbers far beyond the bounds are brought near them first, where adding and
+ * taking away 1.5 * 2**23 rounds: that is the same on every CPU, and becomes vectors. */
 static inline uint8_t subp_stored(float real, const subp_requantize *q) {
     const float limit = 1024.0f, whole = 12582912.0f;
     real = real < -limit ? -limit : real > limit ? limit : real;

@@ -1,10 +1,11 @@
 /* Depthwise convolution of uint8 planes for the usual windows, in the words of simd_bytes.h.
  *
- * A vector of input bytes becomes one of four neighbours in every 32-bit lane, which one dot product multiplies with four
- * weights of a row. Planes of a width that fills vectors are read and written in place, several output rows at a time, so
- * that a row serves all the windows that see it. Others are copied first, with their padding, several planes at a time:
- * then every tap of every output is at a constant distance, and a plane is one run of pixels without edges or gaps,
- * however narrow it is; what is computed between its rows is not stored. */
+ * A vector of input bytes becomes one of four neighbours in every 32-bit lane, which one dot product multiplies with
+ * four weights of a row. Planes of a width that fills vectors are read and written in place, several output rows at a
+ * time, so that a row serves all the windows that see it. Others are copied first, with their padding, several planes
+ * at a time: then every tap of every output is at a constant distance, and a plane is one run of pixels without edges
+ * or gaps, however narrow it is; what is computed between its rows is not stored.
+ */
 #ifndef SUBP_INT8_WINDOW_H
 #define SUBP_INT8_WINDOW_H
 
@@ -157,8 +158,8 @@ INLINE int plan_bands(band_plan *p, const subp_window *g, int kernel, int stride
     return 1;
 }
 
-INLINE void copy_band(const band_plan *p, const subp_window *g, const uint8_t *in, vu8 fill, ptrdiff_t first, int stride,
-                      uint8_t *to) {
+INLINE void copy_band(const band_plan *p, const subp_window *g, const uint8_t *in, vu8 fill, ptrdiff_t first,
+                      int stride, uint8_t *to) {
     for (ptrdiff_t c = 0; c < stride; c++, to += p->copy) {
         const ptrdiff_t source = stride * first + c - g->pad_top; /* of the first row */
         const ptrdiff_t above = source < 0 ? subp_smaller(subp_ceil_div(-source, stride), p->rows) : 0;
@@ -175,8 +176,8 @@ INLINE void copy_band(const band_plan *p, const subp_window *g, const uint8_t *i
 }
 
 /* Outputs and what lies between their rows, up to a whole vector. */
-INLINE void run_band(const band_plan *p, const uint8_t *in, const plane_numbers *n, const uint8_t *residual, uint8_t *out,
-                     ptrdiff_t count, int kernel, int stride, int ending) {
+INLINE void run_band(const band_plan *p, const uint8_t *in, const plane_numbers *n, const uint8_t *residual,
+                     uint8_t *out, ptrdiff_t count, int kernel, int stride, int ending) {
     const ptrdiff_t copy = p->copy, row = p->row;
     plane_constants c;
     find_constants(&c, n, kernel);
@@ -201,7 +202,8 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
     band_room room;
     for (ptrdiff_t n = 0; n < d->count; n += p->planes)
         for (ptrdiff_t first = 0; first < g->out_h; first += p->band) {
-            const ptrdiff_t planes = subp_smaller(p->planes, d->count - n), rows = subp_smaller(p->band, g->out_h - first);
+            const ptrdiff_t planes = subp_smaller(p->planes, d->count - n);
+            const ptrdiff_t rows = subp_smaller(p->band, g->out_h - first);
             const ptrdiff_t at = n * d->out_stride + first * g->out_w;
             for (ptrdiff_t i = 0; i < planes; i++)
                 copy_band(p, g, (const uint8_t *)d->in + (n + i) * d->in_stride, fill, first, stride,
@@ -209,15 +211,16 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
             for (ptrdiff_t i = 0; d->residual && i < planes; i++)
                 for (ptrdiff_t y = 0; y < rows; y++)
                     vu8_copy_rows(room.residual + i * p->out + y * p->pitch,
-                                  (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 1, 0, 0, g->out_w,
-                                  g->out_w, fill);
+                                  (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 1, 0, 0,
+                                  g->out_w, g->out_w, fill);
             for (ptrdiff_t i = 0; i < planes; i++) {
                 const plane_numbers numbers = numbers_of(d, n + i, kernel);
                 run(p, room.in + i * stride * p->copy, &numbers, d->residual ? room.residual + i * p->out : NULL,
                     room.out + i * p->out, (rows - 1) * p->pitch + g->out_w, ending_of(d));
             }
             for (ptrdiff_t i = 0; i < planes; i++)
-                vu8_write_rows((uint8_t *)d->out + at + i * d->out_stride, room.out + i * p->out, rows, p->pitch, g->out_w);
+                vu8_write_rows((uint8_t *)d->out + at + i * d->out_stride, room.out + i * p->out, rows, p->pitch,
+                               g->out_w);
         }
 }
 
@@ -245,8 +248,8 @@ INLINE void find_tile(plane_tile *t, const subp_window *g, ptrdiff_t column, ptr
 }
 
 /* Output rows from y on, as many as fill the registers and there are. */
-INLINE void run_block(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_constants *c, vu8 fill,
-                      ptrdiff_t y, int kernel, int stride, int rows, int ending) {
+INLINE void run_block(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_constants *c,
+                      vu8 fill, ptrdiff_t y, int kernel, int stride, int rows, int ending) {
     const ptrdiff_t first = t->column * stride - g->pad_left, top = y * stride - g->pad_top;
     vi32 sums[MAX_ROWS][4];
     start_sums(sums, rows, c->start);
@@ -286,8 +289,8 @@ INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, run
     }
 }
 
-INLINE void run_tile(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_numbers *n, int kernel,
-                     int stride, int rows, int ending) {
+INLINE void run_tile(const plane_arrays *a, const subp_window *g, const plane_tile *t, const plane_numbers *n,
+                     int kernel, int stride, int rows, int ending) {
     const vu8 fill = vu8_splat(*a->padding);
     plane_constants c;
     find_constants(&c, n, kernel);
@@ -295,18 +298,18 @@ INLINE void run_tile(const plane_arrays *a, const subp_window *g, const plane_ti
 }
 
 /* Functions of their own, for the registers. */
-#define DEFINE_IN_PLACE(kernel, stride, rows)                                                                              \
-    static NOINLINE void run_tile_##kernel##s##stride(const plane_arrays *a, const subp_window *g, const plane_tile *t,    \
-                                                      const plane_numbers *n, int ending) {                               \
-        if (ending == WITH_RESIDUAL)                                                                                      \
-            run_tile(a, g, t, n, kernel, stride, rows, WITH_RESIDUAL);                                                    \
-        else if (ending == BOUNDED)                                                                                       \
-            run_tile(a, g, t, n, kernel, stride, rows, BOUNDED);                                                          \
-        else                                                                                                              \
-            run_tile(a, g, t, n, kernel, stride, rows, PLAIN);                                                            \
-    }                                                                                                                     \
-    static void in_place_##kernel##s##stride(const subp_depthwise *d) {                                                   \
-        planes_in_place(d, kernel, stride, run_tile_##kernel##s##stride);                                                 \
+#define DEFINE_IN_PLACE(kernel, stride, rows)                                                                         \
+    static NOINLINE void run_tile_##kernel##s##stride(const plane_arrays *a, const subp_window *g,                    \
+                                                      const plane_tile *t, const plane_numbers *n, int ending) {      \
+        if (ending == WITH_RESIDUAL)                                                                                  \
+            run_tile(a, g, t, n, kernel, stride, rows, WITH_RESIDUAL);                                                \
+        else if (ending == BOUNDED)                                                                                   \
+            run_tile(a, g, t, n, kernel, stride, rows, BOUNDED);                                                      \
+        else                                                                                                          \
+            run_tile(a, g, t, n, kernel, stride, rows, PLAIN);                                                        \
+    }                                                                                                                 \
+    static void in_place_##kernel##s##stride(const subp_depthwise *d) {                                               \
+        planes_in_place(d, kernel, stride, run_tile_##kernel##s##stride);                                             \
     }
 
 /* Whether vectors would be filled to three quarters. */
@@ -314,35 +317,35 @@ INLINE int fills_vectors(const subp_window *g) {
     return 4 * g->out_w >= 3 * VU8_BYTES * subp_ceil_div(g->out_w, VU8_BYTES);
 }
 #else
-#define DEFINE_IN_PLACE(kernel, stride, many)                                                                            \
+#define DEFINE_IN_PLACE(kernel, stride, many)                                                                         \
     static void in_place_##kernel##s##stride(const subp_depthwise *d) { subp_depthwise_bytes(d); }
 
 INLINE int fills_vectors(const subp_window *g) { return (void)g, 0; }
 #endif
 
-#define DEFINE_INT8_DEPTHWISE(set, kernel, stride, many)                                                                 \
-    DEFINE_IN_PLACE(kernel, stride, many)                                                                                \
-    static NOINLINE void run_band_##kernel##s##stride(const band_plan *p, const uint8_t *in, const plane_numbers *n,     \
-                                                      const uint8_t *residual, uint8_t *out, ptrdiff_t count,            \
-                                                      int ending) {                                                      \
-        if (ending == WITH_RESIDUAL)                                                                                     \
-            run_band(p, in, n, residual, out, count, kernel, stride, WITH_RESIDUAL);                                     \
-        else if (ending == BOUNDED)                                                                                      \
-            run_band(p, in, n, NULL, out, count, kernel, stride, BOUNDED);                                               \
-        else                                                                                                             \
-            run_band(p, in, n, NULL, out, count, kernel, stride, PLAIN);                                                 \
-    }                                                                                                                    \
-    static void copied_##kernel##s##stride(const subp_depthwise *d, const band_plan *p) {                                \
-        copied_planes(d, p, kernel, stride, run_band_##kernel##s##stride);                                               \
-    }                                                                                                                    \
-    void u8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                    \
-        band_plan p;                                                                                                     \
-        if (fills_vectors(d->window))                                                                                    \
-            in_place_##kernel##s##stride(d);                                                                             \
-        else if (plan_bands(&p, d->window, kernel, stride))                                                              \
-            copied_##kernel##s##stride(d, &p);                                                                           \
-        else                                                                                                             \
-            subp_depthwise_bytes(d);                                                                                     \
+#define DEFINE_INT8_DEPTHWISE(set, kernel, stride, many)                                                              \
+    DEFINE_IN_PLACE(kernel, stride, many)                                                                             \
+    static NOINLINE void run_band_##kernel##s##stride(const band_plan *p, const uint8_t *in, const plane_numbers *n,  \
+                                                      const uint8_t *residual, uint8_t *out, ptrdiff_t count,         \
+                                                      int ending) {                                                   \
+        if (ending == WITH_RESIDUAL)                                                                                  \
+            run_band(p, in, n, residual, out, count, kernel, stride, WITH_RESIDUAL);                                  \
+        else if (ending == BOUNDED)                                                                                   \
+            run_band(p, in, n, NULL, out, count, kernel, stride, BOUNDED);                                            \
+        else                                                                                                          \
+            run_band(p, in, n, NULL, out, count, kernel, stride, PLAIN);                                              \
+    }                                                                                                                 \
+    static void copied_##kernel##s##stride(const subp_depthwise *d, const band_plan *p) {                             \
+        copied_planes(d, p, kernel, stride, run_band_##kernel##s##stride);                                            \
+    }                                                                                                                 \
+    void u8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                 \
+        band_plan p;                                                                                                  \
+        if (fills_vectors(d->window))                                                                                 \
+            in_place_##kernel##s##stride(d);                                                                          \
+        else if (plan_bands(&p, d->window, kernel, stride))                                                           \
+            copied_##kernel##s##stride(d, &p);                                                                        \
+        else                                                                                                          \
+            subp_depthwise_bytes(d);                                                                                  \
     }
 
 #endif

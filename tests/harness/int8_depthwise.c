@@ -16,7 +16,7 @@ static int expected(const subp_depthwise *d, ptrdiff_t n, int64_t sum, const uin
     const subp_requantize *q = d->requantize;
     float real = (float)(int32_t)sum * d->factor[n];
     if (residual)
-        real = (float)((long double)(*residual - q->residual_zero) * (long double)q->residual_factor + (long double)real);
+        real = (float)((long double)(*residual - q->residual_zero) * q->residual_factor + (long double)real);
     const long stored = (long)rint((double)real) + q->zero;
     return (int)(stored < q->low ? q->low : stored > q->high ? q->high : stored);
 }
@@ -66,7 +66,8 @@ void check_int8_depthwise(int set) {
     memset(out, 99, outputs);
     if (in_place) memcpy(out, residual, outputs);
     int8_t *values = exact(weights);
-    for (size_t i = 0; i < weights; i++) values[i] = (int8_t)(one_in(4) ? (one_in(2) ? 127 : -127) : between(-127, 127));
+    for (size_t i = 0; i < weights; i++)
+        values[i] = (int8_t)(one_in(4) ? (one_in(2) ? 127 : -127) : between(-127, 127));
     uint8_t *padding = exact((size_t)w.width);
     memset(padding, (int)between(0, 255), (size_t)w.width);
     int32_t *start = exact((size_t)count * sizeof(int32_t));
