@@ -117,7 +117,7 @@ def test_the_graph_computes_what_integers_do(quantized):
     for name, values in found.items():
         steps = np.abs(values.astype(int) - expected[name])
         # A tie that fell otherwise moves the sums of layers behind it, which meet ties of their own.
-        assert steps.max() <= 2 and (steps > 0).mean() < 0.04, name
+        assert steps.max() <= 3 and (steps > 0).mean() < 0.06, name
     logits = run_all(graph, IMAGES[:6])
     assert np.abs(logits - expected["fc"]).max() < 0.02 * np.ptp(expected["fc"])
 
@@ -252,7 +252,7 @@ def test_no_operator_runs_on_integers_between_float32_ones():
     shapes = dict.fromkeys(["first", "product", "x"], (1, 8, 8, 8)) | {"pooled": (1, 8, 4, 4)}
     assert place(graph, shapes).int8 == {"first", "product", "pooled", "last"}
     assert place(graph, shapes, ["first"]).int8 == {"pooled", "last"}, "quantizing before the pool saves float32"
-    assert place(graph, shapes, ["last"]).int8 == {"first", "product", "pooled"}
+    assert place(graph, shapes, ["last"]).int8 == {"first"}, "its result is float32 at no cost"
 
 
 def test_sensitive_layers_go_back_to_float32():

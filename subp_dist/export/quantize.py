@@ -200,10 +200,10 @@ def _by_sensitivity(
     for name in names:
         others = {other: "measuring another layer" for other in names if other != name}
         placement = place(graph, shapes, options.keep_float, others)
-        if not set(sources(placement)) <= first.found.histograms.keys():
-            noise[name] = np.inf
-            continue
-        alone = quantized_graph(placement, choose_scales(placement, first.found.histograms, options.range))
+        found = first.found
+        if not set(sources(placement)) <= found.histograms.keys():  # of what only passed its operand on before
+            found = observe(placement, few, 0)
+        alone = quantized_graph(placement, choose_scales(placement, found.histograms, options.range))
         results = run_all(alone, few)
         noise[name] = sqnr(first.found.results[: len(results)], results)
         _logger.debug("%s alone in int8: %.1f dB", name, noise[name])

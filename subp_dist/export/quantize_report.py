@@ -153,6 +153,8 @@ def _noise(exact: Graph, quantized: Graph, names: list[str], images: np.ndarray)
     """Signal to noise of values, in dB."""
     types = {node.output: node.type for node in quantized.nodes}
     names = [name for name in names if types.get(name) is not None]
+    if not names:
+        return {}
     expected = run_values(exact, images, names)
     found = run_values(quantized, images, names, types)
     return {name: sqnr(expected[name], types[name].to_float(found[name])) for name in names}
