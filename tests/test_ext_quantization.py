@@ -183,3 +183,36 @@ def test_typed_inputs_of_float_kernels_are_converted_by_steps_that_the_report_sh
     assert np.all(abs(session.run(x) - want) <= step) and np.mean(session.run(x) == want) > 0.9
     why = {row.why for row in session.report().rows if row.op == "cast"}
     assert f"no {type.dtype.name} kernel for conv2d" in why
+
+
+BYTES = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_lookup_takes_stored_elements_through_a_table(rows, dtype):
+    shape = (256,) if rows is None else (rows, 256)
+    table = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    type = UINT8 if dtype == "uint8" else None
+    spec = TensorSpec("x", (None, 2, 8, 8), "uint8", UINT8.quantization)
+    declared = TensorSpec("y", (None, 2, 8, 8), dtype, None if type is None else type.quantization)
+    node = Node("lookup", "y", {"self": Ref("x"), "table": Ref("table"), "function": "any"}, type)
+    found = Session(Graph([spec], [declared], [node], {"table": table})).run(BYTES)
+    expected = [[(table if rows is None else table[c])[BYTES[b, c]] for c in range(2)] for b in range(2)]
+    assert found.dtype == dtype and np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "table, dtype, message",
+    [
+        (np.zeros(255, np.uint8), "uint8", r"table has shape \[255\]; expected \[256\], or \[2, 256\] for channels"),
+        (np.zeros((3, 256), np.uint8), "uint8", r"table has shape \[3, 256\]"),
+        (np.zeros(256, np.int32), "uint8", "looks uint8 up in a table of int32"),
+        (np.zeros(256, np.uint8), "float32", "looks float32 up in a table of uint8"),
+    ],
+)
+def test_tables_that_do_not_fit_are_named(table, dtype, message):
+    node = Node("lookup", "y", {"self": Ref("x"), "table": Ref("table")})
+    graph = Graph([TensorSpec("x", (1, 2, 8, 8), dtype)], [TensorSpec("y", (1, 2, 8, 8))], [node], {"table": table})
+    with pytest.raises(ValueError, match=message):
+        Session(graph)

@@ -346,6 +346,7 @@ WITHOUT_CASE = {
     "quantize",
     "dequantize",
     "cast",
+    "lookup",
     "truediv",
     "mod",
     "_assert_tensor_metadata",

@@ -71,7 +71,9 @@ class QuantizeReport:
             parts.append(f"top-1 {self.top1[1]:.1f} % (float32 {self.top1[0]:.1f} %)")
         parts.append(f"float32's prediction on {self.agreement:.1f} % of {self.images} calibration images")
         if self.kept:
-            parts.append("in float32: " + ", ".join(f"{name} ({reason})" for name, reason in self.kept.items()))
+            reasons = dict.fromkeys(self.kept.values())
+            names = {why: ", ".join(name for name in self.kept if self.kept[name] == why) for why in reasons}
+            parts.append("in float32: " + ", ".join(f"{names[reason]} ({reason})" for reason in reasons))
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, object]:
