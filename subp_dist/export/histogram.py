@@ -23,12 +23,13 @@ class Histogram:
     Attributes:
         low, high: the smallest and the largest value.
         zeros: how many were 0, which quantization keeps exact; they are in no bin.
+        exponent, first, counts: bin i holds the values from (first + i) * 2**exponent to the next.
     """
 
     def __init__(self) -> None:
         self.low, self.high, self.zeros = np.inf, -np.inf, 0
-        self._exponent, self._first = -126, 0
-        self._counts = np.zeros(0, np.int64)
+        self.exponent, self.first = -126, 0
+        self.counts = np.zeros(0, np.int64)
 
     def add(self, values: np.ndarray) -> None:
         """Counts more values.
@@ -41,13 +42,13 @@ class Histogram:
             raise ValueError("computes values that are infinite or not a number")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(min(self.low, 0.0), max(self.high, 0.0))
-        places = np.floor(values.ravel() * np.float32(2.0**-self._exponent)).astype(np.int64) - self._first
+        places = np.floor(values.ravel() * np.float32(2.0**-self.exponent)).astype(np.int64) - self.first
         # A value beside the end of the last bin, when the product is rounded.
-        found = np.bincount(np.clip(places, 0, len(self._counts) - 1, out=places), minlength=len(self._counts))
+        found = np.bincount(np.clip(places, 0, len(self.counts) - 1, out=places), minlength=len(self.counts))
         zeros = values.size - int(np.count_nonzero(values))
-        found[-self._first] -= zeros
+        found[-self.first] -= zeros
         self.zeros += zeros
-        self._counts += found
+        self.counts += found
 
     def merge(self, other: Histogram) -> None:
         """Adds what another has counted."""
@@ -56,26 +57,26 @@ class Histogram:
             max(self.high, other.high),
             self.zeros + other.zeros,
         )
-        self._cover(min(self.low, 0.0), max(self.high, 0.0), at_least=other._exponent)
-        places = other._places(self._exponent) - self._first
-        np.add.at(self._counts, places, other._counts)
+        self._cover(min(self.low, 0.0), max(self.high, 0.0), at_least=other.exponent)
+        places = other.places(self.exponent) - self.first
+        np.add.at(self.counts, places, other.counts)
 
     def _cover(self, low: float, high: float, at_least: int = -126) -> None:
         """Makes the bins reach from low to high."""
-        exponent = max(self._exponent, at_least)
+        exponent = max(self.exponent, at_least)
         while high / 2.0**exponent - low / 2.0**exponent > BINS - 2:
             exponent += 1
         first, last = int(np.floor(low / 2.0**exponent)), int(np.floor(high / 2.0**exponent))
-        if (exponent, first, last - first + 1) == (self._exponent, self._first, len(self._counts)):
+        if (exponent, first, last - first + 1) == (self.exponent, self.first, len(self.counts)):
             return
         counts = np.zeros(last - first + 1, np.int64)
-        if len(self._counts):
-            np.add.at(counts, np.clip(self._places(exponent) - first, 0, len(counts) - 1), self._counts)
-        self._exponent, self._first, self._counts = exponent, first, counts
+        if len(self.counts):
+            np.add.at(counts, np.clip(self.places(exponent) - first, 0, len(counts) - 1), self.counts)
+        self.exponent, self.first, self.counts = exponent, first, counts
 
-    def _places(self, exponent: int) -> np.ndarray:
+    def places(self, exponent: int) -> np.ndarray:
         """The numbers of its bins among bins that are wider."""
-        return (np.arange(len(self._counts)) + self._first) >> min(exponent - self._exponent, 62)
+        return (np.arange(len(self.counts)) + self.first) >> min(exponent - self.exponent, 62)
 
     @property
     def width(self) -> float:
@@ -86,7 +87,7 @@ class Histogram:
         """The range that leaves out `100 - share` percent of the values at each end, and holds 0."""
         edges, counts = self._edges_and_counts()
         counts = counts.astype(np.float64)
-        counts[-self._first] += self.zeros
+        counts[-self.first] += self.zeros
         below, cut = np.cumsum(counts) / counts.sum(), 1 - share / 100
         low = edges[int(np.searchsorted(below, cut, "right"))]
         high = edges[min(int(np.searchsorted(below, 1 - cut, "left")) + 1, len(edges) - 1)]
@@ -110,7 +111,7 @@ class Histogram:
             value = at_edges[places]
             return sums[2] - 2 * value * sums[1] + value**2 * sums[0]
 
-        zero = -self._first
+        zero = -self.first
         lows, highs = zero - _spread(zero), zero + _spread(len(counts) - zero)
         below = cut([part[lows] for part in sums], lows)
         above = cut([part[-1] - part[highs] for part in sums], highs)
@@ -123,8 +124,8 @@ class Histogram:
         return max(float(edges[lows[low]]), min(self.low, 0.0)), min(float(edges[highs[high]]), max(self.high, 0.0))
 
     def _edges_and_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        edges = (np.arange(len(self._counts) + 1) + self._first) * 2.0**self._exponent
-        return edges, self._counts
+        edges = (np.arange(len(self.counts) + 1) + self.first) * 2.0**self.exponent
+        return edges, self.counts
 
 
 def _spread(count: int) -> np.ndarray:
