@@ -25,7 +25,7 @@ from .placement import HEAVY
 _TOGETHER = 8
 
 # From the share of values that are on to the shift that keeps the mean; channels that hardly ever are stay.
-_NEWTON_STEPS, _LEAST_SLOPE = 4, 0.02
+_NEWTON_STEPS, _LEAST_SLOPE = 3, 0.02
 
 
 def corrected_biases(

@@ -27,7 +27,7 @@ from .tables import with_tables
 _logger = logging.getLogger(__name__)
 
 # Images that biases are corrected on, and those that the errors of single layers are measured on.
-_CORRECTED_ON, _MEASURED_ON = 128, 16
+_CORRECTED_ON, _MEASURED_ON = 64, 16
 
 _TOGETHER = 8
 
