@@ -13,8 +13,8 @@ DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c
 # (floats) and <kind>_<name>.c of INT8_KINDS those that there are get the flags. Nothing else does, or the compiler may
-# use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and guards its lines in
-# the lists.
+# use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and guards its lines
+# in the lists.
 X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [

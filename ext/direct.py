@@ -215,7 +215,7 @@ class Depthwise(Algorithm):
 
 
 def _of_signed(requantize: Requantization, weight: Weight) -> Requantization:
-    """The constants for activations minus 128, as signed dot products take them. Sums may wrap around: they do so back."""
+    """The constants for activations minus 128, as signed products take them. Sums that wrap around do so back."""
     assert weight.sums is not None
     start = (requantize.start + 128 * weight.sums).astype(np.uint32).view(np.int32)
     return dataclasses.replace(requantize, start=start)

@@ -123,7 +123,7 @@ def test_any_plane_is_exact_for_any_thread_count(kernel_set, case):
     residual = rng.integers(0, 256, sums.shape).astype(np.uint8) if case["residual"] else None
     want = outputs_of(sums, q, residual)
     compiled, out_size, kernel = layer_of(weight, *case["geometry"], kernel_set).prepare(*x.shape[2:], q)
-    assert out_size == want.shape[2:] and kernel.startswith("u8_dwconv_")
+    assert out_size == want.shape[2:] and kernel.startswith("u8s8_dwconv_")
     for threads in (1, 2, 3):
         out = np.full(want.shape, 99, np.uint8)
         compiled.run(x, residual, out, scratch(compiled.scratch), threads)

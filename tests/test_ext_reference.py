@@ -346,7 +346,6 @@ WITHOUT_CASE = {
     "quantize",
     "dequantize",
     "cast",
-    "lookup",
     "truediv",
     "mod",
     "_assert_tensor_metadata",

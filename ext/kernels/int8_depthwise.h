@@ -58,6 +58,6 @@ static inline void subp_depthwise_bytes(const subp_depthwise *d) {
 }
 
 #define SUBP_DEFINE_INT8_DEPTHWISE(set) \
-    void u8_dwconv_any__##set(const subp_depthwise *d) { subp_depthwise_bytes(d); }
+    void u8s8_dwconv_any__##set(const subp_depthwise *d) { subp_depthwise_bytes(d); }
 
 #endif
