@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from int8_graphs import int8_graph, interpret
+from int8_graphs import Builder, int8_graph, interpret, uint8
 
 import subp_ext
-from subp_ext import Session, _kernels
+from subp_ext import Graph, Ref, Session, TensorSpec, _kernels
 
 SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"]]
 
@@ -46,3 +48,20 @@ def test_other_weights_and_sizes(seed):
     graph = int8_graph(seed, 13 + seed)
     images = np.random.default_rng(seed).normal(0, 2, (2, 3, 13 + seed, 13 + seed)).astype(np.float32)
     assert np.array_equal(Session(graph).run(images), interpret(graph, images))
+
+
+def test_a_depthwise_layer_with_a_result_in_float32_runs_on_float32_kernels():
+    b = Builder(7)
+    x = b.add("quantize", self=Ref("x"), scale=0.02, zero_point=114, dtype="uint8")
+    weight = b.weight(16, 1, 3, 3)
+    y = b.conv(x, weight, None, groups=16)
+    graph = Graph([TensorSpec("x", (None, 16, 8, 8))], [TensorSpec(y.name, (None, 16, 6, 6))], b.nodes, b.constants)
+    graph.nodes[0] = replace(graph.nodes[0], type=uint8(0.02, 114))
+    images = np.random.default_rng(0).normal(0, 1, (2, 16, 8, 8)).astype(np.float32)
+    session = Session(graph, threads=1)
+    found = session.run(images)
+    real = uint8(0.02, 114).to_float(uint8(0.02, 114).from_float(images)).astype(np.float64)
+    taps, bias = b.constants[weight.name].to_float()[:, 0].astype(np.float64), b.constants["constant_1"]
+    want = sum(taps[:, i, j, None, None] * real[:, :, i : i + 6, j : j + 6] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(found, want + bias[:, None, None], rtol=1e-5, atol=1e-5)
+    assert session.report().int8_share == 0
