@@ -78,6 +78,8 @@ cdef class _InPasses:
         source = _array("x", x, self._dtype, (None, *self._in_shape))
         target = _array("out", out, self._out_dtype, (source.shape[0], *self._out_shape), True)
         addend = _optional("residual", residual, self._out_dtype, target.shape)
+        if addend is not None and self._dtype == "uint8" and self._out_dtype != "uint8":
+            raise ValueError("a residual of float32 outputs of uint8, which no kernel adds; expected None")
         memory = _room(scratch, self.scratch * call.threads)
         call.arrays.x, call.arrays.out, call.arrays.residual = source.data, target.data, _data(addend)
         call.scratch = _data(memory)
@@ -185,7 +187,7 @@ cdef class CompiledConvolution(_InPasses):
         pad, stride: (height, width).
         band, plane_rows, channel_stride, tile_pixels, pixels_outside: see kernels/conv.h.
         tap_offsets: intp [taps].
-        requantize: a `Requantization`; for uint8 activations alone, which need one and have neither bias nor activation.
+        requantize: a `Requantization`; for uint8 activations alone, which need it and have neither bias nor activation.
         run_pixels: of a run whose words are made at once; for them too.
 
     Raises:
@@ -332,7 +334,7 @@ cdef class CompiledConvolution(_InPasses):
         plane, band = call.plane_rows * call.out_w, call.band * call.out_w
         copy, within = np.divmod(tap_offsets, plane)
         if int(within.max()) + band > plane:
-            raise ValueError(f"a tap reads from pixel {within.max()} of a copy of {plane} on; expected {band} behind it")
+            raise ValueError(f"a tap reads {band} pixels from {within.max()} on; a copy has {plane}")
         every = np.arange(call.in_channels // call.groups, dtype=np.int32)
         call.shared = indices.shape[1] == len(every) and bool((indices == every).all())
         call.run_pixels, call.halo = min(_whole("run_pixels", run_pixels), band), int(within.max())
@@ -341,8 +343,9 @@ cdef class CompiledConvolution(_InPasses):
         line = 4 * SUBP_LINE // SUBP_WORD
         call.word_plane = ((room + line - 1) // line | 1) * line
         if call.words * call.groups * max(1, call.copies) * call.word_plane >= 2**31:
-            raise ValueError(f"words of {call.kept} channels on {room} pixels are too large; expected less than 2**31 in all")
-        offsets = _array("word_offsets", np.ascontiguousarray(copy * call.word_plane + within, np.intp), "intp", (None,))
+            raise ValueError(f"words of {call.kept} channels on {room} pixels are too many; expected less than 2**31")
+        moved = np.ascontiguousarray(copy * call.word_plane + within, np.intp)
+        offsets = _array("word_offsets", moved, "intp", (None,))
         call.word_offsets = <const Py_ssize_t *>offsets.data
         return offsets
 
@@ -361,7 +364,7 @@ cdef class CompiledConvolution(_InPasses):
         subp_conv_pass(&self._call, arrays, pass_, own, self._words(own))
 
     cdef void *_words(self, const void *own) noexcept nogil:
-        """A thread's own words: its scratch, behind the planes and the shared words, which only the first thread's has."""
+        """A thread's own words, behind the planes and the shared words in its scratch."""
         return <char *>own + subp_conv_planes(&self._call) + subp_conv_shared_words(&self._call)
 
 

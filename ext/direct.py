@@ -181,9 +181,9 @@ class DirectWords(Direct):
         band = band or out_h
         plane_rows = band + halo if len(planes.copies) else band
         stride = odd_lines(-(-copies * plane_rows * out_w // 4)) * 4 if len(planes.copies) else height * width
-        pixels = band * out_w
-        if pixels == tile + 1 or (pixels % (tile + 1) == 0 and pixels % LINE):
-            tile += 1
+        pixels, block = band * out_w, max(pixels for _, pixels in layer.tiles)
+        if tile == block and pixels % (tile + 1) == 0 and pixels % LINE:
+            tile += 1  # as above, for kernels that compute an odd pixel beside a block
         return Split(band, plane_rows, stride, tile, True)
 
 

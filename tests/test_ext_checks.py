@@ -7,6 +7,7 @@ asserts away. Calls that fit are made too: each test starts from one and changes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import timeit
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from subp_ext import _kernels
+from subp_ext.requantize import Requantization
 
 HUGE = [2**31, 2**62, 2**64 + 1]
 
@@ -92,6 +94,15 @@ IN_PLACE = CONVOLUTION | {
     "plane_rows": 6,
     "channel_stride": 42,
 }
+REQUANTIZE = Requantization(np.zeros(8, np.int32), np.ones(8, np.float32), 3)
+INT8 = CONVOLUTION | {
+    "dtype": "uint8",
+    "values": np.ones((2, 9 * 4 * 4), np.int8),
+    "bias": None,
+    "activation": None,
+    "requantize": REQUANTIZE,
+    "run_pixels": 42,
+}
 DEPTHWISE = {
     "kernel_set": "generic",
     "dtype": "float32",
@@ -132,6 +143,10 @@ def convolution(**change):
     return _kernels.CompiledConvolution(**CONVOLUTION | change)
 
 
+def int8(**change):
+    return _kernels.CompiledConvolution(**INT8 | change)
+
+
 def bound(compiled, channels=5, **change):
     """A bind of a compiled convolution of 6x7 planes to 8 channels of them."""
     arguments = {
@@ -154,6 +169,10 @@ def rows(convolutions=None, outs=None, **change):
     return _kernels.run_rows(convolutions=convolutions, outs=outs, **arguments | change)
 
 
+def bytes_of(channels):
+    return np.ones((1, channels, 6, 7), np.uint8)
+
+
 def wrong_arrays(**arrays):
     """For each array by name: other types, shapes and things that are no arrays."""
     for name, array in arrays.items():
@@ -162,7 +181,8 @@ def wrong_arrays(**arrays):
         yield name, array[..., :-1]
         yield name, np.concatenate([array, array], -1)[..., ::2]
         yield name, np.zeros((0, *array.shape[1:]), array.dtype)
-        yield name, array.astype(array.dtype.newbyteorder())
+        if array.itemsize > 1:
+            yield name, array.astype(array.dtype.newbyteorder())
         yield from ((name, other) for other in (7, "text", [1.0, 2.0]))
 
 
@@ -253,6 +273,46 @@ CASES = {
             ("copies", [[0, 0]]),
         ],
     ),
+    "convolution of uint8": (
+        _kernels.CompiledConvolution,
+        INT8,
+        [
+            *wrong_arrays(**without(INT8, "copies", "tap_offsets")),
+            *wrong_numbers("run_pixels"),
+            ("bias", floats(8)),
+            ("activation", "relu"),
+            ("requantize", None),
+            *(
+                ("requantize", dataclasses.replace(REQUANTIZE, **{name: value}))
+                for name, value in wrong_arrays(start=REQUANTIZE.start, factor=REQUANTIZE.factor)
+                if getattr(value, "flags", None) is None or value.flags.c_contiguous  # others are copied
+            ),
+            *(
+                ("requantize", dataclasses.replace(REQUANTIZE, **{name: value}))
+                for name in ("padding", "zero", "low", "high", "residual_zero")
+                for value in (-1, 256, None, 1.5, "2")
+            ),
+            ("requantize", dataclasses.replace(REQUANTIZE, residual_factor="much")),
+            ("tap_offsets", np.array([0, 0, 0, 0, 0, 0, 0, 0, 15])),
+        ],
+    ),
+    "bind of uint8": (
+        lambda **a: bound(int8(), **{"x": bytes_of(5), "out": bytes_of(8), "residual": bytes_of(8)} | a),
+        {},
+        [
+            *wrong_arrays(x=bytes_of(5), out=bytes_of(8), residual=bytes_of(8)),
+            ("out", floats(1, 8, 6, 7)),
+            ("scratch", floats(10)),
+        ],
+    ),
+    "bind of uint8 to floats": (
+        lambda **a: bound(
+            int8(requantize=dataclasses.replace(REQUANTIZE, to_float=True)),
+            **{"x": bytes_of(5), "residual": None} | a,
+        ),
+        {},
+        [("residual", floats(1, 8, 6, 7)), ("out", bytes_of(8))],
+    ),
     "convolution in place": (
         _kernels.CompiledConvolution,
         IN_PLACE,
@@ -300,6 +360,7 @@ CASES = {
         [
             ("first", None),
             ("first", depthwise()),
+            ("first", int8()),
             ("second", None),
             ("second", convolution()),
             *wrong_numbers("band"),
@@ -317,6 +378,7 @@ CASES = {
             ("outs", [floats(1, 4, 6, 6)] * 2),
             ("convolutions", [convolution()] * 2),
             ("convolutions", ["text"] * 2),
+            ("convolutions", [int8()] * 2),
             ("convolutions", [depthwise()] * 2),
             ("x", floats(2, 5, 6, 7)),
             ("scratch", floats(839)),

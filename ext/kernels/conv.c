@@ -77,13 +77,13 @@ static const void *channels_at(const subp_conv *call, const void *x, const void 
                                ptrdiff_t group, ptrdiff_t pixel) {
     const ptrdiff_t first = group * (call->in_channels / call->groups);
     if (call->copies) return subp_at(planes, first * call->channel_stride + pixel, call->element);
-    return subp_at(x, (s->image * call->in_channels + first) * call->channel_stride + s->first_row * call->out_w + pixel,
-                   call->element);
+    const ptrdiff_t channel = (s->image * call->in_channels + first) * call->channel_stride;
+    return subp_at(x, channel + s->first_row * call->out_w + pixel, call->element);
 }
 
 /* How words of a group's channels are made, at `count` pixels and their halo. */
-static subp_interleave words_of(const subp_conv *call, const void *from, const int32_t *channel_offsets, ptrdiff_t words,
-                                ptrdiff_t count, void *out) {
+static subp_interleave words_of(const subp_conv *call, const void *from, const int32_t *channel_offsets,
+                                ptrdiff_t words, ptrdiff_t count, void *out) {
     return (subp_interleave){
         .x = from,
         .channel_offsets = channel_offsets,
@@ -102,9 +102,9 @@ static void fill_word(const subp_conv *call, const void *x, subp_rows s, ptrdiff
     const ptrdiff_t group = word / call->words, per_word = call->kernels[0]->interleave, group_in = call->kept;
     const ptrdiff_t first = word % call->words * per_word, kept = subp_smaller(per_word, group_in - first);
     for (ptrdiff_t k = 0; call->copies && k < kept; k++) fill_channel(call, x, s, group * group_in + first + k, planes);
-    const subp_interleave made =
-        words_of(call, channels_at(call, x, planes, &s, group, 0), call->channel_offsets + first, 1, s.rows * call->out_w,
-                 subp_at_out(planes, subp_conv_planes(call) + word * word_stride(call) * SUBP_WORD, 1));
+    void *out = subp_at_out(planes, subp_conv_planes(call) + word * word_stride(call) * SUBP_WORD, 1);
+    const void *from = channels_at(call, x, planes, &s, group, 0);
+    const subp_interleave made = words_of(call, from, call->channel_offsets + first, 1, s.rows * call->out_w, out);
     call->interleave(&made);
 }
 
@@ -112,7 +112,8 @@ void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, p
     (call->shared ? fill_word : fill_channel)(call, x, rows, fill, planes);
 }
 
-void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t fill, void *planes) {
+void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t fill,
+                    void *planes) {
     subp_conv_fill_rows(call, arrays->x, rows_of(call, pass), fill, planes);
 }
 
@@ -287,9 +288,9 @@ static void aim_words(const job *j, const run *r, subp_interleave *words) {
     words->out = r->words;
 }
 
-/* Runs of pixels are the outer loop: the words of one run of all block rows come from the same part of the planes. Those of
- * the next run are made along with the products of this one: in their place where a run is one tile of one tap, and its
- * words are read once and for all; else in one of two places in turns. */
+/* Runs of pixels are the outer loop: the words of one run of all block rows come from the same part of the planes.
+ * Those of the next run are made along with the products of this one: in their place where a run is one tile of one
+ * tap, and its words are read once and for all; else in one of two places in turns. */
 static void run_from_words(const job *j) {
     const subp_conv *call = j->call;
     subp_interleave words = words_of(call, NULL, NULL, call->words, 0, NULL);
@@ -331,7 +332,8 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
     ptrdiff_t chunks = subp_ceil_div(call->band * call->out_w, parts->pixel_step);
     ptrdiff_t row = part / chunks * parts->row_step, first = part % chunks * parts->pixel_step;
     ptrdiff_t end = subp_smaller(first + parts->pixel_step, s.rows * call->out_w);
-    run_job(&(job){call, arrays, planes, &s, row, subp_smaller(row + parts->row_step, call->rows), first, end, NULL, words});
+    const ptrdiff_t row_end = subp_smaller(row + parts->row_step, call->rows);
+    run_job(&(job){call, arrays, planes, &s, row, row_end, first, end, NULL, words});
 }
 
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes, void *words) {

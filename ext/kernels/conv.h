@@ -39,8 +39,8 @@ typedef struct {
     ptrdiff_t tile_pixels; /* of a run */
     int pixels_outside;    /* runs of pixels are the outer loop, block rows the inner one */
 
-    /* Of uint8 activations: words of kept channels, which the kernels read in place of planes. A thread makes them for a
-     * block row and a run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all
+    /* Of uint8 activations: words of kept channels, which the kernels read in place of planes. A thread makes them for
+     * a block row and a run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all
      * channels, they are made once for a whole pass, by those who fill planes. */
     const subp_requantize *requantize; /* or NULL: planes are read as they are */
     const int32_t *start;              /* IN [out_channels] */
@@ -77,9 +77,10 @@ ptrdiff_t subp_conv_own_words(const subp_conv *call);
 /* Cuts a pass for so many threads, a part each. */
 subp_conv_parts subp_conv_divide(const subp_conv *call, ptrdiff_t threads);
 
-/* One of what there is to fill. `planes` has room for the planes, channel_stride elements of each channel, and for shared
- * words; what they hold does not matter. */
-void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t fill, void *planes);
+/* One of what there is to fill. `planes` has room for the planes, channel_stride elements of each channel, and for
+ * shared words; what they hold does not matter. */
+void subp_conv_fill(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t fill,
+                    void *planes);
 void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,
                     const subp_conv_parts *parts, ptrdiff_t part, const void *planes, void *words);
 /* A whole pass. `words` here and above is the thread's own. */

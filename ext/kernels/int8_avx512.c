@@ -1,8 +1,13 @@
-/* The int8 kernels for AVX-512 without dot products of bytes: those of pairs of 16 bits, added up by another instruction. */
+/* The int8 kernels for AVX-512 without dot products of bytes: those of pairs of 16 bits, added up by another
+ * instruction. */
 #include "int8_simd_avx512.h"
 
 INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
     return _mm512_add_epi32(sums, _mm512_madd_epi16(words, weight));
+}
+
+INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(ci32_word(word), ci32_weights(weights)));
 }
 
 #include "int8_pairs.h"
@@ -11,6 +16,7 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
 INT8_DEFINE_INTERLEAVE(avx512)
 INT8_DEFINE_PEAK(avx512)
 
+INT8_DEFINE_ODD(8, 3)
 INT8_DEFINE_BLOCK(8, 3)
 INT8_DEFINE_BLOCK(8, 2)
 INT8_DEFINE_BLOCK(8, 1)
@@ -26,6 +32,9 @@ INT8_DEFINE_REST(1)
 
 void u8s8_ubsconv_8x48__avx512(const subp_tile *t) {
     ptrdiff_t at = 0;
+    if (!t->next) {
+        INT8_RUN_ODD(8, 3)
+    }
     INT8_RUN_BLOCKS(8, 3)
     INT8_RUN_BLOCKS(8, 2)
     INT8_RUN_BLOCKS(8, 1)

@@ -7,29 +7,8 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
     return sums;
 }
 
-#define INT8_HAS_ODD 1
-enum { CI32_LANES = 8 };
-typedef __m256i ci32;
-
-INLINE ci32 ci32_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE void ci32_floats(ci32 sums, const float *factors, float *out) {
-    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors)));
-}
-INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q, uint8_t *out) {
-    __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors));
-    if (residual) {
-        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)residual));
-        const __m256i offset = _mm256_sub_epi32(wide, _mm256_set1_epi32(q->residual_zero));
-        x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(offset), _mm256_set1_ps(q->residual_factor), x);
-    }
-    __m256i y = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(q->zero));
-    y = _mm256_min_epi32(_mm256_max_epi32(y, _mm256_set1_epi32(q->low)), _mm256_set1_epi32(q->high));
-    _mm_storel_epi64((__m128i *)out, _mm256_cvtepi32_epi8(y));
-}
 INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
-    int32_t pixel;
-    memcpy(&pixel, word, sizeof(pixel));
-    const __m256i x = _mm256_set1_epi32(pixel), w = _mm256_loadu_si256((const __m256i *)weights);
+    const __m256i x = ci32_word(word), w = ci32_weights(weights);
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
     return sums;
 }
@@ -38,7 +17,8 @@ INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
 enum { INT8_INTERLEAVE = 4, INTERLEAVE_PIXELS = 64 };
 
 INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
-    /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in order. */
+    /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in
+     * order. */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i x = count >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(((__mmask64)1 << count) - 1, p);
     return _mm512_permutexvar_epi32(order, x);

@@ -1,5 +1,5 @@
-/* Words of two numbers of 16 bits, for instruction sets without dot products of bytes: those of 16 bits cannot overflow,
- * while sums of two products of bytes can. Included before int8_vector.h. */
+/* Words of two numbers of 16 bits, for instruction sets without dot products of bytes: those of 16 bits cannot
+ * overflow, while sums of two products of bytes can. Included before int8_vector.h. */
 #ifndef SUBP_INT8_PAIRS_H
 #define SUBP_INT8_PAIRS_H
 

@@ -1,5 +1,5 @@
-/* AVX2 and FMA behind the interface of int8_vector.h, but for vi32_dot. There are no masks for bytes: what is not a whole
- * vector goes through a copy. */
+/* AVX2 and FMA behind the interface of int8_vector.h, but for vi32_dot. There are no masks for bytes: what is not a
+ * whole vector goes through a copy. */
 #ifndef SUBP_INT8_SIMD_AVX2_H
 #define SUBP_INT8_SIMD_AVX2_H
 

@@ -50,7 +50,8 @@ INLINE void store_first(uint8_t *out, __m512i x, int n) {
     }
 }
 
-/* Packs work within quarters of a vector: each ends with four numbers of every vector, which are put in order at the end. */
+/* Packs work within quarters of a vector: each ends with four numbers of every vector, which are put in order at the
+ * end. */
 INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, const subp_requantize *q) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i zero = _mm512_set1_epi16((short)q->zero);
@@ -75,5 +76,32 @@ INLINE void vi32_store_first(uint8_t *out, vi32 x, int n) {
     else
         _mm512_mask_storeu_epi32(out, (__mmask16)((1u << n) - 1), x);
 }
+
+#define INT8_HAS_ODD 1
+enum { CI32_LANES = 8 };
+typedef __m256i ci32;
+
+INLINE ci32 ci32_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void ci32_floats(ci32 sums, const float *factors, float *out) {
+    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors)));
+}
+INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q,
+                       uint8_t *out) {
+    __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(factors));
+    if (residual) {
+        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)residual));
+        const __m256i offset = _mm256_sub_epi32(wide, _mm256_set1_epi32(q->residual_zero));
+        x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(offset), _mm256_set1_ps(q->residual_factor), x);
+    }
+    __m256i y = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(q->zero));
+    y = _mm256_min_epi32(_mm256_max_epi32(y, _mm256_set1_epi32(q->low)), _mm256_set1_epi32(q->high));
+    _mm_storel_epi64((__m128i *)out, _mm256_cvtepi32_epi8(y));
+}
+INLINE ci32 ci32_word(const uint8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof(word));
+    return _mm256_set1_epi32(word);
+}
+INLINE ci32 ci32_weights(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
 #endif

@@ -1,6 +1,6 @@
 /* NEON of 64-bit Arm behind the interface of int8_vector.h, but for vi32_dot. What is not a whole vector goes through a
- * copy. The includer defines INT8_FLIP before: 0x80 where dot products are of signed bytes, and words are activations minus
- * 128 ("signed_quads" in geometry.py), else 0. */
+ * copy. The includer defines INT8_FLIP before: 0x80 where dot products are of signed bytes, and words are activations
+ * minus 128 ("signed_quads" in geometry.py), else 0. */
 #ifndef SUBP_INT8_SIMD_NEON_H
 #define SUBP_INT8_SIMD_NEON_H
 

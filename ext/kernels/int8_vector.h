@@ -1,17 +1,19 @@
-/* The convolution kernels of uint8 activations for every vector instruction set; included by a kernel set's file after its
- * int8_simd_<set>.h, which defines, beside the words of simd.h that it needs:
+/* The convolution kernels of uint8 activations for every vector instruction set; included by a kernel set's file after
+ * its int8_simd_<set>.h, which defines, beside the words of simd.h that it needs:
  *   vi32, VI32_LANES sums of int32, a pixel each: vi32_splat(number); vi32_load(p), the words of as many pixels;
- *     vi32_weight(p), one word in every lane; vi32_dot(sums, words, weight), the products of each word added to its sum;
+ *     vi32_weight(p), one word in every lane; vi32_dot(sums, words, weight), the products of each word added to its
+ *     sum;
  *   vf32_of(sums), vf32_mul(a, b), vf32_madd(a, b, c), rounded once, vi32_round(x), to the nearest, ties to even;
  *   vi32_bytes(p, n), of which the first n <= VI32_LANES are read, vf32_store_first(p, x, n);
- *   store_bytes(out, numbers, vectors, count, requantize), the first count numbers of so many vectors, with the zero point
- *     added and within the bounds;
- *   interleave_block(x, offsets, count, out), the words of the first count <= INTERLEAVE_PIXELS pixels, no other bytes read
- *     or written; INT8_INTERLEAVE are the channels of a word.
+ *   store_bytes(out, numbers, vectors, count, requantize), the first count numbers of so many vectors, with the zero
+ *     point added and within the bounds;
+ *   interleave_block(x, offsets, count, out), the words of the first count <= INTERLEAVE_PIXELS pixels, no other bytes
+ *     read or written; INT8_INTERLEAVE are the channels of a word.
  * Where an odd pixel is worth it, INT8_HAS_ODD is 1 and there are also
  *   ci32, sums of int32 of CI32_LANES output channels of one pixel: ci32_load(p), ci32_dot(sums, word, weights), the
- *     products of one word with the weights of each channel, ci32_floats(sums, factors, out), the products with factors, and
- *     ci32_bytes(sums, factors, residual, requantize, out), the stored numbers, of a residual that may be NULL. */
+ *     products of one word with the weights of each channel, ci32_floats(sums, factors, out), the products with
+ *     factors, and ci32_bytes(sums, factors, residual, requantize, out), the stored numbers, of a residual that may be
+ *     NULL. */
 #ifndef SUBP_INT8_VECTOR_H
 #define SUBP_INT8_VECTOR_H
 
@@ -29,7 +31,8 @@ typedef int32_t ci32;
 INLINE ci32 ci32_load(const int32_t *p) { return *p; }
 INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) { return (void)word, (void)weights, sums; }
 INLINE void ci32_floats(ci32 sums, const float *factors, float *out) { (void)sums, (void)factors, (void)out; }
-INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q, uint8_t *out) {
+INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual, const subp_requantize *q,
+                       uint8_t *out) {
     (void)sums, (void)factors, (void)residual, (void)q, (void)out;
 }
 #endif
@@ -53,9 +56,10 @@ INLINE int pixels_of(const int8_block o, int v, int count) {
 
 /* One channel's sums as float32 outputs. */
 INLINE void store_floats(const subp_tile *t, const vi32 *acc, ptrdiff_t at, int count, int c, const int8_block o) {
+    const vf32 factor = vf32_splat(t->factor[c]);
     float *out = (float *)t->out + c * t->out_stride + at;
     UNROLL for (int v = 0; v < o.vectors; v++)
-        vf32_store_first(out + v * VI32_LANES, vf32_mul(vf32_of(acc[v]), vf32_splat(t->factor[c])), pixels_of(o, v, count));
+        vf32_store_first(out + v * VI32_LANES, vf32_mul(vf32_of(acc[v]), factor), pixels_of(o, v, count));
 }
 
 /* One channel's sums as uint8 outputs. */
@@ -240,13 +244,20 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
 /* What the units for products can do: as `peak` of vector.h. */
 enum { PEAK_CHAINS = 12 };
 
+#ifdef __aarch64__
+#define KEEP(x) __asm__ volatile("" : "+w"(x))
+#else
+#define KEEP(x) __asm__ volatile("" : "+x"(x))
+#endif
+
 INLINE ptrdiff_t int8_peak(ptrdiff_t rounds, float factor) {
-    const vi32 ones = vi32_splat(factor < 1.0f ? 0x01010101 : 0);
-    vi32 chains[PEAK_CHAINS];
-    int32_t lanes[VI32_LANES], sum = 0;
+    vi32 chains[PEAK_CHAINS], ones = vi32_splat(factor < 1.0f ? 0x01010101 : 0);
     UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_splat(i);
-    for (ptrdiff_t r = 0; r < rounds; r++)
+    for (ptrdiff_t r = 0; r < rounds; r++) {
+        KEEP(ones); /* or the products, which do not change, would be taken out of the loop */
         UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chains[i] = vi32_dot(chains[i], ones, ones);
+    }
+    int32_t sum = 0, lanes[VI32_LANES];
     for (int i = 0; i < PEAK_CHAINS; i++) {
         memcpy(lanes, &chains[i], sizeof(lanes));
         sum ^= lanes[0];

@@ -26,18 +26,18 @@ enum subp_set {
 };
 
 #define SUBP_OPERATORS(OPERATOR)                                                                             \
-    OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool) OPERATOR(mean)      \
-    OPERATOR(binary) OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run) OPERATOR(halve) OPERATOR(peak)               \
-    OPERATOR(quantize) OPERATOR(dequantize) OPERATOR(lookup) OPERATOR(quantized_binary)                      \
-    OPERATOR(quantized_pool) OPERATOR(quantized_mean)
+    OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool)              \
+    OPERATOR(mean) OPERATOR(binary) OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run)              \
+    OPERATOR(halve) OPERATOR(peak) OPERATOR(quantize) OPERATOR(dequantize) OPERATOR(lookup)                  \
+    OPERATOR(quantized_binary) OPERATOR(quantized_pool) OPERATOR(quantized_mean)
 
 #define SUBP_OPERATOR(name) SUBP_OP_##name,
 enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
 #undef SUBP_OPERATOR
 
 /* From int32 sums to outputs, with the constants of requantize.py:
- *   uint8:   clamp(rne(fma(float32(residual - residual_zero), residual_factor, float32(sum) * factor[o])) + zero, low, high),
- *            without a residual clamp(rne(float32(sum) * factor[o]) + zero, low, high)
+ *   uint8:   clamp(rne(fma(float32(residual - residual_zero), residual_factor, float32(sum) * factor[o])) + zero, low,
+ *            high), without a residual clamp(rne(float32(sum) * factor[o]) + zero, low, high)
  *   float32: float32(sum) * factor[o]
  * rne rounds to the nearest integer, ties to even, and its argument is below 2**30 in magnitude. */
 typedef struct {
@@ -48,13 +48,13 @@ typedef struct {
 } subp_requantize;
 
 /* uint8 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel: x[word][plane][pixel], and
- * weights as well, [word][taps][channels of the tile]. A word has as many channels as the row says: 4 bytes or 2 numbers
- * of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind the last there
- * are SUBP_TILE_SLACK of any content.
+ * weights as well, [word][taps][channels of the tile]. A word has as many channels as the row says: 4 bytes or 2
+ * numbers of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind the
+ * last there are SUBP_TILE_SLACK of any content.
  *
  * This tells how they are made, from planes of bytes: word w of pixel p of copy c goes to
- * out[(w * word_stride + c * out_copy + p) * SUBP_WORD]. Nothing else is written, and no more than `count` bytes of each
- * channel's copies are read. */
+ * out[(w * word_stride + c * out_copy + p) * SUBP_WORD]. Nothing else is written, and no more than `count` bytes of
+ * each channel's copies are read. */
 enum { SUBP_WORD = 4, SUBP_TILE_SLACK = 15 };
 
 typedef struct {

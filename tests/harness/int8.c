@@ -28,7 +28,8 @@ static const void *pack_words(const subp_conv *call, const int8_t *values) {
                     for (ptrdiff_t c = 0; c < call->kernels[n]->channels; c++)
                         for (ptrdiff_t i = 0; i < interleave; i++) {
                             const ptrdiff_t k = word * interleave + i, at = (k * call->taps + tap) * call->block;
-                            const int16_t value = k < call->kept ? values[row * terms * call->block + at + first + c] : 0;
+                            const int8_t *of_row = values + row * terms * call->block;
+                            const int16_t value = k < call->kept ? of_row[at + first + c] : 0;
                             const size_t size = wide ? sizeof(int16_t) : sizeof(int8_t);
                             memcpy(to, wide ? (const void *)&value : (const void *)&(int8_t){(int8_t)value}, size);
                             to += size;
@@ -47,7 +48,8 @@ static const int32_t *fill_words(const subp_conv *call) {
 }
 
 static void plan_words(subp_conv *call) {
-    const ptrdiff_t plane = call->plane_rows * call->out_w, band = call->band * call->out_w, line = 4 * SUBP_LINE / SUBP_WORD;
+    const ptrdiff_t plane = call->plane_rows * call->out_w, band = call->band * call->out_w;
+    const ptrdiff_t line = 4 * SUBP_LINE / SUBP_WORD;
     ptrdiff_t *offsets = exact(sizeof(ptrdiff_t) * (size_t)call->taps);
     call->halo = 0;
     for (ptrdiff_t t = 0; t < call->taps; t++) {
@@ -77,7 +79,8 @@ static int64_t sum_of(const subp_conv *call, const shape *s, const int8_t *value
                 const ptrdiff_t input = (image * s->groups + group) * s->group_in + indices[row * call->kept + k];
                 const ptrdiff_t term = (row * call->kept + k) * call->taps + i * s->kernel[1] + j;
                 const int outside = from_y < 0 || from_y >= s->size[0] || from_x < 0 || from_x >= s->size[1];
-                const int64_t stored = outside ? (int64_t)call->padding : x[(input * s->size[0] + from_y) * s->size[1] + from_x];
+                const int64_t padding = (int64_t)call->padding;
+                const int64_t stored = outside ? padding : x[(input * s->size[0] + from_y) * s->size[1] + from_x];
                 sum += stored * values[term * s->block + within % s->block];
             }
     return sum;
@@ -104,14 +107,15 @@ static void check_outputs(const subp_conv *call, const shape *s, const int8_t *v
 
 /* As threads that share a pass do it, each part with words of its own, or a pass by one thread. */
 static void run(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, const subp_conv_parts *parts) {
-    void *planes = exact((size_t)(subp_conv_planes(call) + subp_conv_shared_words(call)));
-    void *words = exact((size_t)subp_conv_own_words(call));
+    const ptrdiff_t shared = subp_conv_planes(call) + subp_conv_shared_words(call), own = subp_conv_own_words(call);
+    void *planes = shared ? exact((size_t)shared) : NULL, *words = own ? exact((size_t)own) : NULL;
     for (ptrdiff_t pass = 0; pass < subp_conv_passes(call) * batch; pass++) {
         if (!parts) {
             subp_conv_pass(call, arrays, pass, planes, words);
             continue;
         }
-        for (ptrdiff_t fill = subp_conv_fills(call) - 1; fill >= 0; fill--) subp_conv_fill(call, arrays, pass, fill, planes);
+        for (ptrdiff_t fill = subp_conv_fills(call) - 1; fill >= 0; fill--)
+            subp_conv_fill(call, arrays, pass, fill, planes);
         for (ptrdiff_t part = parts->parts - 1; part >= 0; part--)
             subp_conv_part(call, arrays, pass, parts, part, planes, words);
     }
@@ -149,12 +153,12 @@ void check_int8(int set) {
     plan_words(&call);
     const subp_conv_parts parts = subp_conv_divide(&call, between(1, 20));
     const int has_residual = !requantize.to_float && one_in(2);
-    describe("set %d int8 convolution by %s: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel "
-             "%tdx%td stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td tile_pixels %td run_pixels %td "
-             "shared %d residual %d to_float %d",
-             set, kernels[0]->name, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0], s.size[1],
-             s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1], s.pad[0][0], s.pad[0][1],
-             s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels, call.shared, has_residual,
+    describe("set %d int8 convolution by %s: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
+             "kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td tile_pixels %td "
+             "run_pixels %td shared %d residual %d to_float %d",
+             set, kernels[0]->name, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0],
+             s.size[1], s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1], s.pad[0][0],
+             s.pad[0][1], s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels, call.shared, has_residual,
              requantize.to_float);
 
     const size_t outputs = (size_t)(s.batch * call.out_channels * call.out_h * call.out_w);
@@ -165,8 +169,9 @@ void check_int8(int set) {
     const int extreme = one_in(3);
     for (size_t i = 0; i < weights; i++) values[i] = (int8_t)(extreme ? 127 - 254 * between(0, 1) : between(-127, 127));
     call.values = pack_words(&call, values);
-    int32_t *start = exact(sizeof(int32_t) * (size_t)call.out_channels), *moved = exact(sizeof(int32_t) * (size_t)call.out_channels);
-    float *factor = exact(sizeof(float) * (size_t)call.out_channels);
+    const size_t channels = (size_t)call.out_channels;
+    int32_t *start = exact(sizeof(int32_t) * channels), *moved = exact(sizeof(int32_t) * channels);
+    float *factor = exact(sizeof(float) * channels);
     for (ptrdiff_t o = 0; o < call.out_channels; o++) {
         int64_t sum = 0;
         const ptrdiff_t row = o / s.group_out * s.rows_per_group + o % s.group_out / s.block;
