@@ -184,6 +184,8 @@ class DirectWords(Direct):
         pixels, block = band * out_w, max(pixels for _, pixels in layer.tiles)
         if tile == block and pixels % (tile + 1) == 0 and pixels % LINE:
             tile += 1  # as above, for kernels that compute an odd pixel beside a block
+        if tile < pixels < tile + LINE // 2:
+            tile = pixels  # a few pixels by themselves would want words of their own
         return Split(band, plane_rows, stride, tile, True)
 
 

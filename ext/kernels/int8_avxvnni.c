@@ -10,12 +10,6 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
 /* The words of up to 16 pixels from four planes. */
 enum { INT8_INTERLEAVE = 4, INTERLEAVE_PIXELS = 16 };
 
-INLINE __m128i load_plane(const uint8_t *p, ptrdiff_t count) {
-    uint8_t copy[INTERLEAVE_PIXELS] = {0};
-    if (count < INTERLEAVE_PIXELS) p = memcpy(copy, p, (size_t)count);
-    return _mm_loadu_si128((const __m128i *)p);
-}
-
 INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
     const __m128i a = load_plane(x + offsets[0], count), b = load_plane(x + offsets[1], count);
     const __m128i c = load_plane(x + offsets[2], count), d = load_plane(x + offsets[3], count);

@@ -33,14 +33,6 @@ INLINE void vf32_store_first(float *p, vf32 x, int n) {
     else
         vf32_store_mask(p, x, vf32_first(n));
 }
-INLINE vi32 vi32_pair(vi32 a, vi32 b) { return _mm256_or_si256(a, _mm256_slli_epi32(b, 16)); }
-INLINE void vi32_store_first(uint8_t *out, vi32 x, int n) {
-    if (n == VI32_LANES)
-        _mm256_storeu_si256((__m256i *)out, x);
-    else
-        memcpy(out, &x, (size_t)n * SUBP_WORD);
-}
-
 INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, const subp_requantize *q) {
     const __m256i zero = _mm256_set1_epi16((short)q->zero);
     const __m128i low = _mm_set1_epi8((char)q->low), high = _mm_set1_epi8((char)q->high);
@@ -55,6 +47,13 @@ INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, con
         else
             memcpy(out + v * VI32_LANES, &bytes, (size_t)left);
     }
+}
+
+/* Up to 16 bytes. */
+INLINE __m128i load_plane(const uint8_t *p, ptrdiff_t count) {
+    uint8_t copy[16] = {0};
+    if (count < 16) p = memcpy(copy, p, (size_t)count);
+    return _mm_loadu_si128((const __m128i *)p);
 }
 
 #endif

@@ -68,15 +68,6 @@ INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, con
     }
 }
 
-/* Numbers of 16 bits: two bytes of a pixel, widened. */
-INLINE vi32 vi32_pair(vi32 a, vi32 b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }
-INLINE void vi32_store_first(uint8_t *out, vi32 x, int n) {
-    if (n == VI32_LANES)
-        _mm512_storeu_si512(out, x);
-    else
-        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << n) - 1), x);
-}
-
 #define INT8_HAS_ODD 1
 enum { CI32_LANES = 8 };
 typedef __m256i ci32;

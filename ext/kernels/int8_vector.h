@@ -8,7 +8,7 @@
  *   store_bytes(out, numbers, vectors, count, requantize), the first count numbers of so many vectors, with the zero
  *     point added and within the bounds;
  *   interleave_block(x, offsets, count, out), the words of the first count <= INTERLEAVE_PIXELS pixels, no other bytes
- *     read or written; INT8_INTERLEAVE are the channels of a word.
+ *     read or written, and faster if all; INT8_INTERLEAVE are the channels of a word.
  * Where an odd pixel is worth it, INT8_HAS_ODD is 1 and there are also
  *   ci32, sums of int32 of CI32_LANES output channels of one pixel: ci32_load(p), ci32_dot(sums, word, weights), the
  *     products of one word with the weights of each channel, ci32_floats(sums, factors, out), the products with
@@ -229,16 +229,26 @@ INLINE void int8_block_at(const subp_tile *t, ptrdiff_t at, int count, const int
     if (at < t->count) int8_rest_##C(t, at, (int)(t->count - at));    \
     if (t->next) interleave(t->next);
 
+/* A word of one copy. Where pixels are left over, the last ones are made once more, but in a whole block. */
+INLINE void interleave_run(const uint8_t *in, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
+    ptrdiff_t at = 0;
+    for (; at + INTERLEAVE_PIXELS <= count; at += INTERLEAVE_PIXELS)
+        interleave_block(in + at, offsets, INTERLEAVE_PIXELS, out + at * SUBP_WORD);
+    if (at == count) return;
+    if (at) {
+        at = count - INTERLEAVE_PIXELS;
+        interleave_block(in + at, offsets, INTERLEAVE_PIXELS, out + at * SUBP_WORD);
+    } else {
+        interleave_block(in, offsets, count, out);
+    }
+}
+
 #define INT8_DEFINE_INTERLEAVE(set)                                                                              \
     void u8s8_interleave__##set(const subp_interleave *s) {                                                      \
         for (ptrdiff_t w = 0; w < s->words; w++)                                                                 \
-            for (ptrdiff_t copy = 0; copy < s->copies; copy++) {                                                 \
-                const int32_t *offsets = subp_word_channels(s, w, INT8_INTERLEAVE);                              \
-                const uint8_t *in = s->x + copy * s->in_copy;                                                    \
-                uint8_t *out = subp_word_at(s, w, copy);                                                         \
-                for (ptrdiff_t at = 0; at < s->count; at += INTERLEAVE_PIXELS)                                   \
-                    interleave_block(in + at, offsets, s->count - at, out + at * SUBP_WORD);                     \
-            }                                                                                                    \
+            for (ptrdiff_t copy = 0; copy < s->copies; copy++)                                                   \
+                interleave_run(s->x + copy * s->in_copy, subp_word_channels(s, w, INT8_INTERLEAVE), s->count,    \
+                               subp_word_at(s, w, copy));                                                        \
     }
 
 /* What the units for products can do: as `peak` of vector.h. */
