@@ -196,7 +196,7 @@ cdef extern from "fused_depthwise.h" nogil:
         const subp_requantize *requantize
         const int32_t *start
         const float *factor
-        Py_ssize_t band, pitch
+        Py_ssize_t band, step, pitch
     Py_ssize_t subp_fused_depthwise_passes(const subp_fused_depthwise *call)
     Py_ssize_t subp_fused_depthwise_parts(const subp_fused_depthwise *call)
     void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,

@@ -590,6 +590,13 @@ cdef class _Planes(_Bound):
         self.run(&call)
 
 
+# What is between two convolutions in a part's memory at most, where one block row is not more, and the parts that there
+# are at least for threads to share, where block rows are that many.
+cdef enum:
+    PART_BYTES = 16384
+    LEAST_PARTS = 16
+
+
 cdef class CompiledFusedDepthwise(_InPasses):
     """A convolution and the depthwise one that reads its output, which is never in memory as a whole.
 
@@ -635,11 +642,14 @@ cdef class CompiledFusedDepthwise(_InPasses):
             )
         self._dtype, self._out_dtype, self._element = first._dtype, first._out_dtype, first._element
         call.pitch = pitch
+        # More block rows of small planes, whose first run of each has nothing to be prepared along with.
+        most = min(PART_BYTES // (pitch * first._call.block * first._element), first._call.rows // LEAST_PARTS)
+        call.step = max(1, most)
         self._arrays = (first, second)
         self._in_shape, self._out_shape = first._in_shape, (shape[0], w.out_h, w.out_w)
         self._passes, self._fills = subp_fused_depthwise_passes(call), first._fills
         self._first = 4 * first.scratch
-        self.scratch = first.scratch + (call.first.block * call.pitch * self._element + 3) // 4
+        self.scratch = first.scratch + (call.step * call.first.block * call.pitch * self._element + 3) // 4
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         cdef subp_conv_parts parts

@@ -240,19 +240,24 @@ static target target_of(const subp_conv *call, const subp_conv_arrays *arrays, c
                     .stride = plane};
 }
 
-/* Block rows [row, row_end) on pixels [first, end). `one` is where the only row goes, or NULL. */
+/* Block rows [row, row_end) on pixels [first, end). `to` is where the first of them goes, or NULL for a pass. */
 typedef struct {
     const subp_conv *call;
     const subp_conv_arrays *arrays;
     const void *planes;
     const subp_rows *s;
     ptrdiff_t row, row_end, first, end;
-    const target *one;
+    const target *to;
     uint8_t *words;
 } job;
 
 static target target_of_job(const job *j, ptrdiff_t row) {
-    return j->one ? *j->one : target_of(j->call, j->arrays, j->s, row);
+    if (!j->to) return target_of(j->call, j->arrays, j->s, row);
+    ptrdiff_t width, first = subp_conv_first_channel(j->call, j->row, &width);
+    target to = *j->to;
+    to.out = subp_at_out(to.out, (subp_conv_first_channel(j->call, row, &width) - first) * to.stride,
+                         j->call->out_element);
+    return to;
 }
 
 static void run_from_planes(const job *j) {
@@ -319,11 +324,11 @@ static void run_from_words(const job *j) {
 
 static void run_job(const job *j) { (j->call->requantize ? run_from_words : run_from_planes)(j); }
 
-void subp_conv_row(const subp_conv *call, const void *x, const void *planes, subp_rows s, ptrdiff_t row, void *out,
-                   ptrdiff_t out_stride, void *words) {
+void subp_conv_rows(const subp_conv *call, const void *x, const void *planes, subp_rows s, ptrdiff_t row,
+                    ptrdiff_t row_end, void *out, ptrdiff_t out_stride, void *words) {
     const target to = {.out = out, .stride = out_stride};
     const subp_conv_arrays arrays = {.x = x};
-    run_job(&(job){call, &arrays, planes, &s, row, row + 1, 0, s.rows * call->out_w, &to, words});
+    run_job(&(job){call, &arrays, planes, &s, row, row_end, 0, s.rows * call->out_w, &to, words});
 }
 
 void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass,

@@ -87,14 +87,15 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes, void *words);
 
 /* The same for any rows of the output, as many as a band at most, and any place to put them: one of what there is to
- * fill, and one block row of [channels][rows][out_w], its channels `out_stride` apart and without residual. */
+ * fill, and block rows [row, row_end) of [channels][rows][out_w], the channels `out_stride` apart and without
+ * residual. */
 typedef struct {
     ptrdiff_t image, first_row, rows;
 } subp_rows;
 
 void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t fill, void *planes);
-void subp_conv_row(const subp_conv *call, const void *x, const void *planes, subp_rows rows, ptrdiff_t row,
-                   void *out, ptrdiff_t out_stride, void *words);
+void subp_conv_rows(const subp_conv *call, const void *x, const void *planes, subp_rows rows, ptrdiff_t row,
+                    ptrdiff_t row_end, void *out, ptrdiff_t out_stride, void *words);
 
 /* The first output channel of a block row, and how many it has. */
 ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width);

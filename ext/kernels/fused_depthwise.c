@@ -6,7 +6,9 @@ ptrdiff_t subp_fused_depthwise_passes(const subp_fused_depthwise *call) {
     return subp_ceil_div(call->window.out_h, call->band);
 }
 
-ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call) { return call->first.rows; }
+ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call) {
+    return subp_ceil_div(call->first.rows, call->step);
+}
 
 /* The output rows of a pass. */
 static subp_rows rows_of(const subp_fused_depthwise *call, ptrdiff_t pass) {
@@ -30,18 +32,21 @@ void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv
 void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
                                ptrdiff_t pass, ptrdiff_t part, const void *planes, void *words, void *between) {
     const subp_rows rows = rows_of(call, pass), seen = rows_between(&call->window, rows);
-    subp_conv_row(&call->first, arrays->x, planes, seen, part, between, call->pitch, words);
+    const ptrdiff_t row = part * call->step, last = subp_smaller(row + call->step, call->first.rows) - 1;
+    subp_conv_rows(&call->first, arrays->x, planes, seen, row, last + 1, between, call->pitch, words);
 
     subp_window window = call->window; /* as the rows between see it */
     window.pad_top += seen.first_row - rows.first_row * window.stride_h;
     window.height = seen.rows;
     window.out_h = rows.rows;
-    ptrdiff_t count, channel = subp_conv_first_channel(&call->first, part, &count);
+    ptrdiff_t width, end = subp_conv_first_channel(&call->first, last, &width);
+    end += width;
+    const ptrdiff_t channel = subp_conv_first_channel(&call->first, row, &width);
     const ptrdiff_t plane = call->window.out_h * window.out_w;
     const ptrdiff_t at = (rows.image * call->first.out_channels + channel) * plane + rows.first_row * window.out_w;
     call->kernel->run.depthwise(&(subp_depthwise){
         .window = &window,
-        .count = count,
+        .count = end - channel,
         .in_stride = call->pitch,
         .out_stride = plane,
         .in = between,

@@ -2,7 +2,7 @@
  * cache.
  *
  * A pass is a band of the last output's rows of one image. It fills planes as the first convolution does, then each
- * part computes one block row of the first on the rows that its windows see, into memory of its own, and the second
+ * part computes a few block rows of the first on the rows that its windows see, into memory of its own, and the second
  * from there. Rows that two bands see are computed for both. Who does which piece changes no bit of the result. */
 #ifndef SUBP_FUSED_DEPTHWISE_H
 #define SUBP_FUSED_DEPTHWISE_H
@@ -21,6 +21,7 @@ typedef struct {
     const int32_t *start;              /* IN [out_channels] */
     const float *factor;               /* IN [out_channels] */
     ptrdiff_t band;       /* output rows of a pass */
+    ptrdiff_t step;       /* block rows of a part */
     ptrdiff_t pitch;      /* elements from channel to channel between the two */
 } subp_fused_depthwise;
 
@@ -30,7 +31,7 @@ ptrdiff_t subp_fused_depthwise_parts(const subp_fused_depthwise *call);
 
 void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
                                ptrdiff_t pass, ptrdiff_t channel, void *planes);
-/* `words` is the thread's own, for the first; `between` has room for a block's channels, `pitch` elements each. */
+/* `words` is the thread's own, for the first; `between` has room for a part's channels, `pitch` elements each. */
 void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
                                ptrdiff_t pass, ptrdiff_t part, const void *planes, void *words, void *between);
 /* A whole pass. */

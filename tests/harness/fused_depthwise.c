@@ -90,7 +90,7 @@ void check_fused_depthwise(int set) {
             .pixels_outside = one_in(2),
         },
         .window = w, .kernel = choose_window(set, SUBP_DTYPE_float32, &w), .padding = exact_floats((size_t)w.width, 0.0f),
-        .activation = exact_activation(), .band = band, .pitch = pitch,
+        .activation = exact_activation(), .band = band, .step = one_in(2) ? 1 : between(1, 4), .pitch = pitch,
     };
     subp_conv *first = &call.first;
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
@@ -101,11 +101,11 @@ void check_fused_depthwise(int set) {
     const int has_bias = !one_in(3), has_residual = one_in(2);
     describe("set %d fused: batch %td groups %td in %td out %td block %td kept %td size %tdx%td kernel %tdx%td stride "
              "%tdx%td pad %td,%td between %tdx%td tile %td, then %s kernel %tdx%td stride %tdx%td dilation %tdx%td pad "
-             "%td,%td out %tdx%td band %td pitch %td activations %s, %s bias %d residual %d",
+             "%td,%td out %tdx%td band %td step %td pitch %td activations %s, %s bias %d residual %d",
              set, s.batch, s.groups, s.group_in, s.group_out, s.block, first->kept, s.size[0], s.size[1], s.kernel[0],
              s.kernel[1], s.stride[0], s.stride[1], s.pad[0][0], s.pad[1][0], w.height, w.width, first->tile_pixels,
              call.kernel->name, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.pad_top,
-             w.pad_left, w.out_h, w.out_w, band, pitch, subp_activation_names[first->activation],
+             w.pad_left, w.out_h, w.out_w, band, call.step, pitch, subp_activation_names[first->activation],
              subp_activation_names[call.activation], has_bias, has_residual);
 
     const size_t channels = (size_t)first->out_channels, outputs = (size_t)s.batch * channels * (size_t)(w.out_h * w.out_w);
@@ -116,7 +116,7 @@ void check_fused_depthwise(int set) {
     call.bias = one_in(2) ? whole_floats(channels) : NULL;
     float *want = exact_floats(outputs, CANARY), *out = exact_floats(outputs, CANARY);
     float *again = exact_floats(outputs, CANARY), *planes = exact_planes(first);
-    float *between = exact_floats((size_t)((s.block - 1) * pitch + rows * w.width), NAN);
+    float *between = exact_floats((size_t)((call.step * s.block - 1) * pitch + rows * w.width), NAN);
     subp_conv_arrays arrays = {
         .x = whole_floats((size_t)(s.batch * first->in_channels * first->height * first->width)),
         .residual = has_residual ? whole_floats(outputs) : NULL,
