@@ -511,7 +511,9 @@ cdef class CompiledDepthwise:
         _describe(&self._window, in_size, out_size, weights.shape[1:], stride, dilation, pad)
         self._bias = _optional("bias", bias, "float32", weights.shape[:1])
         other = bias is not None or activation is not None
-        self._requantize = _requantize(requantize, self._dtype, self._out_dtype, weights.shape[0], other)
+        self._requantize = _requantize(requantize, self._dtype, weights.shape[0], other)
+        if self._requantize is not None and self._requantize.c.to_float:
+            self._out_dtype = "float32"
         zero = 0 if self._requantize is None else self._requantize.padding
         padding = np.full(self._window.width, zero, _FORMATS[self._dtype][0])
         self._padding = _array("padding", padding, self._dtype, (None,))
@@ -545,6 +547,8 @@ cdef class CompiledDepthwise:
         channels = self._values.shape[0]
         source = _array("x", x, self._dtype, (None, channels, w.height, w.width))
         target = _array("out", out, self._out_dtype, (source.shape[0], channels, w.out_h, w.out_w), True)
+        if residual is not None and self._dtype != self._out_dtype:
+            raise ValueError("a residual beside outputs of float32 that are sums of integers; expected None")
         addend = _optional("residual", residual, self._out_dtype, target.shape)
         call.threads, call.channels = _threads(threads), channels
         call.step = min(PLANES_AT_ONCE, (channels + call.threads - 1) // call.threads)

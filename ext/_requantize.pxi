@@ -35,12 +35,12 @@ cdef int _byte(str name, value) except -1:
     return <int>_whole(name, value, 0, 255)
 
 
-cdef _Requantize _requantize(value, str dtype, str out_dtype, Py_ssize_t channels, bint other):
-    """The constants for a kernel from and to these types, or None where it has no use for them.
+cdef _Requantize _requantize(value, str dtype, Py_ssize_t channels, bint other):
+    """The constants for a kernel of this type, or None where it has no use for them.
 
     Args:
         value: a `Requantization` or None.
-        dtype, out_dtype: of the kernel's row.
+        dtype: of the activations.
         channels: of the output.
         other: whether there is a bias or an activation, which the constants hold already.
     """
@@ -53,7 +53,4 @@ cdef _Requantize _requantize(value, str dtype, str out_dtype, Py_ssize_t channel
         raise ValueError("sums of integers need requantize, a Requantization")
     if other:
         raise ValueError("bias and activation of a convolution of integers are in its requantize; expected None here")
-    found = _Requantize(value, channels)
-    if found.c.to_float != (out_dtype == "float32"):
-        raise ValueError(f"requantize gives {'float32' if found.c.to_float else 'uint8'}, the kernel {out_dtype}")
-    return found
+    return _Requantize(value, channels)

@@ -93,6 +93,8 @@ def fuse_depthwise(nodes: list[Node], packed: dict[str, Any], outputs: Collectio
         plain &= maker.type is None or first.requantize is not None
         if not alone or not plain or first.layer.dtype != second.layer.dtype:
             continue
+        if second.requantize is not None and second.requantize.to_float:
+            continue
         packed[node.output] = FusedDepthwise(packed.pop(source.name), second, source.name)
         del made[source.name]
         made[node.output] = replace(node, args=node.args | {"input": maker.args["input"]})

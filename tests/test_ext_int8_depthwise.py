@@ -153,6 +153,21 @@ def test_every_kernel_is_one_of_those_compared():
     assert taken == {row["name"] for row in ROWS}
 
 
+@pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("width", [7, 64])
+def test_outputs_are_float32_where_the_constants_say_so(kernel_set, width):
+    rng = np.random.default_rng(0)
+    weight, x = rng.integers(-127, 128, (3, 3, 3)).astype(np.int8), rng.integers(0, 256, (2, 3, 9, width))
+    q = Requantization(np.int32([5, -7, 900]), np.float32([0.1, 3, 1e-5]), 9, to_float=True)
+    compiled = layer_of(weight, 1, 1, 1, kernel_set).prepare(9, width, q).compiled
+    out = np.empty((2, 3, 9, width), np.float32)
+    compiled.run(x.astype(np.uint8), None, out, None, 2)
+    sums = sums_of(x, weight, 9, (1, 1), ((1, 1), (1, 1)), (1, 1)) + q.start[:, None, None]
+    np.testing.assert_array_equal(out, sums.astype(np.float32) * q.factor[:, None, None])
+    with pytest.raises(ValueError, match="a residual beside outputs of float32"):
+        compiled.run(x.astype(np.uint8), out, out, None, 1)
+
+
 CONSTANTS = Requantization(np.zeros(2, np.int32), np.ones(2, np.float32), 0)
 
 
@@ -167,7 +182,6 @@ CONSTANTS = Requantization(np.zeros(2, np.int32), np.ones(2, np.float32), 0)
         ({"zero": 256}, ValueError, "zero is 256; expected a whole number from 0 to 255"),
         ({"padding": -1}, ValueError, "padding is -1; expected a whole number from 0 to 255"),
         ({"low": 7, "high": 6}, ValueError, "low is 7 and high 6; expected low to be no more than high"),
-        ({"to_float": True}, ValueError, "requantize gives float32, the kernel uint8"),
     ],
 )
 def test_constants_that_do_not_fit_are_named(changes, error, message):

@@ -1,4 +1,4 @@
-/* Depthwise convolution of uint8 planes in plain C, for any window. */
+/* Depthwise convolution of uint8 planes in plain C, for any window; its outputs are float32 if the constants say so. */
 #ifndef SUBP_INT8_DEPTHWISE_H
 #define SUBP_INT8_DEPTHWISE_H
 
@@ -52,8 +52,11 @@ static inline void subp_depthwise_bytes(const subp_depthwise *d) {
                 subp_depthwise_sums(w, (const uint8_t *)d->in + n * d->in_stride, zero,
                                     (const int8_t *)d->values + n * w->kernel_h * w->kernel_w,
                                     y * w->stride_h - w->pad_top, x, count, sums);
-                subp_requantize_run(d->requantize, sums, d->factor[n], subp_at_if(d->residual, to, 1),
-                                    (uint8_t *)d->out + to, count);
+                if (d->requantize->to_float)
+                    for (ptrdiff_t i = 0; i < count; i++) ((float *)d->out)[to + i] = (float)sums[i] * d->factor[n];
+                else
+                    subp_requantize_run(d->requantize, sums, d->factor[n], subp_at_if(d->residual, to, 1),
+                                        (uint8_t *)d->out + to, count);
             }
 }
 

@@ -340,7 +340,9 @@ INLINE int fills_vectors(const subp_window *g) { return (void)g, 0; }
     }                                                                                                                 \
     void u8s8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                 \
         band_plan p;                                                                                                  \
-        if (fills_vectors(d->window))                                                                                 \
+        if (d->requantize->to_float)                                                                                  \
+            subp_depthwise_bytes(d);                                                                                  \
+        else if (fills_vectors(d->window))                                                                            \
             in_place_##kernel##s##stride(d);                                                                          \
         else if (plan_bands(&p, d->window, kernel, stride))                                                           \
             copied_##kernel##s##stride(d, &p);                                                                        \
