@@ -30,6 +30,10 @@ class DivergedError(RuntimeError):
     """The ranks hold different masks or weights; raised on every rank, with the same message."""
 
 
+class NotFiniteError(UsageError):
+    """The training has diverged, on every rank alike; the message says where, and what to try."""
+
+
 class LostRankError(RuntimeError):
     """Another rank does not answer any more: it failed, or its machine or the network did."""
 
@@ -60,12 +64,18 @@ def _fail(error: Exception, exit_code: int) -> NoReturn:
     """
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
-    if LAUNCHER in os.environ and "TORCHELASTIC_ERROR_FILE" in os.environ:
-        told = {"message": str(error), "timestamp": int(time.time())}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
-    else:
+    if not _left_to_launcher(str(error)):
         _say(f"error: {error}", alone=isinstance(error, DataError | LoaderError))
     sys.exit(exit_code)
+
+
+def _left_to_launcher(text: str) -> bool:
+    """Leave what is to be told in torchrun's file, if our launcher is there to read it."""
+    if LAUNCHER not in os.environ or "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    told = {"message": text, "timestamp": int(time.time())}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
+    return True
 
 
 def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
@@ -85,7 +95,9 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
         except DivergedError as error:
             _fail(error, EXIT_DIVERGED)
         except LostRankError as error:
-            _say(f"lost another rank: {error}")
+            # Beside the error of the other one this would be a second line; the launcher tells it where it is the only.
+            if not _left_to_launcher(str(error)):
+                _say(f"lost another rank: {error}")
             # The rank with an error of its own leaves the group before it ends, and the first to end is named.
             time.sleep(_LOST_RANK_PATIENCE)
             sys.exit(EXIT_LOST_RANK)

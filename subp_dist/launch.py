@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 from torch.distributed import TCPStore, run
 from torch.distributed.elastic.agent.server.api import RunResult
@@ -107,7 +108,9 @@ def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 def _first_error(failures: dict[int, ProcessFailure]) -> str:
     rank, failure = _first(failures)
     if failure.exitcode == EXIT_LOST_RANK:
-        return f"rank {rank} lost another rank; if that was on another machine, the first error is in the output there"
+        why = f" ({failure.message})" if Path(failure.error_file).is_file() else ""
+        elsewhere = "if that was on another machine, the first error is in the output there"
+        return f"rank {rank} lost another rank{why}; {elsewhere}"
     if failure.exitcode == EXIT_STOPPED:
         return f"rank {rank} was stopped"
     if failure.exitcode in (EXIT_USAGE, EXIT_DIVERGED, EXIT_LOADER) and failure.error_file_data["message"]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from .agreement import sum_over_ranks
 from .data.guarded import worker_deaths_named
+from .errors import NotFiniteError
 from .seeds import derive_seed, seed_all
 from .training import Progress, Training
 
@@ -137,10 +138,10 @@ def check_finite(loss: float, where: str) -> None:
     """Stop a training that has diverged, before it is saved over what is good.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        NotFiniteError: the loss is not finite.
     """
     if not math.isfinite(loss):
-        raise RuntimeError(f"{where}: lower --lr, or set --clip-grad; the last checkpoint is in last.pt")
+        raise NotFiniteError(f"{where}: lower --lr, or set --clip-grad; the last checkpoint is in last.pt")
 
 
 @worker_deaths_named()

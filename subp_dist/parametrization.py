@@ -9,6 +9,9 @@ pruned model cannot be loaded into a plain one by accident. ``plain_state_dict``
 from __future__ import annotations
 
 import copy
+import sys
+import weakref
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +71,31 @@ class BlockMask(nn.Module):
     def extra_repr(self) -> str:
         rows, channels = self.mask.shape
         return f"block_rows={rows}, in_channels={channels}, block_size={self.block_size}, groups={self.groups}"
+
+    def __deepcopy__(self, memo: dict) -> BlockMask:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        _copies.setdefault(self, weakref.WeakKeyDictionary())[copied] = _version(copied.mask)
+        return copied
+
+
+# Averages of a model are copies of it; who updates masks looks at what has become of theirs. With each copy the number
+# of writes into its mask when it was last looked at.
+_copies: weakref.WeakKeyDictionary[BlockMask, weakref.WeakKeyDictionary[BlockMask, int]] = weakref.WeakKeyDictionary()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def written_copies(block_mask: BlockMask) -> list[BlockMask]:
+    """Copies made of a mask, with its model, whose masks were written to since this was last asked."""
+    copies = _copies.get(block_mask, {})
+    written = [copied for copied, seen in copies.items() if _version(copied.mask) > seen]
+    for copied in list(copies):
+        copies[copied] = _version(copied.mask)
+    return written
 
 
 class StandardisedBlockMask(BlockMask):
@@ -135,7 +163,8 @@ def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
     """Put an all-ones block mask on ``module.weight`` and return it.
 
     From then on the module also loads a plain ``weight`` (and ``gain``) of a state dict: it becomes the latent one. The
-    mask stays what it is, and is among the missing keys, so that a strict load still refuses such a state.
+    mask stays what it is, and is among the missing keys, so that a strict load still refuses such a state. What
+    ``model.apply`` does to the module's weight is done to the latent one, too.
 
     Raises:
         ValueError: there is one already.
@@ -150,8 +179,44 @@ def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
     else:
         block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1))
     parametrize.register_parametrization(module, "weight", block_mask, unsafe=True)
+    type(module).apply = _apply_to_latent  # of the class that torch has made for this module alone
     module.register_load_state_dict_pre_hook(_load_plain_weight)
     return block_mask
+
+
+def _apply_to_latent(module: nn.Module, function: Callable[[nn.Module], None]) -> nn.Module:
+    """``nn.Module.apply`` of a masked layer: the function sees the latent weight as its parameter.
+
+    A function that initialises would else write into a tensor that is computed for it alone.
+    """
+    masked_class, parametrizations = module.__class__, module._modules.pop("parametrizations")
+    module.__class__ = masked_class.__bases__[0]
+    module._parameters["weight"] = parametrizations.weight.original
+    try:
+        function(module)
+    finally:
+        parametrizations.weight.original = module._parameters.pop("weight")
+        module.__class__ = masked_class
+        module._modules["parametrizations"] = parametrizations
+    return module
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which a rank has a part."""
+    return "torch.distributed.tensor" in sys.modules and isinstance(tensor, torch.distributed.tensor.DTensor)
+
+
+def find_copy(model: nn.Module, name: str) -> BlockMask:
+    """The mask of a layer, by the name it has in the first model, in a copy of that which may be wrapped.
+
+    Raises:
+        ValueError: the copy has no such mask.
+    """
+    places = {place: module for place, module in model.named_modules() if block_mask_of(module) is not None}
+    found = [module for place, module in places.items() if place == name or place.endswith(f".{name}")]
+    if len(found) != 1:
+        raise ValueError(f"{type(model).__name__} is no copy of the pruned model: it has no mask of {name}")
+    return block_mask_of(found[0])
 
 
 def _load_plain_weight(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from timm.layers import CondConv2d, Conv2dSame
 from torch import nn
@@ -31,13 +31,21 @@ class LayerPlan:
     """What happens to one layer: pruned if ``reason`` is None, else kept dense because of it.
 
     Attributes:
+        name: of the module in the model.
         rate: share of its blocks to prune; None for the rate of the schedule.
+        own_name: of the module in its network, which is the same whatever wraps that; masks are drawn by it.
     """
 
     name: str
     module: nn.Module
     reason: str | None
     rate: float | None = None
+    own_name: str = ""
+
+    @property
+    def drawn_by(self) -> str:
+        """The name that decides which masks are drawn."""
+        return self.own_name or self.name
 
 
 def plan_layers(
@@ -52,7 +60,7 @@ def plan_layers(
     Pruned is every 2-D convolution with more than one input channel per group, except the stem and the classifier.
 
     Args:
-        model: a model without masks.
+        model: a model without masks; a module around a network, which adds no layer to it, is looked through.
         skip: name patterns (shell style, such as ``*downsample*``) of layers that stay dense.
         only: name patterns of the layers to prune; all by default. ``skip`` wins.
         layer_rates: pruning rate by name pattern, for layers that shall not have the schedule's; the first that
@@ -62,6 +70,12 @@ def plan_layers(
     Raises:
         ValueError: a pattern matches no layer, a rate is out of range, or its pattern changes nothing.
     """
+    prefix, network = find_network(model)
+    if prefix:
+        skip, only = ([pattern.removeprefix(prefix) for pattern in patterns] for patterns in (skip, only))
+        layer_rates = {pattern.removeprefix(prefix): rate for pattern, rate in (layer_rates or {}).items()}
+        plans = plan_layers(network, skip, only, layer_rates, prune_linear)
+        return [replace(plan, name=f"{prefix}{plan.name}", own_name=plan.name) for plan in plans]
     layer_rates = dict(layer_rates or {})
     kinds = (ANY_CONVOLUTION, CondConv2d, nn.Linear) if prune_linear else (ANY_CONVOLUTION, CondConv2d)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
@@ -90,6 +104,21 @@ def plan_layers(
     for pattern in layer_rates:
         _check_has_effect(pattern, plans, list(layer_rates))
     return plans
+
+
+def find_network(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network in a module that just wraps it, such as a LightningModule, and what stands before its names there."""
+    prefix, kinds = "", (ANY_CONVOLUTION, CondConv2d, nn.Linear)
+    while "pretrained_cfg" not in vars(model):
+        inside = [
+            (name, child)
+            for name, child in model.named_children()
+            if any(isinstance(module, kinds) for module in child.modules())
+        ]
+        if len(inside) != 1 or isinstance(inside[0][1], kinds) or isinstance(model, nn.Sequential) and len(model) > 1:
+            break
+        prefix, model = f"{prefix}{inside[0][0]}.", inside[0][1]
+    return prefix, model
 
 
 def _check_patterns(

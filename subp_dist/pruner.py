@@ -14,13 +14,17 @@ from . import masks
 from .agreement import compute_shared, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
 from .layer_report import LayerReport
-from .parametrization import BlockMask, block_mask_of, mask_weight
+from .parametrization import BlockMask, block_mask_of, find_copy, is_sharded, mask_weight, written_copies
 from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
 
 _logger = logging.getLogger(__name__)
+SHARDED = (
+    "the weights are DTensors, shards of FSDP2 (fully_shard), which block masks and their scores do not know: use "
+    "DistributedDataParallel, or FSDP1 (FullyShardedDataParallel with use_orig_params=True), after the pruner"
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ class SUBPPruner:
     The masks are buffers of the model and the schedule is stateless, so the model's state dict and the epoch are all
     that a resume needs. All ranks must call ``step`` together.
 
-    A masked ``module.weight`` is computed anew at each use. So ``nn.init`` functions, which write into it, come before
-    the pruner; ``load_state_dict`` takes weights of the network without masks at any time, see ``mask_weight``.
+    A masked ``module.weight`` is computed anew at each use. So loops that write into weights (``nn.init``) come before
+    the pruner; ``model.apply`` and ``load_state_dict`` of weights without masks reach the latent ones at any time, see
+    ``mask_weight``.
 
     Args:
         model: any model; its weights' parameters stay the same objects.
@@ -114,6 +119,14 @@ class SUBPPruner:
             raise ValueError(f"tau {tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
         if not math.isfinite(alpha):
             raise ValueError(f"alpha {alpha}: expected a finite weight of the redundancy, such as 1")
+        model = getattr(model, "_orig_mod", model)  # what torch.compile has made a module around
+        if any(block_mask_of(module) is not None for module in model.modules()):
+            raise ValueError(
+                f"{type(model).__name__} has block masks already: one SUBPPruner per model; go on with the first, or "
+                "build another model"
+            )
+        if any(is_sharded(parameter) for parameter in model.parameters()):
+            raise ValueError(SHARDED)
         if is_in_ddp(model):
             raise ValueError(
                 f"{type(model).__name__} is in DistributedDataParallel already, which would wait in vain for the "
@@ -131,6 +144,7 @@ class SUBPPruner:
         }
         self.layers = {layer.name: layer.module for layer in self.plan if layer.reason is None}
         check_prunable(self.plan, type(model).__name__)
+        self._drawn_by = {layer.name: layer.drawn_by for layer in self.plan}
         self._masks: dict[str, BlockMask] = {name: mask_weight(m, block_size) for name, m in self.layers.items()}
         _logger.info(
             "1x%d masks on %d of %d %s, target rate %g", block_size, len(self.layers), len(self.plan),
@@ -165,6 +179,7 @@ class SUBPPruner:
         Raises:
             DivergedError: the ranks' weights or masks differ.
         """
+        self._check_copies()
         latents = {name: self._latent(name) for name in self.layers}
         verify_identical(latents, "weights", next(iter(latents.values())).device)
         was_dense, was_at_target = self.pruned_share() == 0, self.at_target
@@ -172,7 +187,7 @@ class SUBPPruner:
         flipped = regrown = 0
         for name, score in scores.items():
             rate, pruned_rate = self.schedules[name].rate, self.schedules[name].pruned_rate(epoch)
-            generator = masks.draw_generator(self.seed, epoch, name)
+            generator = masks.draw_generator(self.seed, epoch, self._drawn_by[name])
             old = self._masks[name].mask
             new = masks.uniform_mask(masks.competing(score, self.pattern), rate, pruned_rate, self.tau, generator)
             new = new.view(old.shape).to(old.device)
@@ -194,7 +209,7 @@ class SUBPPruner:
         def score(index: int) -> Tensor:
             module, block_mask = self.layers[names[index]], self._masks[names[index]]
             if self.criterion == RANDOM:
-                generator = masks.draw_generator(self.seed, -1.0, names[index])
+                generator = masks.draw_generator(self.seed, -1.0, self._drawn_by[names[index]])
                 return torch.rand(block_mask.mask.shape, generator=generator, dtype=torch.float64).to(device)
             weight = self._latent(names[index]) if self.score_latent else module.weight
             return CRITERIA[self.criterion](to_blocks(weight.float(), self.block_size, block_mask.groups), self.alpha)
@@ -220,9 +235,9 @@ class SUBPPruner:
                 self._masks[name].add_pruned_part(latent.grad, latent, self.sr_ste_decay)
 
     def copy_masks_to(self, model: nn.Module) -> None:
-        """Give a copy of the model, such as a moving average, the masks of now."""
+        """Give a copy of the model, such as a moving average (torch's ``AveragedModel`` or its module), the masks."""
         for name, mask in self.masks.items():
-            block_mask_of(model.get_submodule(name)).mask.copy_(mask)
+            find_copy(model, name).mask.copy_(mask)
 
     def pruned_share(self) -> float:
         """Share of the blocks of all pruned layers that is pruned now."""
@@ -248,5 +263,27 @@ class SUBPPruner:
 
         return [layer(name, dense) for name, dense in macs.items()]
 
+    def _check_copies(self) -> None:
+        """Refuse to go on where a copy of the model has masks that an average of buffers has mixed.
+
+        Such a mask was written to since the last update, and keeps all that the model keeps, and more.
+
+        Raises:
+            ValueError: in place of an average that is denser than the model, found out at the end.
+        """
+        for name, block_mask in self._masks.items():
+            for copied in written_copies(block_mask):
+                own, other = block_mask.mask, copied.mask.to(block_mask.mask.device)
+                if (other >= own).all() and (other != own).any():
+                    raise ValueError(
+                        f"{name}: a copy of the model keeps {int(other.sum())} blocks where the model keeps "
+                        f"{int(own.sum())}: an average of buffers has mixed masks. Average the parameters alone "
+                        "(AveragedModel(use_buffers=False)) and call pruner.copy_masks_to(average) after each "
+                        "pruner.step, or use timm's ModelEmaV3"
+                    )
+
     def _latent(self, name: str) -> Tensor:
-        return self.layers[name].parametrizations.weight.original
+        latent = self.layers[name].parametrizations.weight.original
+        if is_sharded(latent):
+            raise ValueError(SHARDED)
+        return latent

@@ -4,7 +4,9 @@ an exit code, no process left, within seconds. Real runs of test_resnet on 2 x 1
 The program of a run breaks one thing in its processes, then trains; broken files need no such help.
 """
 
+import csv
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -130,6 +132,72 @@ def test_whatever_happens_in_a_worker_ends_two_ranks(folder, tmp_path, what, cod
     assert ended == code and "Traceback" not in errors, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: rank ") and message in line
+
+
+ANYWHERE = """
+import os, signal, time
+from pathlib import Path
+import torch
+from subp_dist import loop, masks, train
+
+def fail(owner, name, count=1, rank=None, error=ArithmeticError("odd")):
+    original, calls = getattr(owner, name), iter(range(1, count + 1))
+    def failing(*args, **kwargs):
+        if rank in (None, os.environ["RANK"]) and next(calls, 0) == count:
+            Path(os.environ["FAILED"]).write_text(str(time.time()))
+            if error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise error
+        return original(*args, **kwargs)
+    setattr(owner, name, failing)
+
+{what}
+train.cli()
+"""
+
+# What fails, the exit code, and what the one line says.
+FAILURES = {
+    "validation of rank 1": ("fail(loop.nn.functional, 'cross_entropy', rank='1')", 1, "rank 1 failed first: .*odd"),
+    "validation": ("fail(train, 'validate')", 1, "rank . failed first: .*odd"),
+    "optimizer": ("fail(loop, '_optimizer_step', 3, '0')", 1, "rank 0 failed first: .*odd"),
+    "mask update": ("fail(masks, 'uniform_mask', 4, '1')", 1, "rank 1 failed first: .*odd"),
+    "export": ("fail(train, '_finish', error=OSError(28, 'No space left on device'))", 2, "cannot write to .*No space"),
+    "report": ("fail(train, 'run_report', rank='0')", 1, "rank 0 failed first: .*odd"),
+    "checkpoint": ("fail(torch, 'save', rank='0', error=OSError(28, 'No space left'))", 2, "cannot write"),
+    "killed": ("fail(loop, '_backward', 3, '1', None)", 1, "rank 1 failed first: killed by SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_whatever_fails_ends_two_ranks_with_one_line(folder, tmp_path, name):
+    what, code, message = FAILURES[name]
+    (tmp_path / "program.py").write_text(ANYWHERE.format(what=what))
+    failed = tmp_path / "failed"
+    ended, errors = run(folder, "--workers", "2", ranks=2, program=tmp_path / "program.py", FAILED=str(failed))
+    print(f"{name}: ended {time.time() - float(failed.read_text()):.1f} s after the error")
+    assert ended == code, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith(("error: ", "lost "))]
+    assert re.match(f"error: {message}", line), line
+    assert code == 1 or "Traceback" not in errors
+
+
+def test_a_rate_that_diverges_ends_two_ranks_with_one_line(folder):
+    ended, errors = run(folder, "--lr", "1e30", "--workers", "0", "--log-interval", "1", ranks=2)
+    assert ended == 2 and "Traceback" not in errors, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith(("error: ", "lost "))]
+    assert re.match("error: the .*loss is (nan|inf) .*lower --lr", line)
+
+
+def test_unreadable_pictures_are_left_out_alike_on_two_ranks(folder):
+    for name in ("train/cat/00.png", "train/dog/05.png", "val/cat/02.png"):
+        (folder / name).write_bytes(b"")
+    ended, errors = run(folder, "--workers", "1", "--broken", "skip", ranks=2)
+    assert ended == 0, errors
+    assert "images: 26 for training, 7 for validation; 2 classes" in errors
+    assert errors.count("broken: ") == 3 and errors.count("left out: ") == 2
+    (row,) = csv.DictReader((folder.parent / "out/run/summary.csv").open())
+    hits = float(row["val_top1"]) * 7 / 100  # each of the seven counts once
+    assert hits == pytest.approx(round(hits))
 
 
 class Slow(Dataset):

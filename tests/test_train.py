@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import subp_ext
 from subp_dist import build, loop, pruner, train
 from subp_dist.data import digits
-from subp_dist.errors import Stopped, UsageError
+from subp_dist.errors import NotFiniteError, Stopped, UsageError
 from subp_dist.options import parse_args
 from subp_dist.parametrization import block_mask_of
 
@@ -391,7 +391,7 @@ def test_unwritable_output_is_reported(tmp_path):
 
 
 def test_diverged_training_stops_with_a_hint(few_digits, tmp_path):
-    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) at epoch .* lower --lr"):
+    with pytest.raises(NotFiniteError, match=r"the loss is (nan|inf) at epoch .* lower --lr"):
         run(tmp_path, "--epochs", "2", "--lr", "1e30")
 
 
@@ -526,7 +526,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_best(finished, few_digits, tmp_p
 
 def test_a_diverged_network_is_not_saved_over_a_good_one(few_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "validate", lambda *_: {"loss": float("nan"), "top1": 10.0, "top5": 50.0})
-    with pytest.raises(RuntimeError, match="the validation loss is nan after epoch 0: lower --lr"):
+    with pytest.raises(NotFiniteError, match="the validation loss is nan after epoch 0: lower --lr"):
         run(tmp_path, "--epochs", "2")
     assert not list(tmp_path.glob("*/*.pt"))
 
