@@ -22,6 +22,10 @@ class DataError(UsageError):
     """A picture cannot be loaded, which one rank alone has found; the message names both."""
 
 
+class DataCheckError(Exception):
+    """``--check-data`` has found something, and listed it; the message says how much."""
+
+
 class LoaderError(Exception):
     """What loads the data failed on one rank, not for a picture; the message names the rank."""
 
@@ -42,6 +46,7 @@ class Stopped(Exception):
     """SIGTERM was obeyed: a run was saved on every rank, or what was not complete has been removed."""
 
 
+EXIT_CHECKED = 1
 EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK, EXIT_LOADER = 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -92,6 +97,8 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
             _fail(error, EXIT_USAGE)
         except LoaderError as error:
             _fail(error, EXIT_LOADER)
+        except DataCheckError as error:
+            _fail(error, EXIT_CHECKED)
         except DivergedError as error:
             _fail(error, EXIT_DIVERGED)
         except LostRankError as error:

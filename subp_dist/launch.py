@@ -30,7 +30,16 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from .errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOADER, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USAGE, LAUNCHER
+from .errors import (
+    EXIT_CHECKED,
+    EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
+    EXIT_LOADER,
+    EXIT_LOST_RANK,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    LAUNCHER,
+)
 from .torch_compat import WatchedAgent, takes_for_this_machine, use_agent, use_fresh_stores
 
 _RESTARTS = "SUBP_LAUNCH_RESTARTS"  # how often this launcher has started again, over execv
@@ -113,8 +122,9 @@ def _first_error(failures: dict[int, ProcessFailure]) -> str:
         return f"rank {rank} lost another rank{why}; {elsewhere}"
     if failure.exitcode == EXIT_STOPPED:
         return f"rank {rank} was stopped"
-    if failure.exitcode in (EXIT_USAGE, EXIT_DIVERGED, EXIT_LOADER) and failure.error_file_data["message"]:
-        return failure.message
+    told = failure.error_file_data["message"] if Path(failure.error_file).is_file() else ""
+    if failure.exitcode in (EXIT_USAGE, EXIT_DIVERGED, EXIT_LOADER, EXIT_CHECKED) and isinstance(told, str) and told:
+        return told
     if failure.message == _HUNG:
         return f"rank {rank} failed first: {_HUNG}"
     if failure.exitcode == -signal.SIGTERM:

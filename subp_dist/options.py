@@ -75,6 +75,9 @@ def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse
         help="--in-chans and --img-size in one, as in timm",
     )
     parser.add_argument(
+        "--check-data", action="store_true", help="try all files of both splits, list what is wrong, and end"
+    )
+    parser.add_argument(
         "--pin-mem", action="store_true", help="as in timm; batches for GPUs are in pinned memory in any case"
     )
     _add_data_flags(parser)

@@ -29,7 +29,8 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .data import Data, ResumableLoader
-from .errors import Stopped, UsageError, report_usage_errors
+from .data.check import check_data
+from .errors import DataCheckError, Stopped, UsageError, report_usage_errors
 from .export import Network, export_subp
 from .export.of_run import export_run_int8
 from .folder_lock import FolderLock
@@ -38,7 +39,7 @@ from .memory import keep_freed_memory
 from .models import model_arguments
 from .monitor import Monitor
 from .opening import opening_lines
-from .options import parse_args
+from .options import build_parser, parse_flags
 from .parametrization import plain_state_dict
 from .process_group import Rank, closing_process_group, init_process_group, lost_ranks_named
 from .report import run_report
@@ -60,10 +61,30 @@ def cli() -> None:
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_primary else logging.ERROR)
     try:
-        main(parse_args())
+        flags = parse_flags(build_parser())
+        given = TrainConfig.from_flags(vars(flags))
+        if not flags.check_data:
+            main(given)
+        elif is_primary:
+            check(given)
     except KeyboardInterrupt as interrupt:
         hint = "interrupted; it goes on from its last checkpoint with --resume auto"
         raise KeyboardInterrupt(hint) from interrupt
+
+
+def check(given: TrainConfig) -> None:
+    """Try all data instead of training with it.
+
+    Raises:
+        DataCheckError: something is wrong with it, which has been listed.
+    """
+    wrong = check_data(given.data)
+    if wrong:
+        raise DataCheckError(
+            f"--check-data: {wrong} {'thing is' if wrong == 1 else 'things are'} wrong, named above; pictures that "
+            "cannot be read are left out of a training by --broken skip"
+        )
+    print("--check-data: nothing is wrong")
 
 
 def main(given: TrainConfig) -> Path:

@@ -29,7 +29,15 @@ def test_every_flag_has_one_place_and_the_parser_takes_its_default_from_there():
     defaults = TrainConfig().flags()
     assert len(defaults) == sum(len(fields(kind)) for kind in TrainConfig.subjects().values())
     actions = {action.dest: action for action in build_parser()._actions}
-    assert set(actions) - set(defaults) == {"help", "config", "preset", "model_option", "input_size", "pin_mem"}
+    assert set(actions) - set(defaults) == {
+        "help",
+        "config",
+        "preset",
+        "model_option",
+        "input_size",
+        "pin_mem",
+        "check_data",
+    }
     assert set(defaults) <= set(actions)
     assert all(actions[flag].default == value for flag, value in defaults.items() if flag != "model")
 

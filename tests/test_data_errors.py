@@ -200,6 +200,54 @@ def test_unreadable_pictures_are_left_out_alike_on_two_ranks(folder):
     assert hits == pytest.approx(round(hits))
 
 
+def phone(folder: Path) -> None:
+    """A folder of telephone photographs: turned ones, HEIC and a film beside JPEG, some broken."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pixels = np.random.default_rng(1).integers(0, 255, (30, 40, 3), np.uint8)
+    for split in ("train", "val"):
+        Image.fromarray(pixels).save(folder / split / "cat/IMG_0001.JPG", exif=turned)
+        (folder / split / "dog/IMG_0002.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "train/dog/IMG_0003.MOV").write_bytes(bytes(9))
+    (folder / "train/dog/._IMG_0001.JPG").write_bytes(bytes(9))
+    whole = (folder / "train/cat/IMG_0001.JPG").read_bytes()
+    (folder / "train/cat/IMG_0004.JPG").write_bytes(whole[: len(whole) // 2])
+    (folder / "val/dog/IMG_0005.JPG").write_bytes(b"")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_check_lists_all_that_is_wrong_with_photographs_and_writes_nothing(folder, ranks):
+    phone(folder)
+    ended, errors = run(folder, "--check-data", ranks=ranks)
+    assert ended == 1 and "Traceback" not in errors, errors
+    assert "1 .heic, such as IMG_0002.HEIC (not read by Pillow: pip install pillow-heif, or convert to JPEG)" in errors
+    assert "1 .mov, such as IMG_0003.MOV (videos)" in errors
+    for name in ("train/cat/IMG_0004.JPG", "val/dog/IMG_0005.JPG"):
+        assert errors.count(f"broken: {folder / name}: ") == 1
+    assert errors.count("error: --check-data: 5 things are wrong, named above") == 1
+    assert "verify: 100%" in errors and not (folder.parent / "out").exists()
+
+
+def test_photographs_are_trained_without_what_is_wrong_if_asked(folder):
+    phone(folder)
+    ended, errors = run(folder, "--broken", "skip", "--workers", "0")
+    assert ended == 0, errors
+    assert "images: 29 for training, 9 for validation; 2 classes" in errors and "pip install pillow-heif" in errors
+
+
+def test_a_check_of_sound_data_ends_well(folder):
+    ended, errors = run(folder, "--check-data")
+    assert ended == 0 and "wrong" not in errors, errors
+
+
+def test_a_check_goes_on_where_a_split_cannot_be_opened(folder):
+    for path in (folder / "train/cat").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    ended, errors = run(folder, "--check-data")
+    assert ended == 1 and "wrong: no picture that can be read in" in errors, errors
+    assert "error: --check-data: 1 thing is wrong" in errors and errors.count("verify: 100%") == 1
+
+
 class Slow(Dataset):
     """Its third item fails, and all others take long."""
 

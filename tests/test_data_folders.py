@@ -54,7 +54,8 @@ def test_hidden_files_and_folders_are_left_out_and_counted(root, caplog):
     (root / "train/dog/3.heic").write_bytes(bytes(9))
     assert len(Pictures(open_split("", str(root), "train"))) == 6
     assert "cat: 3 of 6 (3 hidden, such as .DS_Store)" in caplog.text
-    assert "dog: 2 of 5 (1 .heic, such as 3.heic, 1 .txt, such as notes.txt)" in caplog.text
+    assert "dog: 2 of 5 (1 .heic, such as 3.heic (not read by Pillow: pip install pillow-heif" in caplog.text
+    assert "convert to JPEG), 1 .txt, such as notes.txt)" in caplog.text
 
 
 def test_links_in_circles_are_not_followed(root):

@@ -160,13 +160,13 @@ def test_what_contradicts_itself_is_refused(flags, message):
 
 def test_all_that_is_wrong_with_a_file_is_told_in_one_line(tmp_path):
     (tmp_path / "args.yaml").write_text(
-        "model: resnet18\nlr: fast\neval_metric: top1\nmixup_mode: batch\nlog_wandb: false\nepochs: 2.5\n"
+        "model: resnet18\nlr: fast\neval_metrik: top1\nmixup_modus: batch\nlog_wandb: false\nepochs: 2.5\n"
     )
     with pytest.raises(UsageError) as caught:
         parse_args(["--config", str(tmp_path / "args.yaml")])
     text = str(caught.value)
     assert (
-        "lr: 'fast': expected float; epochs: 2.5: expected int; there are no flags 'eval_metric', 'mixup_mode'" in text
+        "lr: 'fast': expected float; epochs: 2.5: expected int; there are no flags 'eval_metrik', 'mixup_modus'" in text
     )
     assert "\n" not in text and "log_wandb" not in text
 

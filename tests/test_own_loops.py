@@ -6,15 +6,20 @@ of scope: DDP, which is in test_pruner.py.
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
+import subp_ext
 from subp_dist import PruneSchedule, SUBPPruner
 from subp_dist.parametrization import block_mask_of, plain_state_dict
 from subp_dist.plan import plan_layers
@@ -227,3 +232,31 @@ def test_shards_of_fsdp2_are_refused_by_name(alone, pruner_first):
         else:
             fsdp.fully_shard(model, mesh=mesh)
             SUBPPruner(model, SCHEDULE)
+
+
+def test_the_loop_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (code,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "SUBPPruner" in part]
+    for large, small in (("250", "2"), ("224, 224", "32, 32"), ("0.9998", "0.5")):
+        assert large in code
+        code = code.replace(large, small)
+    model, shares = network(), []
+
+    def evaluate(average: nn.Module) -> None:
+        shares.append(sum(int((mask == 0).sum()) for mask in masks_of(average)))
+        assert average(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+    names = {
+        "model": model, "ddp_model": model, "loader": [(torch.ones(2, 3, 32, 32), torch.tensor([1, 2]))] * 2,
+        "loss": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD(model.parameters(), 0.01), "evaluate": evaluate,
+    }  # fmt: skip
+    exec(code, names)
+    assert_same_masks(names["average"].module, model)
+    assert names["pruner"].at_target and shares[-1] == sum(int((~mask).sum()) for mask in masks_of(model)) > 0
+    plain = network()
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = plain.eval()(images).numpy()
+    assert np.abs(subp_ext.Session(tmp_path / "model.subp").run(images.numpy()) - expected).max() < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ from timm.utils.misc import natural_key
 from ..errors import UsageError
 
 _NAMED = 10  # classes that a message names, of which there may be thousands
+# What a telephone or a camera leaves beside pictures, and what to do with it.
+_ADVICE = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "not read by Pillow: pip install pillow-heif, or convert to JPEG"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"), "raw files of a camera: convert to JPEG"),
+    **dict.fromkeys((".mov", ".mp4", ".avi", ".m4v", ".webm"), "videos"),
+}
 _NO_CLASS = "__MACOSX"  # what macOS packs beside folders; it holds hidden files only
 
 
@@ -22,6 +29,8 @@ _NO_CLASS = "__MACOSX"  # what macOS packs beside folders; it holds hidden files
 def readable_extensions() -> frozenset[str]:
     """Extensions of the formats that Pillow decodes, lower case, with the dot; those of its plug-ins, too."""
     Image.init()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        importlib.import_module("pillow_heif").register_heif_opener()
 
     def decodes(name: str) -> bool:
         factory = Image.OPEN[name][0] if name in Image.OPEN else None
@@ -144,7 +153,14 @@ class ClassFolders(Reader):
 
     def _story(self, name: str) -> str:
         counts = self.left_out.get(name, {})
-        return ", ".join(f"{count} {kind}, such as {self._examples[name, kind]}" for kind, count in counts.items())
+        return ", ".join(
+            f"{count} {kind}, such as {self._examples[name, kind]}{f' ({_ADVICE[kind]})' if kind in _ADVICE else ''}"
+            for kind, count in counts.items()
+        )
+
+    def count_left_out(self) -> int:
+        """Files that are not taken, but for hidden ones, which no person has put there."""
+        return sum(counts.total() - counts["hidden"] for counts in self.left_out.values())
 
     def report(self) -> str | None:
         """What is left out, by class, or None."""
