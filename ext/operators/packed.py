@@ -134,8 +134,6 @@ def _requantization(
     x, out = _quantization(operands.get("input")), _quantization(out_type)
     if convolution.weight_sums is None or convolution.weight_sizes is None or x is None:
         return "the weight or the input is no integer"
-    if convolution.depthwise and out is None:
-        return "depthwise kernels of integers store uint8 alone"
     sums, sizes = convolution.weight_sums, convolution.weight_sizes
     return of_convolution(sums, sizes, scale, bias, x, out, _quantization(operands.get("residual")), activation)
 
