@@ -195,7 +195,6 @@ cdef class CompiledConvolution(_InPasses):
     """
 
     cdef subp_conv _call
-    cdef subp_requantize _requantize
 
     def __cinit__(
         self,
@@ -227,6 +226,7 @@ cdef class CompiledConvolution(_InPasses):
         cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
         cdef _Array rows = None, columns = None, taps
         cdef _Kernels kernels
+        cdef _Requantize constants
         in_shape, out_shape = _wholes("in_shape", in_shape, 3), _wholes("out_shape", out_shape, 3)
         block, groups = _whole("block", block), _whole("groups", groups)
         indices = np.array(indices, np.int32)  # of its own: nobody can change them between check and use
@@ -249,11 +249,12 @@ cdef class CompiledConvolution(_InPasses):
         call.packed = call.kept
         self._take_types(kernels.of_row[0])
         call.kernels = kernels.of_row
-        if (requantize is None) != (self._dtype != "uint8"):
-            raise ValueError(f"a convolution of {self._dtype} has {'no' if requantize is None else 'a'} requantization")
-        if requantize is not None and (bias is not None or activation is not None):
-            raise ValueError("a bias or an activation beside a requantization, which has both; leave them out")
-        constants = None if requantize is None else self._requantized(requantize, out_shape[0])
+        constants = _requantize(requantize, self._dtype, out_shape[0], bias is not None or activation is not None)
+        if constants is not None:
+            call.requantize, call.padding = &constants.c, <uint64_t>constants.padding
+            call.start, call.factor = <const int32_t *>constants.start.data, _floats(constants.factor)
+            if constants.c.to_float:
+                self._out_dtype = "float32"
         call.element, call.weight_element = self._element, _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
         call.out_element = _FORMATS[self._out_dtype][1]
         if requantize is not None:
@@ -306,22 +307,6 @@ cdef class CompiledConvolution(_InPasses):
         self._arrays = (weights, offsets, taps, summands, rows, columns, kernels, constants, moved)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_conv_passes(call), subp_conv_fills(call)
-
-    cdef tuple _requantized(self, requantize, outputs):
-        """Takes the constants of a requantization; returns what keeps them alive."""
-        cdef subp_requantize *q = &self._requantize
-        cdef _Array start = _array("start", np.array(requantize.start), "int32", (outputs,))
-        cdef _Array factor = _array("factor", np.array(requantize.factor), "float32", (outputs,))
-        cdef Py_ssize_t top = 255
-        q.zero, q.low, q.high = [_whole(name, getattr(requantize, name), 0, top) for name in ("zero", "low", "high")]
-        q.residual_zero = <int32_t>_whole("residual_zero", requantize.residual_zero, 0, top)
-        q.residual_factor, q.to_float = requantize.residual_factor, bool(requantize.to_float)
-        self._call.padding = <uint64_t>_whole("padding", requantize.padding, 0, top)
-        self._call.requantize = q
-        self._call.start, self._call.factor = <const int32_t *>start.data, <const float *>factor.data
-        if q.to_float:
-            self._out_dtype = "float32"
-        return start, factor
 
     cdef _Array _plan_words(self, kernel_set, dtype, tap_offsets, indices, run_pixels):
         """Lays out the words of kept channels; returns what keeps the offsets of taps in them alive."""
