@@ -6,8 +6,8 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(words, weight));
 }
 
-/* The words of up to 16 pixels from two planes: numbers of 16 bits, for those cannot overflow, while sums of two products
- * of bytes can. */
+/* The words of up to 16 pixels from two planes: numbers of 16 bits, for those cannot overflow, while sums of two
+ * products of bytes can. */
 enum { INT8_INTERLEAVE = 2, INTERLEAVE_PIXELS = 16 };
 
 INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {

@@ -10,8 +10,8 @@ INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(ci32_word(word), ci32_weights(weights)));
 }
 
-/* The words of up to 16 pixels from two planes: numbers of 16 bits, for those cannot overflow, while sums of two products
- * of bytes can. */
+/* The words of up to 16 pixels from two planes: numbers of 16 bits, for those cannot overflow, while sums of two
+ * products of bytes can. */
 enum { INT8_INTERLEAVE = 2, INTERLEAVE_PIXELS = 16 };
 
 INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {

@@ -157,9 +157,9 @@ void check_int8(int set) {
              "kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td tile_pixels %td "
              "run_pixels %td shared %d residual %d to_float %d",
              set, kernels[0]->name, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0],
-             s.size[1], s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1], s.pad[0][0],
-             s.pad[0][1], s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels, call.shared, has_residual,
-             requantize.to_float);
+             s.size[1], s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1],
+             s.pad[0][0], s.pad[0][1], s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels,
+             call.shared, has_residual, requantize.to_float);
 
     const size_t outputs = (size_t)(s.batch * call.out_channels * call.out_h * call.out_w);
     const int32_t *indices = choose_channels(&call);
