@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .blocks import add_pruned_part, apply_mask, num_block_rows, row_of_channel
+from .torch_compat import count_writes
 
 # timm convolutions that standardise every filter of their weight in their forward.
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
@@ -76,7 +77,7 @@ class BlockMask(nn.Module):
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))
-        _copies.setdefault(self, weakref.WeakKeyDictionary())[copied] = _version(copied.mask)
+        _copies.setdefault(self, weakref.WeakKeyDictionary())[copied] = count_writes(copied.mask)
         return copied
 
 
@@ -85,16 +86,12 @@ class BlockMask(nn.Module):
 _copies: weakref.WeakKeyDictionary[BlockMask, weakref.WeakKeyDictionary[BlockMask, int]] = weakref.WeakKeyDictionary()
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def written_copies(block_mask: BlockMask) -> list[BlockMask]:
     """Copies made of a mask, with its model, whose masks were written to since this was last asked."""
     copies = _copies.get(block_mask, {})
-    written = [copied for copied, seen in copies.items() if _version(copied.mask) > seen]
+    written = [copied for copied, seen in copies.items() if count_writes(copied.mask) > seen]
     for copied in list(copies):
-        copies[copied] = _version(copied.mask)
+        copies[copied] = count_writes(copied.mask)
     return written
 
 
@@ -189,15 +186,18 @@ def _apply_to_latent(module: nn.Module, function: Callable[[nn.Module], None]) -
 
     A function that initialises would else write into a tensor that is computed for it alone.
     """
-    masked_class, parametrizations = module.__class__, module._modules.pop("parametrizations")
+    masked_class, parametrizations = module.__class__, module.parametrizations
+    del module.parametrizations
     module.__class__ = masked_class.__bases__[0]
-    module._parameters["weight"] = parametrizations.weight.original
+    module.weight = parametrizations.weight.original
     try:
         function(module)
     finally:
-        parametrizations.weight.original = module._parameters.pop("weight")
+        latent = module.weight
+        del module.weight
         module.__class__ = masked_class
-        module._modules["parametrizations"] = parametrizations
+        module.parametrizations = parametrizations
+        parametrizations.weight.original = latent
     return module
 
 

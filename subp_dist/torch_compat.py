@@ -29,6 +29,11 @@ pytree = _pytree
 ANY_CONVOLUTION, ANY_TRANSPOSED, ANY_BATCH_NORM = _ConvNd, _ConvTransposeNd, _BatchNorm
 
 
+def count_writes(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to in place; 0 for one of inference mode, where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def operator_schema(target: object) -> torch.FunctionSchema | None:
     """The signature of an ATen operator in an exported graph (name, arguments); None for a function of Python."""
     return getattr(target, "_schema", None)

@@ -29,7 +29,7 @@ ALLOWED = {
     "run_folder": {"agreement", "checkpoint", "config", "errors", "folder_lock"},
     "scores": {"blocks"},
     "masks": {"blocks"},
-    "parametrization": {"blocks"},
+    "parametrization": {"blocks", "torch_compat"},
     "plan": {"masks", "parametrization", "torch_compat"},
     "pruner": {
         "agreement",
