@@ -322,7 +322,10 @@ static void run_from_words(const job *j) {
     }
 }
 
-static void run_job(const job *j) { (j->call->requantize ? run_from_words : run_from_planes)(j); }
+/* The last band may be lower than the parts of a pass were cut for, and leave none for some. */
+static void run_job(const job *j) {
+    if (j->first < j->end) (j->call->requantize ? run_from_words : run_from_planes)(j);
+}
 
 void subp_conv_rows(const subp_conv *call, const void *x, const void *planes, subp_rows s, ptrdiff_t row,
                     ptrdiff_t row_end, void *out, ptrdiff_t out_stride, void *words) {
