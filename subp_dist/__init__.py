@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
-
-from subp_ext import __version__
 
 if TYPE_CHECKING:
     from .pruner import MaskUpdate, SUBPPruner
@@ -18,6 +17,11 @@ for _name in ("torch", "timm"):
             f"subp_dist needs {_name}, which is not installed: pip install 'subp-dist[train]'. The runtime, subp_ext, "
             "needs NumPy alone"
         )
+
+try:
+    __version__ = version("subp-dist")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
 
 __all__ = ["MaskUpdate", "PruneSchedule", "SUBPPruner", "__version__"]
 

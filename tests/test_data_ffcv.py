@@ -317,8 +317,9 @@ def test_ctrl_c_ends_a_program_that_is_loading(train):
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == -signal.SIGINT
-    assert "\nKeyboardInterrupt" in errors, errors
+    # 1 where what a library runs at the end of the process makes Python forget that it was interrupted.
+    assert process.returncode in (-signal.SIGINT, 1)
+    assert "\nKeyboardInterrupt" in errors and "Exception ignored" not in errors, errors
 
 
 # --- damaged files ---

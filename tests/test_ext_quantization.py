@@ -205,10 +205,10 @@ def test_lookup_takes_stored_elements_through_a_table(rows, dtype):
 @pytest.mark.parametrize(
     "table, dtype, message",
     [
-        (np.zeros(255, np.uint8), "uint8", r"table has shape \[255\]; expected \[256\], or \[2, 256\] for channels"),
-        (np.zeros((3, 256), np.uint8), "uint8", r"table has shape \[3, 256\]"),
-        (np.zeros(256, np.int32), "uint8", "looks uint8 up in a table of int32"),
-        (np.zeros(256, np.uint8), "float32", "looks float32 up in a table of uint8"),
+        (np.zeros(255, np.uint8), "uint8", r"table is uint8 \[255\]; expected uint8 or float32 of shape \[256\], or \[C, 256\]"),
+        (np.zeros((3, 256), np.uint8), "uint8", r"table is uint8 \[3, 256\]; expected"),
+        (np.zeros(256, np.int32), "uint8", r"table is int32 \[256\]; expected uint8 or float32"),
+        (np.zeros(256, np.uint8), "float32", "takes stored uint8"),
     ],
 )
 def test_tables_that_do_not_fit_are_named(table, dtype, message):

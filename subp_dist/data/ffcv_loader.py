@@ -8,6 +8,7 @@ epoch, image) alone: not on workers, ranks, batch size, or where an epoch was re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import deque
@@ -232,8 +233,9 @@ class FFCVLoader:
         finally:
             for future in pending:
                 future.cancel()
-            # A batch that is being made still reads from the context.
-            thread.submit(int).result()
+            # A batch that is being made still reads from the context. At the end of the process the thread is over.
+            with contextlib.suppress(RuntimeError):
+                thread.submit(int).result()
             if batches:
                 context.__exit__(None, None, None)
 
