@@ -205,7 +205,7 @@ def test_lookup_takes_stored_elements_through_a_table(rows, dtype):
 @pytest.mark.parametrize(
     "table, dtype, message",
     [
-        (np.zeros(255, np.uint8), "uint8", r"table is uint8 \[255\]; expected uint8 or float32 of shape \[256\], or \[C, 256\]"),
+        (np.zeros(255, np.uint8), "uint8", r"table is uint8 \[255\]; expected uint8 or float32 of shape"),
         (np.zeros((3, 256), np.uint8), "uint8", r"table is uint8 \[3, 256\]; expected"),
         (np.zeros(256, np.int32), "uint8", r"table is int32 \[256\]; expected uint8 or float32"),
         (np.zeros(256, np.uint8), "float32", "takes stored uint8"),
