@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests and checks; set-up included. About twelve minutes on two free cores.
+# All tests and checks; set-up included. About 24 minutes on two cores.
 #
 #   launch/test.sh                 style, then the tests, without the full sweeps
 #   launch/test.sh --slow          everything

@@ -237,6 +237,6 @@ def interpret(graph: Graph, image: np.ndarray) -> np.ndarray:
         elif node.op == "flatten":
             result, type = args["self"].reshape(len(args["self"]), -1), named["self"]
         else:
-            raise NotImplementedError(node.op)
+            raise ValueError(f"{node.op} is none of the operators that `int8_graph` uses")
         values[node.output], types[node.output] = result, type
     return values[graph.outputs[0].name]
