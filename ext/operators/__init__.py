@@ -20,7 +20,8 @@ from subp_ext.operators import (  # noqa: F401  (each records its operators; the
     views,
 )
 from subp_ext.operators.arguments import arrays_in
-from subp_ext.operators.lowering import converted, lower, pack, value_types
+from subp_ext.operators.conversions import converted
+from subp_ext.operators.lowering import lower, pack, value_types
 from subp_ext.operators.record import (
     ELEMENTWISE,
     NUMBER,

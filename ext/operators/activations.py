@@ -12,7 +12,7 @@ import numpy as np
 
 from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import like_torch
-from subp_ext.operators.lowering import activation, on_numpy, tabulated
+from subp_ext.operators.conversions import activation, tabulated
 from subp_ext.operators.record import (
     DRY_RUN,
     ELEMENTWISE,
@@ -24,6 +24,7 @@ from subp_ext.operators.record import (
     operator,
 )
 from subp_ext.operators.shape_inference import like
+from subp_ext.operators.steps import on_numpy
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner

@@ -10,11 +10,12 @@ import numpy as np
 
 from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import pair, sizes
-from subp_ext.operators.lowering import no_kernel, quantization_of
+from subp_ext.operators.conversions import quantization_of
 from subp_ext.operators.pooling import lower_pool
 from subp_ext.operators.record import OPERATORS, Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.reductions import lower_mean
 from subp_ext.operators.shape_inference import dry_run
+from subp_ext.operators.steps import no_kernel
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner

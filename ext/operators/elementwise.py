@@ -12,20 +12,9 @@ import numpy as np
 
 from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import Number, Operand, like_torch
-from subp_ext.operators.lowering import (
-    UINT8,
-    bound,
-    flat,
-    is_quantized,
-    memory_order,
-    no_kernel,
-    on_numpy,
-    plan_kernel,
-    quantization_of,
-    tabulated,
-    ufunc,
-)
+from subp_ext.operators.conversions import UINT8, is_quantized, quantization_of, tabulated
 from subp_ext.operators.record import ELEMENTWISE, Lowered, Lowering, Unsupported, operator
+from subp_ext.operators.steps import bound, flat, memory_order, no_kernel, on_numpy, plan_kernel, ufunc
 from subp_ext.requantize import of_product, of_sum
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 

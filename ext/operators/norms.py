@@ -10,9 +10,9 @@ import numpy as np
 
 from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import refuse_training
-from subp_ext.operators.lowering import bound, flat, memory_order, no_kernel, plan_kernel
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import like
+from subp_ext.operators.steps import bound, flat, memory_order, no_kernel, plan_kernel
 from subp_ext.tensor import At, Call, Tensor
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, FLOAT32, Array, Quantization, TypedArray, ValueType
 from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
-from subp_ext.operators.lowering import converted, no_kernel, told, viewed
+from subp_ext.operators.conversions import converted
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
+from subp_ext.operators.steps import no_kernel, told, viewed
 from subp_ext.requantize import Requantization, of_convolution
 from subp_ext.sparse import UniformBlockSparse
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of

@@ -14,9 +14,10 @@ import numpy as np
 from subp_ext.dtypes import Array, ValueType
 from subp_ext.geometry import MAX_SIZE
 from subp_ext.operators.arguments import Ints, pair, sizes
-from subp_ext.operators.lowering import UINT8, bound, is_quantized, no_kernel, plan_kernel, quantization_of
+from subp_ext.operators.conversions import UINT8, is_quantized, quantization_of
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.operators.shape_inference import of_shape
+from subp_ext.operators.steps import bound, no_kernel, plan_kernel
 from subp_ext.requantize import of_average
 from subp_ext.tensor import At, Call, Tensor
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subp_ext.dtypes import FLOAT32, Array, Quantization, TypedArray, ValueType, as_type, dtype_named
-from subp_ext.operators.lowering import BYTES, UINT8, look_up, quantization_of, recast
+from subp_ext.operators.conversions import BYTES, UINT8, look_up, quantization_of, recast
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported, operator
 from subp_ext.tensor import Tensor
 

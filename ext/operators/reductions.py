@@ -9,16 +9,9 @@ import numpy as np
 
 from subp_ext.dtypes import FLOAT32, Array, ValueType
 from subp_ext.operators.arguments import Ints, astype, axes
-from subp_ext.operators.lowering import (
-    UINT8,
-    bound,
-    is_quantized,
-    no_kernel,
-    plan_kernel,
-    quantization_of,
-    viewed,
-)
+from subp_ext.operators.conversions import UINT8, is_quantized, quantization_of
 from subp_ext.operators.record import DRY_RUN, Lowered, Unsupported, operator
+from subp_ext.operators.steps import bound, no_kernel, plan_kernel, viewed
 from subp_ext.requantize import Rescale, of_average
 from subp_ext.tensor import At, Call, Tensor
 
