@@ -20,10 +20,14 @@ from .process_group import world
 T = TypeVar("T")
 
 
-def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Element-wise sums of a few numbers over all ranks, in float64."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+def sum_over_ranks(values: Sequence[float] | Tensor, device: torch.device) -> list[float]:
+    """Element-wise sums of a few numbers, or of a tensor ``[n]``, over all ranks, in float64.
+
+    The host waits for the device, once.
+    """
+    total = torch.as_tensor(values, dtype=torch.float64, device=device)
     if dist.is_initialized():
+        total = total.clone()
         dist.all_reduce(total)
     return total.tolist()
 
@@ -98,15 +102,21 @@ def compute_shared(
 def verify_identical(tensors: dict[str, Tensor], what: str, device: torch.device) -> None:
     """Prove that all ranks hold the same tensors; ``what`` they are is for the message.
 
+    Args:
+        tensors: by layer: weights on the device, or masks on the CPU.
+        what: they are.
+        device: of the collective.
+
     Raises:
         DivergedError: on every rank, with one and the same message that names the layers and ranks that differ.
     """
     _, world_size = world()
     if world_size == 1:
         return
-    checksums = [_checksum(tensor) for tensor in tensors.values()]
+    checksums = _checksums(list(tensors.values()), device)
     gathered = torch.empty(world_size, len(tensors), dtype=torch.int64, device=device)
-    dist.all_gather(list(gathered.unbind(0)), torch.tensor(checksums, dtype=torch.int64, device=device))
+    dist.all_gather(list(gathered.unbind(0)), checksums)
+    gathered = gathered.cpu()  # here the host waits for the device, once for all layers
     # What most ranks hold is taken as right; where there is no majority, all ranks are named.
     usual = gathered.mode(dim=0).values
     has_majority = (gathered == usual).sum(0) * 2 > world_size
@@ -124,9 +134,16 @@ def verify_identical(tensors: dict[str, Tensor], what: str, device: torch.device
         )
 
 
-def _checksum(tensor: Tensor) -> int:
-    """CRC-32 of a mask; of a weight the sum of its bits, which is taken where it lies and costs one reading."""
-    if tensor.is_floating_point():
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-        return int(tensor.detach().view(bits).sum(dtype=torch.int64))
-    return zlib.crc32(tensor.cpu().numpy().tobytes())
+def _checksums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """``[n]`` int64 on a device: of weights the sums of their bits, taken where they lie; CRC-32 of masks on the CPU."""
+    sums = [_sum_of_bits(t) if t.is_floating_point() else _crc(t) for t in tensors]
+    return torch.stack(sums).to(device, non_blocking=True)
+
+
+def _crc(mask: Tensor) -> Tensor:
+    return torch.tensor(zlib.crc32(mask.cpu().numpy().tobytes()), device="cpu")
+
+
+def _sum_of_bits(weight: Tensor) -> Tensor:
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return weight.detach().view(bits).sum(dtype=torch.int64)

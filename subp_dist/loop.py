@@ -57,6 +57,8 @@ def train_epoch(
         in_step = min(accumulate, batches - step * accumulate)
         is_last = position == in_step - 1
         images, targets = _to_device(images, targets, training)
+        if training.mixup is not None:
+            images, targets = training.mixup(images, targets)
         loss = _backward(training, images, targets, in_step, is_last)
         loss_sum += loss.double() * len(images)
         progress.images += len(images)
@@ -69,9 +71,11 @@ def train_epoch(
             progress.step = step + 1
             after_step()
         waiting_since = time.perf_counter()
-    seconds = time.perf_counter() - epoch_start
     new_images = progress.images - images_before
-    sums = sum_over_ranks([loss_sum.item(), progress.images, new_images], device)
+    # A GPU is behind; it is done where its numbers arrive.
+    own = [loss_sum.item(), progress.images, new_images]
+    seconds = time.perf_counter() - epoch_start
+    sums = sum_over_ranks(own, device)
     training.progress = Progress()
     metrics = {"loss": sums[0] / sums[1], "img_per_s": sums[2] / seconds, "data_time": data_seconds / seconds}
     if new_images:
@@ -84,8 +88,7 @@ def train_epoch(
 def _to_device(images: Tensor, targets: Tensor, training: Training) -> tuple[Tensor, Tensor]:
     memory_format = torch.channels_last if training.config.model.channels_last else torch.contiguous_format
     images = images.to(training.rank.device, non_blocking=True, memory_format=memory_format)
-    targets = targets.to(training.rank.device, non_blocking=True)
-    return training.mixup(images, targets) if training.mixup else (images, targets)
+    return images, targets.to(training.rank.device, non_blocking=True)
 
 
 def _backward(training: Training, images: Tensor, targets: Tensor, in_step: int, is_last: bool) -> Tensor:
@@ -101,24 +104,37 @@ def _backward(training: Training, images: Tensor, targets: Tensor, in_step: int,
     return loss.detach()
 
 
+class _Attempt:
+    """An optimizer for one step of a GradScaler, which makes it, or leaves it out where gradients overflowed.
+
+    It tells which; the scale would tell, too, but the host would have to wait for the device to read it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer, self.param_groups, self.taken = optimizer, optimizer.param_groups, False
+
+    def step(self) -> None:
+        self.taken = True
+        self._optimizer.step()
+
+
 def _optimizer_step(training: Training) -> Tensor:
     """One optimizer step; returns the gradient norm before clipping.
 
     A step that the scaler skips (overflow) changes neither weights nor the moving average, so the decay of masked
     weights, which only edits gradients, is skipped with it.
     """
-    optimization, scaler = training.config.optimization, training.scaler
+    optimization, scaler, attempt = training.config.optimization, training.scaler, _Attempt(training.optimizer)
     parameters = [p for p in training.model.parameters() if p.grad is not None]
-    scaler.unscale_(training.optimizer)
+    scaler.unscale_(attempt)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if optimization.clip_grad is not None:
         dispatch_clip_grad(parameters, value=optimization.clip_grad, mode=optimization.clip_mode)
     training.pruner.decay_gradients()
-    scale = scaler.get_scale()
-    scaler.step(training.optimizer)
+    scaler.step(attempt)
     scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
-    if not scaler.is_enabled() or scaler.get_scale() >= scale:
+    if attempt.taken:
         training.updates += 1
         if training.ema is not None:
             training.ema.update(training.model, step=training.updates)
@@ -126,12 +142,14 @@ def _optimizer_step(training: Training) -> Tensor:
 
 
 def _log_step(training: Training, loss: Tensor, norm: Tensor, global_step: int, epoch: int) -> None:
-    rank, device = training.rank, training.rank.device
-    value = sum_over_ranks([loss.item()], device)[0] / rank.world_size
+    rank = training.rank
+    # All ranks have the same norm. They go together, for the host waits for the device with each transfer.
+    sums = sum_over_ranks(torch.stack([loss.double(), norm.double()]), rank.device)
+    value, norm_value = (total / rank.world_size for total in sums)
     if not training.scaler.is_enabled():  # which skips such steps
         check_finite(value, f"the loss is {value} at epoch {epoch}, step {global_step}")
     lr = training.optimizer.param_groups[0]["lr"]
-    training.monitor.train_step(value, lr, norm.item(), global_step)
+    training.monitor.train_step(value, lr, norm_value, global_step)
 
 
 def check_finite(loss: float, where: str) -> None:
@@ -152,15 +170,15 @@ def validate(model: nn.Module, loader: DataLoader, training: Training, descripti
     Hits are counted, not averaged, so that the figures are the same at any world size.
     """
     device = training.rank.device
-    memory_format = torch.channels_last if training.config.model.channels_last else torch.contiguous_format
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    sums, count = torch.zeros(3, dtype=torch.float64, device=device), 0
     for images, targets in training.monitor.progress(loader, description):
-        images, targets = images.to(device, memory_format=memory_format), targets.to(device)
+        images, targets = _to_device(images, targets, training)
         with training.autocast():
             logits = model(images)
         loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices.eq(targets.unsqueeze(1))
-        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(targets))]).double()
-    loss, top1, top5, count = sum_over_ranks(sums.tolist(), device)
+        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
+        count += len(targets)
+    loss, top1, top5, count = sum_over_ranks([*sums.tolist(), count], device)
     return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}

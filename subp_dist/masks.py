@@ -1,7 +1,8 @@
 """One uniform mask update: prune the lowest blocks of every row, let some of them grow back by chance.
 
-Pure functions of scores ``[R, I]``; masks are ``[R, I]`` bool, True where a block is kept. Everything runs on the CPU,
-so that the same generator draws the same mask whatever device a rank trains on. Source: arXiv 2310.06218, section 3.
+Pure functions of scores ``[R, I]``; masks are ``[R, I]`` bool, True where a block is kept. Everything runs where the
+scores lie, and the host waits for nothing. Random numbers alone are drawn on the CPU, so that the same generator draws
+the same mask whatever device a rank trains on. Source: arXiv 2310.06218, section 3.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def draw_without_replacement(scores: Tensor, count: int, tau: float, generator: 
     """
     norms = torch.linalg.vector_norm(scores, dim=1, keepdim=True)
     logits = torch.where(norms > 0, scores / norms, 0.0) / tau
-    uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64, device="cpu")
     noise = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
-    return (logits + noise).topk(count, dim=1).indices
+    return (logits + noise.to(scores.device, non_blocking=True)).topk(count, dim=1).indices
 
 
 # Which blocks compete. In "layer" rows keep different counts, as in earlier 1xN pruning: to compare with, not to run.
@@ -57,11 +58,11 @@ def uniform_mask(scores: Tensor, rate: float, pruned_rate: float, tau: float, ge
         generator: CPU generator, equal on every rank.
 
     Returns:
-        ``[R, I]`` bool with the same number of True in every row.
+        ``[R, I]`` bool with the same number of True in every row, on the device of the scores.
     """
-    scores = scores.detach().to("cpu", torch.float64)
+    scores = scores.detach().to(torch.float64)
     candidates = lowest_blocks(scores, num_candidates(rate, scores.shape[1]))
-    mask = torch.ones(scores.shape, dtype=torch.bool).scatter_(1, candidates, False)
+    mask = torch.ones(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, candidates, False)
     regrown = num_regrown(rate, pruned_rate, scores.shape[1])
     if regrown > 0:
         drawn = draw_without_replacement(scores.gather(1, candidates), regrown, tau, generator)
@@ -83,4 +84,4 @@ def at_rate(mask: Tensor, rate: float, pattern: str) -> bool:
 def draw_generator(seed: int, epoch: float, layer: str) -> torch.Generator:
     """The generator of one layer's draw at one time: the same on every rank, and after a resume."""
     digest = hashlib.blake2b(struct.pack("<qd", seed, epoch) + layer.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -19,6 +19,7 @@ from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
+from .transfers import to_host
 
 _logger = logging.getLogger(__name__)
 SHARDED = (
@@ -167,7 +168,14 @@ class SUBPPruner:
     @property
     def at_target(self) -> bool:
         """Whether every row of every layer is down to the blocks that its target rate leaves."""
-        return all(masks.at_rate(mask, self.schedules[name].rate, self.pattern) for name, mask in self.masks.items())
+        return self._all_at_rate(self._masks_on_host())
+
+    def _all_at_rate(self, host_masks: Mapping[str, Tensor]) -> bool:
+        return all(masks.at_rate(mask, self.schedules[name].rate, self.pattern) for name, mask in host_masks.items())
+
+    def _masks_on_host(self) -> dict[str, Tensor]:
+        """All masks on the CPU; the host waits for the device once, whatever it then asks of them."""
+        return dict(zip(self.layers, to_host(list(self.masks.values())), strict=True))
 
     @torch.no_grad()
     def step(self, epoch: float) -> MaskUpdate:
@@ -181,25 +189,29 @@ class SUBPPruner:
         """
         self._check_copies()
         latents = {name: self._latent(name) for name in self.layers}
-        verify_identical(latents, "weights", next(iter(latents.values())).device)
-        was_dense, was_at_target = self.pruned_share() == 0, self.at_target
-        scores = self._scores()
-        flipped = regrown = 0
+        device = next(iter(latents.values())).device
+        verify_identical(latents, "weights", device)
+        old, scores = self._masks_on_host(), self._scores()
         for name, score in scores.items():
             rate, pruned_rate = self.schedules[name].rate, self.schedules[name].pruned_rate(epoch)
             generator = masks.draw_generator(self.seed, epoch, self._drawn_by[name])
-            old = self._masks[name].mask
             new = masks.uniform_mask(masks.competing(score, self.pattern), rate, pruned_rate, self.tau, generator)
-            new = new.view(old.shape).to(old.device)
-            flipped += int((new != old).sum())
-            regrown += int((new & ~old).sum())
-            old.copy_(new)
-        verify_identical(self.masks, "masks", next(iter(scores.values())).device)
-        blocks = sum(mask.numel() for mask in self.masks.values())
-        milestone = "first" if was_dense and flipped else None
-        if self.at_target and not was_at_target:
+            self._masks[name].mask.copy_(new.view(score.shape))
+        new = self._masks_on_host()
+        verify_identical(new, "masks", device)
+        return self._describe(old, new, epoch, scores)
+
+    def _describe(
+        self, old: dict[str, Tensor], new: dict[str, Tensor], epoch: float, scores: dict[str, Tensor]
+    ) -> MaskUpdate:
+        """What an update did, from the masks before and after it, on the CPU."""
+        flipped = sum(int((new[name] != old[name]).sum()) for name in new)
+        regrown = sum(int((new[name] & ~old[name]).sum()) for name in new)
+        milestone = "first" if _pruned_share(old) == 0 and flipped else None
+        if self._all_at_rate(new) and not self._all_at_rate(old):
             milestone = "target"
-        target, actual = self.schedule.pruned_rate(epoch), self.pruned_share()
+        blocks = sum(mask.numel() for mask in new.values())
+        target, actual = self.schedule.pruned_rate(epoch), _pruned_share(new)
         return MaskUpdate(target, actual, flipped / blocks, regrown, milestone, scores)
 
     def _scores(self) -> dict[str, Tensor]:
@@ -210,7 +222,8 @@ class SUBPPruner:
             module, block_mask = self.layers[names[index]], self._masks[names[index]]
             if self.criterion == RANDOM:
                 generator = masks.draw_generator(self.seed, -1.0, self._drawn_by[names[index]])
-                return torch.rand(block_mask.mask.shape, generator=generator, dtype=torch.float64).to(device)
+                drawn = torch.rand(block_mask.mask.shape, generator=generator, dtype=torch.float64, device="cpu")
+                return drawn.to(device, non_blocking=True)
             weight = self._latent(names[index]) if self.score_latent else module.weight
             return CRITERIA[self.criterion](to_blocks(weight.float(), self.block_size, block_mask.groups), self.alpha)
 
@@ -241,8 +254,7 @@ class SUBPPruner:
 
     def pruned_share(self) -> float:
         """Share of the blocks of all pruned layers that is pruned now."""
-        kept = sum(int(mask.sum()) for mask in self.masks.values())
-        return 1 - kept / sum(mask.numel() for mask in self.masks.values())
+        return _pruned_share(self._masks_on_host())
 
     def report(self, macs: dict[str, int]) -> list[LayerReport]:
         """What the masks of now keep of each convolution and linear layer that ``macs`` counts, in the model's order.
@@ -250,12 +262,12 @@ class SUBPPruner:
         Raises:
             RuntimeError: the rows of a layer keep different counts, which pattern ``uniform`` rules out.
         """
-        plans = {plan.name: plan for plan in self.plan}
+        plans, host_masks = {plan.name: plan for plan in self.plan}, self._masks_on_host()
 
         def layer(name: str, dense: int) -> LayerReport:
             if name not in self.layers:
                 return LayerReport.dense(name, dense, plans.get(name))
-            kept, is_uniform = self._masks[name].mask.sum(1), self.pattern == "uniform"
+            kept, is_uniform = host_masks[name].sum(1), self.pattern == "uniform"
             if is_uniform and kept.min() != kept.max():
                 raise RuntimeError(f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; not uniform")
             shape, rate = tuple(self._latent(name).shape), self.schedules[name].rate
@@ -271,19 +283,27 @@ class SUBPPruner:
         Raises:
             ValueError: in place of an average that is denser than the model, found out at the end.
         """
-        for name, block_mask in self._masks.items():
-            for copied in written_copies(block_mask):
-                own, other = block_mask.mask, copied.mask.to(block_mask.mask.device)
-                if (other >= own).all() and (other != own).any():
-                    raise ValueError(
-                        f"{name}: a copy of the model keeps {int(other.sum())} blocks where the model keeps "
-                        f"{int(own.sum())}: an average of buffers has mixed masks. Average the parameters alone "
-                        "(AveragedModel(use_buffers=False)) and call pruner.copy_masks_to(average) after each "
-                        "pruner.step, or use timm's ModelEmaV3"
-                    )
+        written = [(name, copied.mask) for name, mask in self._masks.items() for copied in written_copies(mask)]
+        if not written:
+            return
+        own_masks, others = self._masks_on_host(), to_host([other for _, other in written])
+        for (name, _), other in zip(written, others, strict=True):
+            own = own_masks[name]
+            if (other >= own).all() and (other != own).any():
+                raise ValueError(
+                    f"{name}: a copy of the model keeps {int(other.sum())} blocks where the model keeps "
+                    f"{int(own.sum())}: an average of buffers has mixed masks. Average the parameters alone "
+                    "(AveragedModel(use_buffers=False)) and call pruner.copy_masks_to(average) after each "
+                    "pruner.step, or use timm's ModelEmaV3"
+                )
 
     def _latent(self, name: str) -> Tensor:
         latent = self.layers[name].parametrizations.weight.original
         if is_sharded(latent):
             raise ValueError(SHARDED)
         return latent
+
+
+def _pruned_share(host_masks: Mapping[str, Tensor]) -> float:
+    kept = sum(int(mask.sum()) for mask in host_masks.values())
+    return 1 - kept / sum(mask.numel() for mask in host_masks.values())

@@ -37,8 +37,7 @@ def bpar(blocks: Tensor, alpha: float = 1.0) -> Tensor:
     magnitude_share = magnitude / magnitude.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     redundancy = absolute_cosine_sums(blocks).double()
     redundancy_share = redundancy / redundancy.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    redundancy_share[redundancy == 0] = 1.0
-    return magnitude_share - alpha * redundancy_share
+    return magnitude_share - alpha * torch.where(redundancy == 0, 1.0, redundancy_share)
 
 
 def absolute_cosine_sums(blocks: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ def seed_cpu(seed: int) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the CPU's generators and those of all GPUs."""
+    """Seed the CPU's generators and, where GPUs are in use, those of all GPUs."""
     seed_cpu(seed)
-    torch.cuda.manual_seed_all(seed)
+    if torch.cuda.is_initialized():  # else torch keeps each call, with its stack, for the time when they are
+        torch.cuda.manual_seed_all(seed)
 
 
 @contextmanager
