@@ -1,13 +1,38 @@
-"""Flags that say something in a notation of their own, such as ``layer4*=0.7`` or ``2.0G``."""
+"""Flags that say something in a notation of their own, such as ``layer4*=0.7``, ``2.0G`` or ``~/data``."""
 
 from __future__ import annotations
 
 import ast
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+
+
+def as_path_text(text: str) -> str:
+    """A path with the home folder that ``~`` or ``~user`` stands for; shells leave it in ``--flag=~/x`` and in files.
+
+    The type of every flag that takes a path, with ``as_path``. What else the text says, such as ``auto``, stays.
+
+    Raises:
+        ArgumentTypeError: there is no such home folder; a folder called ``~`` is nothing that anybody wants.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        owner = text.split("/")[0]
+        message = f"{text!r}: {owner} has no home folder here; write the path in full, or ./{owner}"
+        raise ArgumentTypeError(message) from None
+
+
+def as_path(text: str) -> Path:
+    """As ``as_path_text``, for those who want a ``Path``."""
+    return Path(as_path_text(text))
 
 
 def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import timm
 import torch
@@ -19,6 +18,7 @@ from .build import check_plan
 from .checkpoint import write_atomically
 from .config import ModelConfig, TrainConfig
 from .errors import UsageError, report_usage_errors
+from .flag_values import as_path
 from .flops import count_macs
 from .layer_report import LayerReport, planned_layers
 from .layer_table import format_table
@@ -32,7 +32,7 @@ from .resolve import ModelShape, shape_without_data, uniform_rate
 def cli() -> None:
     """Console entry."""
     parser = build_parser("subp-inspect", __doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table to a file, too")
+    parser.add_argument("--json", type=as_path, metavar="FILE", help="write the rows of the table to a file, too")
     flags = parse_flags(parser)
     found = inspect_model(TrainConfig.from_flags(vars(flags)))
     block_size, rate, size = flags.block_size, found.rate, found.shape.img_size

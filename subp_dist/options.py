@@ -13,7 +13,7 @@ import yaml
 from .blocks import BLOCK_SIZES
 from .config import TrainConfig
 from .errors import UsageError
-from .flag_values import parse_layer_rates, parse_macs, plain_name
+from .flag_values import as_path_text, parse_layer_rates, parse_macs, plain_name
 from .masks import PATTERNS
 from .ranges import (
     COUNT,
@@ -65,7 +65,8 @@ def build_parser(prog: str = "subp-train", description: str = TRAIN) -> argparse
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="any timm model name")
     parser.add_argument("--model", dest="model_option", metavar="MODEL", help="the same, as timm's script has it")
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
+    add = parser.add_argument
+    add("-c", "--config", type=as_path_text, metavar="FILE", help="YAML file of flags; the command line wins over it")
     parser.add_argument("--preset", choices=list(PRESETS), help="a published choice; --config and the command line win")
     parser.add_argument(
         "--input-size",
@@ -95,7 +96,10 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
     add(
-        "--data-dir", metavar="DIR", help="train/ and val/ of class folders, or .beton files; or 'builtin': real digits"
+        "--data-dir",
+        type=as_path_text,
+        metavar="DIR",
+        help="train/ and val/ of class folders, or .beton files; or 'builtin': real digits",
     )
     add("--loader", choices=["auto", "ffcv", "timm"], help="ffcv for .beton files, timm for pictures")
     add("--dataset", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
@@ -179,7 +183,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--pretrained", action="store_true", help="start from timm's trained weights, of its cache or the hub")
-    add("--initial-checkpoint", metavar="FILE", help="weights to start from, in timm's keys")
+    add("--initial-checkpoint", type=as_path_text, metavar="FILE", help="weights to start from, in timm's keys")
     add("--model-kwargs", nargs="*", metavar="KEY=VALUE", help="for timm, such as channels=[32,64,128,256]")
     add("--drop", type=SHARE, help="dropout rate")
     add("--drop-path", type=SHARE, help="stochastic depth rate")
@@ -245,7 +249,12 @@ def _add_distillation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("distillation")
     add = group.add_argument
     add("--kd-model", metavar="MODEL", help="timm model that teaches; none by default")
-    add("--kd-checkpoint", metavar="FILE", help="the teacher's weights; timm's pretrained ones by default")
+    add(
+        "--kd-checkpoint",
+        type=as_path_text,
+        metavar="FILE",
+        help="the teacher's weights; timm's pretrained ones by default",
+    )
     add("--kd-weight", type=PROBABILITY, help="share of the distillation in the loss")
     add(
         "--kd-temperature",
@@ -257,9 +266,14 @@ def _add_distillation_flags(parser: argparse.ArgumentParser) -> None:
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
-    add("--output", metavar="DIR", help="folder of all runs")
+    add("--output", type=as_path_text, metavar="DIR", help="folder of all runs")
     add("--experiment", metavar="NAME", help="name of this run's folder; MODEL and the rate by default")
-    add("--resume", metavar="FILE", help="last.pt of a run to go on with, or 'auto': this run's own, if there is one")
+    add(
+        "--resume",
+        type=as_path_text,
+        metavar="FILE",
+        help="last.pt of a run to go on with, or 'auto': this run's own, if there is one",
+    )
     add("--recovery-interval", type=WHOLE, metavar="STEPS", help="also save every so many optimizer steps")
     add("--checkpoint-hist", type=WHOLE, metavar="N", help="also keep the checkpoints of the last N epochs")
     add(
@@ -383,6 +397,8 @@ def _convert(action: argparse.Action, value, where: str):
     convert = action.type or str
     try:
         items = [convert(str(item)) for item in (value if many else [value])]
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{where}: {error}") from None
     except ValueError:
         raise UsageError(f"{where}: expected {convert.__name__}") from None
     if action.choices and any(item not in action.choices for item in items):

@@ -28,6 +28,7 @@ from .config import Resolved
 from .data import Data, create_data
 from .errors import UsageError, report_usage_errors
 from .export.verify import absolute_difference, run_session
+from .flag_values import as_path, as_path_text
 from .models import create_model, model_arguments, to_channels_last
 from .process_group import Rank
 from .report import read_report, write_report
@@ -71,13 +72,17 @@ class Run:
 def cli() -> None:
     """Console entry."""
     parser = argparse.ArgumentParser(prog="subp-validate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--dense", type=Path, metavar="RUN", help="run of the dense twin, to stand beside it")
+    parser.add_argument("run", type=as_path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--dense", type=as_path, metavar="RUN", help="run of the dense twin, to stand beside it")
     parser.add_argument(
-        "--exported", type=Path, metavar="FILE", help="the network in float32; RUN/model.subp by default"
+        "--exported", type=as_path, metavar="FILE", help="the network in float32; RUN/model.subp by default"
     )
-    parser.add_argument("--int8", type=Path, metavar="FILE", help="and in int8; RUN/model-int8.subp, if there is one")
-    parser.add_argument("--data-dir", help="where the data is now, if not where it was in training")
+    parser.add_argument(
+        "--int8", type=as_path, metavar="FILE", help="and in int8; RUN/model-int8.subp, if there is one"
+    )
+    parser.add_argument(
+        "--data-dir", type=as_path_text, metavar="DIR", help="where the data is now, if not where it was in training"
+    )
     parser.add_argument("--threads", type=int, help="threads of all engines; all usable cores by default")
     parser.add_argument("--limit", type=int, help="look at so many validation images only, spread over all")
     args = parser.parse_args()

@@ -1,10 +1,16 @@
 """subp_dist.options: the command line over a YAML file over the defaults, and what is refused."""
 
+import ast
+import pwd
+from argparse import ArgumentTypeError
+from pathlib import Path
+
 import pytest
 
 from subp_dist.errors import UsageError
-from subp_dist.flag_values import parse_macs
+from subp_dist.flag_values import as_path, as_path_text, parse_macs
 from subp_dist.options import build_parser, parse_args
+from subp_ext.bench.arguments import as_path as as_path_of_runtime
 
 
 def test_defaults_are_the_published_recipe():
@@ -180,3 +186,57 @@ def test_flags_of_timm_that_are_off_are_passed_over_in_one_line(tmp_path, caplog
     assert given.model.model_kwargs == () and given.data.interpolation is None
     (record,) = caplog.records
     assert "'log_wandb', 'head_init_scale', 'class_map'" in record.getMessage()
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PATH_METAVARS = {"FILE", "DIR", "RUN", "RUN_OR_CHECKPOINT", "GRID", "CSV", "SRC", "DST", "FILE.subp", "SWEEP.json"}
+PATH_FLAGS = {"--output", "--data-dir", "--config", "--json", "--plot", "--files", "--results", "--betons"}
+
+
+def arguments_of_all_parsers() -> list:
+    """(where, name, metavar, type) of every argument of every command, as the source has it."""
+    found = []
+    for file in (*ROOT.glob("subp_dist/**/*.py"), *ROOT.glob("ext/**/*.py")):
+        if "add_argument" not in file.read_text():
+            continue
+        tree = ast.parse(file.read_text())
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).split(".")[-1] not in ("add", "add_argument"):
+                continue
+            names = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            said = {keyword.arg: ast.unparse(keyword.value).strip("'") for keyword in call.keywords}
+            found.append((f"{file.name}:{call.lineno}", names, said.get("metavar"), said.get("type")))
+    return found
+
+
+def test_every_argument_that_is_a_path_has_the_type_of_paths():
+    arguments = arguments_of_all_parsers()
+    paths = [entry for entry in arguments if entry[2] in PATH_METAVARS or PATH_FLAGS & set(entry[1])]
+    assert len(paths) > 30
+    assert [entry for entry in paths if entry[3] not in ("as_path", "as_path_text")] == []
+    assert [entry for entry in arguments if entry[3] == "Path"] == []
+
+
+@pytest.mark.parametrize("convert", [as_path, as_path_text, as_path_of_runtime])
+def test_a_home_folder_is_written_out(monkeypatch, convert):
+    monkeypatch.setenv("HOME", "/home/ann bé")
+    assert str(convert("~/runs")) == "/home/ann bé/runs" and str(convert("~")) == "/home/ann bé"
+    assert str(convert("~root/x")) == f"{pwd.getpwnam('root').pw_dir}/x"
+    assert (str(convert("a/~/b")), str(convert("auto"))) == ("a/~/b", "auto")
+    with pytest.raises(ArgumentTypeError, match="'~nobody-of-this-name/x': .*home folder"):
+        convert("~nobody-of-this-name/x")
+
+
+def test_home_folders_in_flags_and_in_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("model: resnet18\ndata_dir: ~/data\noutput: ~nobody-of-this-name\n")
+    with pytest.raises(UsageError, match="output: '~nobody-of-this-name': .*no home folder"):
+        parse_args(["--config", "~/run.yaml"])
+    (tmp_path / "run.yaml").write_text("model: resnet18\ndata_dir: ~/data\n")
+    given = parse_args(["--config=~/run.yaml", "--output=~/runs", "--resume", "~/last.pt", "--initial-checkpoint=~/w"])
+    assert given.data.data_dir == f"{tmp_path}/data"
+    assert (given.run.output, given.run.resume) == (f"{tmp_path}/runs", f"{tmp_path}/last.pt")
+    assert given.model.initial_checkpoint == f"{tmp_path}/w"
+    assert parse_args(["resnet18"]).data.data_dir is None and parse_args(["resnet18"]).model.initial_checkpoint == ""
+    with pytest.raises(UsageError, match="--output: '~nobody-of-this-name': .*no home folder"):
+        parse_args(["resnet18", "--output", "~nobody-of-this-name"])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext import runtime
+from subp_ext.bench.arguments import as_path
 from subp_ext.session import Session
 
 # Runs before the first that counts: the first plans and allocates, the next ones fill the caches.
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = measure(args.file, args.threads, args.batch_size, args.image_size, args.seconds)
         print(as_text(result))
         if args.json:
-            Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
     except (ValueError, OSError, ImportError, MemoryError) as error:
         told = str(error)
         if isinstance(error, OSError) and error.filename:
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m subp_ext.bench", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("file", metavar="FILE.subp")
+    add("file", type=as_path, metavar="FILE.subp")
     add("--threads", type=int, help="default: SUBP_NUM_THREADS, else the CPUs this process may use")
     add("--batch-size", type=_positive, default=1, metavar="B")
     add(
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="one side, or height and width; default: the file's",
     )
     add("--seconds", type=float, default=5.0, help="how long to measure (default: 5)")
-    add("--json", metavar="FILE", help="also write the result and the report of every layer")
+    add("--json", type=as_path, metavar="FILE", help="also write the result and the report of every layer")
     return parser
 
 

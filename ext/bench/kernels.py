@@ -29,6 +29,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.bench import balance
+from subp_ext.bench.arguments import as_path
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, Quantization
 from subp_ext.memory import aligned, aligned_empty
@@ -272,8 +273,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns in which that time is spent")
     parser.add_argument("--against", choices=["torch"], help="also run PyTorch's dense convolutions")
     parser.add_argument("--balance", action="store_true", help="compare uniform with non-uniform block rows instead")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --balance: draw it (needs matplotlib)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    parser.add_argument("--plot", type=as_path, metavar="FILE", help="with --balance: draw it (needs matplotlib)")
+    parser.add_argument("--json", type=as_path, metavar="FILE", help="write everything to FILE")
     args = parser.parse_args(argv)
     if not 0 <= args.prune_rate < 1 or min(args.block_size, args.rounds) < 1:
         parser.error("--prune-rate must be in [0, 1), --block-size and --rounds at least 1")

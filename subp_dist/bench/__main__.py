@@ -27,6 +27,7 @@ from subp_ext.runtime import thread_count
 from ..blocks import BLOCK_SIZES
 from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError, report_usage_errors
+from ..flag_values import as_path
 from .contest import Contender, compete
 from .files import NetworkFiles
 from .tables import accuracy, as_curves, as_table, speedups
@@ -86,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=20, help="turns of every engine")
     add("--seconds", type=float, default=0.2, help="length of a turn")
     add("--seed", type=int, default=0, help="of weights, masks and images")
-    add("--files", type=Path, metavar="DIR", help="keep the exported networks here, and use those that are there")
-    add("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    add("--files", type=as_path, metavar="DIR", help="keep the exported networks here, and use those that are there")
+    add("--json", type=as_path, metavar="FILE", help="write everything to FILE")
     add("--sweep", nargs="*", type=float, metavar="RATE", help="these pruning rates (0 to 0.9) in 1x8, 1x16 and 1x32")
     return parser
 

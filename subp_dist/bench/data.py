@@ -23,6 +23,7 @@ from ..data.beton import Beton, require_ffcv
 from ..data.ffcv_loader import Crop, FFCVLoader, Output
 from ..data.write import Storage, open_pictures, verify, write
 from ..errors import UsageError, report_usage_errors
+from ..flag_values import as_path, as_path_text
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,11 +35,11 @@ def cli() -> None:
         prog="subp-bench-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("src", metavar="SRC", help="folder with train/ of class folders of photographs")
+    add("src", type=as_path_text, metavar="SRC", help="folder with train/ of class folders of photographs")
     add(
         "--storage", nargs="+", default=["0_1.0_90", "256_1.0_90", "256_0.0_90"], help="presets of subp_dist.data.write"
     )
-    add("--betons", metavar="DIR", help="keep the files here, and use those that are there")
+    add("--betons", type=as_path, metavar="DIR", help="keep the files here, and use those that are there")
     add("--workers", type=int, default=2, help="threads of FFCV, processes of torchvision's loader")
     add("--batch-size", type=int, default=128, help="images per batch")
     add("--img-size", type=int, default=224, help="pixels of a side that loaders deliver")

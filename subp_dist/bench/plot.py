@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 from ..checkpoint import check_writable, write_atomically  # noqa: E402
 from ..errors import UsageError, report_usage_errors  # noqa: E402
+from ..flag_values import as_path  # noqa: E402
 
 
 def read_sweep(path: Path) -> dict:
@@ -66,8 +67,8 @@ def _panel(axis: plt.Axes, document: dict) -> None:
 def cli() -> None:
     """Console entry."""
     parser = argparse.ArgumentParser(prog="python -m subp_dist.bench.plot", description=__doc__.split(":")[0])
-    parser.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP.json", help="of subp-bench --sweep --json")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the picture, .svg or .png")
+    parser.add_argument("sweeps", nargs="+", type=as_path, metavar="SWEEP.json", help="of subp-bench --sweep --json")
+    parser.add_argument("--output", type=as_path, required=True, metavar="FILE", help="the picture, .svg or .png")
     args = parser.parse_args()
     if args.output.suffix not in (".svg", ".png"):
         raise UsageError(f"--output {args.output}: expected a name that ends in .svg or .png")

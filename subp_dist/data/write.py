@@ -33,6 +33,7 @@ from tqdm import tqdm
 from ..agreement import on_primary
 from ..checkpoint import write_atomically
 from ..errors import Stopped, UsageError, report_usage_errors
+from ..flag_values import as_path, as_path_text
 from ..stopping import end_with_parent
 from .beton import require_ffcv, sidecar_of
 from .pictures import Pictures as PictureFiles
@@ -129,7 +130,7 @@ def cli() -> None:
     args = _parse()
     require_ffcv()
     storage = Storage.parse("_".join(args.preset))
-    destination = Path(args.dst)
+    destination = args.dst
     jobs = []
     for split, name in ((args.train_split, "train"), (args.val_split, "val")):
         if args.only in (None, name):
@@ -151,8 +152,8 @@ def _parse() -> argparse.Namespace:
         prog="write_ffcv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("src", metavar="SRC", help="folder with train/ and val/, or the root of --dataset")
-    add("dst", metavar="DST", help="folder for train_PRESET.beton and val_PRESET.beton")
+    add("src", type=as_path_text, metavar="SRC", help="folder with train/ and val/, or the root of --dataset")
+    add("dst", type=as_path, metavar="DST", help="folder for train_PRESET.beton and val_PRESET.beton")
     add("preset", metavar="PRESET", nargs="*", default=["500_0.50_90"], help="or three words: 500 0.50 90 (default)")
     add("--dataset", default="", metavar="NAME", help="timm dataset name, such as torch/cifar10; empty for folders")
     add("--train-split", default="train", help="name of the training split")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ..blocks import BLOCK_SIZES
 from ..checkpoint import check_writable
 from ..errors import UsageError, report_usage_errors
+from ..flag_values import as_path
 from .calibrate import FEWEST_IMAGES
 from .formats import FORMATS, export
 from .int8 import KINDS, export_int8, images_of_folder, images_of_run, random_images
@@ -48,9 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; flags of the second form default to None, to tell whether they were given."""
     parser = argparse.ArgumentParser(prog="subp-export", description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("source", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run, or one checkpoint of it")
+    add("source", nargs="?", type=as_path, metavar="RUN_OR_CHECKPOINT", help="folder of a run, or one checkpoint of it")
     add("--format", choices=list(FORMATS), help="subp: for subp_ext; timm: safetensors in timm's keys; onnx")
-    add("--output", type=Path, required=True, metavar="FILE", help="the file; replaced whole, or left as it was")
+    add("--output", type=as_path, required=True, metavar="FILE", help="the file; replaced whole, or left as it was")
     group = parser.add_argument_group("a network without a training, instead of a run")
     add = group.add_argument
     add("--model", metavar="NAME", help="timm model")
@@ -65,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--dtype", choices=["float32", "int8"], default="float32", help="of weights and activations; float32")
     add(
-        "--data-dir", type=Path, help="pictures to calibrate on; the run's training data, or random pixels with --model"
+        "--data-dir",
+        type=as_path,
+        help="pictures to calibrate on; the run's training data, or random pixels with --model",
     )
     add("--calibration-images", type=int, metavar="N", help="how many of them, spread over all; 512")
     add("--range", choices=RANGES, help="what the range of a value follows from: all that is seen, all but 0.01 %% at "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..checkpoint import check_writable
 from ..errors import EXIT_STOPPED, UsageError, report_usage_errors
+from ..flag_values import as_path
 from .data import prepare
 from .grid import Grid
 from .runner import Runner, read_results, results_of
@@ -24,15 +25,15 @@ from .table import as_markdown, plot, summarise
 def cli() -> None:
     """Console entry."""
     parser = argparse.ArgumentParser(prog="python -m subp_dist.study", description=__doc__.split("\n\n")[0])
-    parser.add_argument("grid", type=Path, metavar="GRID", help="YAML file of variants, cells and seeds")
-    parser.add_argument("--data-dir", type=Path, help="folder with train/ and a validation split of class folders")
-    parser.add_argument("--results", type=Path, required=True, metavar="CSV", help="where the rows go")
-    parser.add_argument("--output", type=Path, default=Path("output/study"), help="folder of the runs")
+    parser.add_argument("grid", type=as_path, metavar="GRID", help="YAML file of variants, cells and seeds")
+    parser.add_argument("--data-dir", type=as_path, help="folder with train/ and a validation split of class folders")
+    parser.add_argument("--results", type=as_path, required=True, metavar="CSV", help="where the rows go")
+    parser.add_argument("--output", type=as_path, default=Path("output/study"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0))), help="runs at a time")
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--list", action="store_true", help="print the commands that are left to do, and stop")
     parser.add_argument("--table-only", action="store_true", help="do no runs")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the results: .png or .svg")
+    parser.add_argument("--plot", type=as_path, metavar="FILE", help="also draw the results: .png or .svg")
     args = parser.parse_args()
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {args.plot}: expected the name of a .png or .svg file")
