@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ class Monitor:
             return
         self._csv = folder / "summary.csv"
         with write_errors_explained(self._folder):
+            threading.excepthook = _left_to_the_next_call
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
             self._board.add_custom_scalars(LAYOUT)
             if self._csv.exists():
@@ -192,3 +194,10 @@ class Monitor:
         if self._board is not None:
             with suppress(OSError):
                 self._board.close()
+            threading.excepthook = threading.__excepthook__
+
+
+def _left_to_the_next_call(failed: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread: it keeps its error, and the next call raises it."""
+    if getattr(failed.thread, "exception", None) is not failed.exc_value:
+        threading.__excepthook__(failed)

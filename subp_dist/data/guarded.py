@@ -108,7 +108,7 @@ class GuardedLoader(DataLoader):
         self.dataset.abandoned = abandoned = multiprocessing.RawValue("b", 0) if self.num_workers else None
         batches, workers = None, []
         try:
-            with errors_named():
+            with errors_named(), _all_workers_or_none():
                 batches = super().__iter__()
                 workers = loading_processes(batches)
                 if workers:
@@ -126,6 +126,17 @@ class GuardedLoader(DataLoader):
                 abandoned.value = 1
             if batches is not None and workers:
                 _end(batches, workers)
+
+
+@contextmanager
+def _all_workers_or_none() -> Iterator[None]:
+    """Where a worker cannot be started, end those that were: nobody knows them, and they would be waited for."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        _kill(set(multiprocessing.active_children()) - before)
+        raise
 
 
 def _end(batches: Iterator, workers: list) -> None:
