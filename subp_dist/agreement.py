@@ -135,7 +135,7 @@ def verify_identical(tensors: dict[str, Tensor], what: str, device: torch.device
 
 
 def _checksums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """``[n]`` int64 on a device: of weights the sums of their bits, taken where they lie; CRC-32 of masks on the CPU."""
+    """``[n]`` int64 on a device: of weights the sum of their bits, which is taken where they lie; of masks CRC-32."""
     sums = [_sum_of_bits(t) if t.is_floating_point() else _crc(t) for t in tensors]
     return torch.stack(sums).to(device, non_blocking=True)
 

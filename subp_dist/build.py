@@ -22,8 +22,6 @@ from .config import AugmentationConfig, PruningConfig, Resolved, ResolvedOptimiz
 from .data import Data, create_data
 from .distillation import create_distillation
 from .errors import UsageError
-from .export import check_exportable
-from .export.of_run import check_quantizable
 from .flops import count_macs
 from .layer_report import planned_layers
 from .layer_table import format_table
@@ -127,10 +125,7 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
     batches = len(data.train) // rank.world_size // config.data.batch_size
     updates_per_epoch = -(-batches // config.optimization.grad_accum_steps)
     schedule = create_schedule(config, updates_per_epoch)
-    if not config.run.no_export:
-        on_primary(lambda: check_exportable(planned.model, data.input_size))
-    if config.run.export_dtype == "int8":
-        on_primary(lambda: check_quantizable(planned.model, data))
+    _check_export(config, planned, data)
     model = _arrange(planned.model, config, rank)
     distillation = create_distillation(config.distillation, config.data, data.sizes)
     pruner = SUBPPruner(model, schedule, plan=planned.plan, seed=config.run.seed, **config.pruning.scoring)
@@ -156,6 +151,19 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
         monitor=Monitor(None),
         distillation=distillation and distillation.to(rank.device),
     )
+
+
+def _check_export(config: Resolved, planned: PlannedModel, data: Data) -> None:
+    """Find out before a training, not after it, whether its result can be exported as it was asked for."""
+    # Imported here: without an export a training needs no runtime, which may not be built on a machine with GPUs.
+    if not config.run.no_export:
+        from .export import check_exportable
+
+        on_primary(lambda: check_exportable(planned.model, data.input_size))
+    if config.run.export_dtype == "int8":
+        from .export.of_run import check_quantizable
+
+        on_primary(lambda: check_quantizable(planned.model, data))
 
 
 def check_machine(given: TrainConfig, rank: Rank) -> None:

@@ -36,6 +36,13 @@ def seed_all(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+def seed_with(device: torch.device, seed: int) -> None:
+    """Seed the CPU's generators, and that of a GPU if the device is one."""
+    seed_cpu(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
 @contextmanager
 def kept_cpu_generators() -> Iterator[None]:
     """Give Python's, NumPy's and torch's CPU generator their states back at the end."""
@@ -46,3 +53,17 @@ def kept_cpu_generators() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
+
+
+@contextmanager
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """As ``kept_cpu_generators``, and with a GPU's if the device is one; its state lies on the host, nothing waits."""
+    with kept_cpu_generators():
+        if device.type != "cuda":
+            yield
+            return
+        state = torch.cuda.get_rng_state(device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_rng_state(state, device)

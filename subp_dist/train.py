@@ -31,8 +31,6 @@ from .config import TrainConfig
 from .data import Data, ResumableLoader
 from .data.check import check_data
 from .errors import DataCheckError, Stopped, UsageError, report_usage_errors
-from .export import Network, export_subp
-from .export.of_run import export_run_int8
 from .folder_lock import FolderLock
 from .loop import check_finite, train_epoch, validate
 from .memory import keep_freed_memory
@@ -282,11 +280,16 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     text = {key: json.dumps(value) for key, value in metadata.items() if value is not None}
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
     if not config.run.no_export:
+        from .export import export_subp  # and with it the runtime, which a training without an export does not need
+
         export_subp(model, folder / "model.subp", data.input_size, metadata)
     int8 = folder / "model-int8.subp"
     int8.unlink(missing_ok=True)  # of the weights before this part of the run
     quantization = None
     if config.run.export_dtype == "int8":
+        from .export import Network
+        from .export.of_run import export_run_int8
+
         arguments = model_arguments(config.model, data.num_classes, config.data.in_chans)
         quantization = export_run_int8(Network(model, data.input_size, arguments, metadata), data, int8)
     report = run_report(training, folder, checkpoint, quantization)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import AugmentationConfig
 from ..errors import DataError, UsageError
-from ..seeds import derive_seed, kept_cpu_generators, seed_cpu
+from ..seeds import derive_seed, kept_cpu_generators, kept_generators, seed_cpu, seed_with
 from .pictures import reason
 from .policies import make_valid
 
@@ -82,8 +82,9 @@ class ImageAugment:
                     raise DataError(text) from error
 
     def erase(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> None:
-        """Erase rectangles of ``[n, 3, H, W]`` in place."""
-        with kept_cpu_generators():
+        """Erase rectangles of ``[n, 3, H, W]`` in place; what is put there is drawn on the images' device."""
+        self.erasing.device = images.device
+        with kept_generators(images.device):
             for image, index in zip(images, indices, strict=True):
-                seed_cpu(derive_seed(seed, epoch, int(index), 1))
+                seed_with(images.device, derive_seed(seed, epoch, int(index), 1))
                 self.erasing(image)

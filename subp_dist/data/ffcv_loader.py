@@ -160,6 +160,9 @@ class FFCVLoader:
         self.beton, self.batch_size, self.crop, self.output = beton, batch_size, crop, output
         self.seed, self.workers = seed, min(usable_threads(workers), batch_size)
         self._size_at = size if callable(size) else lambda _: size
+        # On the device once and for all: to send them there with each batch, the host would wait for it.
+        mean, std = (torch.tensor(values, device=output.device) for values in (output.mean, output.std))
+        self._mean, self._std = (255 * values.view(-1, 1, 1) for values in (mean, std))
         self._manager = (OSCacheManager if page_cache else ProcessCacheManager)(beton.reader)
         self._indices = spread_out(len(beton), limit)
         self._sampler = self._quasi_random = None
@@ -299,9 +302,8 @@ class FFCVLoader:
         if device.type == "cuda":
             images = images.to(device, non_blocking=True)
             # The host's memory is filled again only once it has been copied.
-            slot.copied = torch.cuda.Event()
-            slot.copied.record()
-            labels = labels.to(device, non_blocking=True)
+            slot.copied = torch.cuda.current_stream(device).record_event()
+            labels = labels.pin_memory().to(device, non_blocking=True)
         if not slot.planar:
             images = images.permute(0, 3, 1, 2)
         if not slot.normalized:
@@ -311,7 +313,5 @@ class FFCVLoader:
         return images, labels
 
     def _normalize(self, images: Tensor) -> Tensor:
-        std = torch.tensor(self.output.std, device=images.device).view(-1, 1, 1)
-        mean = torch.tensor(self.output.mean, device=images.device).view(-1, 1, 1)
         memory_format = torch.channels_last if self.output.channels_last else torch.contiguous_format
-        return images.to(torch.float32, memory_format=memory_format).sub_(255 * mean).div_(255 * std)
+        return images.to(torch.float32, memory_format=memory_format).sub_(self._mean).div_(self._std)
