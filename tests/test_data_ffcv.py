@@ -274,17 +274,29 @@ def test_damage_in_a_picture_arrives_where_the_batch_is_awaited(betons, tmp_path
     assert len(kept) == len(delivered(loader(kept, 1))) == 39 and victim not in kept.kept
 
 
-def test_files_of_different_pages_are_read_in_one_process(train, tmp_path):
+@pytest.mark.parametrize(
+    "sides",
+    [
+        pytest.param((1200, 1), id="pages of 8 and 16 MiB"),
+        pytest.param((1, 6000, 3000), id="30x30 to 6000x6000", marks=pytest.mark.slow),
+    ],
+)
+def test_files_of_different_pages_are_read_in_one_process(train, tmp_path, sides):
     """What is compiled for one file must not break the next; `train` has pages of 8 MiB."""
-    source = write_photographs(tmp_path / "pictures", 2, 1)
-    noise = np.random.default_rng(0).integers(0, 256, (1200, 1300, 3), np.uint8)
-    Image.fromarray(noise).save(source / "train/china/large.png")
-    Image.fromarray(noise[:30, :30]).save(source / "train/china/small.png")
-    write_both(source, tmp_path, Storage(0, 0.0, 90))
-    large = Beton.open(tmp_path / "train_0_0.00_90.beton")
-    assert large.reader.page_size > train.reader.page_size
+    files, pages = [(train, 40)], {train.reader.page_size}
+    for side in sides:
+        source = write_photographs(tmp_path / f"{side}", 2, 1)
+        noise = np.random.default_rng(0).integers(0, 256, (side + 30, side + 30, 3), np.uint8)
+        Image.fromarray(noise).resize((side + 130, side) if side > 100 else (30, 30)).save(
+            source / "train/china/large.png"
+        )
+        Image.fromarray(noise[:30, :30]).save(source / "train/china/small.png")
+        write_both(source, tmp_path / f"{side}-betons", Storage(0, 0.0, 90))
+        files.append((Beton.open(tmp_path / f"{side}-betons/train_0_0.00_90.beton"), 6))
+        pages.add(files[-1][0].reader.page_size)
+    assert len(pages) >= 2
     for page_cache in (True, False, True):
-        for beton, count in ((train, 40), (large, 6), (train, 40)):
+        for beton, count in (*files, files[0]):
             images = [*delivered(loader(beton, 2, page_cache=page_cache)), *delivered(loader(beton, 2, Crop(False)))]
             assert len(images) == 2 * count
 

@@ -6,6 +6,7 @@ Two classes of three PNG files of 8 x 8 pixels, with other files beside them.
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,6 +39,18 @@ def test_every_format_that_pillow_reads_is_a_picture(root, suffix):
     assert (picture.mode, picture.size, label) == ("RGB", (8, 8), 2)
 
 
+def test_heic_is_read_where_its_plugin_is_installed(root):
+    plugin = pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install pillow-heif")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    plugin.from_pillow(Image.fromarray(pixels)).save(root / "train/cat/IMG_1.HEIC", quality=90)
+    readable_extensions.cache_clear()
+    pictures = Pictures(open_split("", str(root), "train"))
+    assert len(pictures) == 7
+    picture, label = pictures[3]
+    assert (picture.mode, picture.size, label) == ("RGB", (96, 64), 0)
+    assert np.abs(np.asarray(picture, float) - pixels).mean() < 12
+
+
 def test_formats_that_pillow_only_knows_are_none():
     assert {".jpg", ".jpeg", ".png"} < readable_extensions()
     assert not {".pdf", ".mpg", ".h5", ".grib", ".txt"} & readable_extensions()
@@ -51,10 +64,10 @@ def test_hidden_files_and_folders_are_left_out_and_counted(root, caplog):
     (root / "train/cat/._0.png").write_bytes(b"\x00\x05\x16\x07" + bytes(60))
     (root / "train/cat/.DS_Store").write_bytes(b"Bud1")
     (root / "train/dog/notes.txt").write_text("a dog")
-    (root / "train/dog/3.heic").write_bytes(bytes(9))
+    (root / "train/dog/3.dng").write_bytes(bytes(9))
     assert len(Pictures(open_split("", str(root), "train"))) == 6
     assert "cat: 3 of 6 (3 hidden, such as .DS_Store)" in caplog.text
-    assert "dog: 2 of 5 (1 .heic, such as 3.heic (not read by Pillow: pip install pillow-heif" in caplog.text
+    assert "dog: 2 of 5 (1 .dng, such as 3.dng (raw files of a camera: " in caplog.text
     assert "convert to JPEG), 1 .txt, such as notes.txt)" in caplog.text
 
 
@@ -74,7 +87,7 @@ def test_links_in_circles_are_not_followed(root):
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [(["a.heic", "b.heic"], r"2 \.heic, such as a\.heic"), (["._a.png"], "1 hidden"), ([], "empty")],
+    [(["a.dng", "b.dng"], r"2 \.dng, such as a\.dng"), (["._a.png"], "1 hidden"), ([], "empty")],
 )
 def test_a_class_that_would_vanish_is_an_error(root, names, told):
     (root / "train/emu").mkdir()
