@@ -171,14 +171,15 @@ def validate(model: nn.Module, loader: DataLoader, training: Training, descripti
     """
     device = training.rank.device
     model.eval()
-    sums, count = torch.zeros(3, dtype=torch.float64, device=device), 0
+    sums, count = torch.zeros(4, dtype=torch.float64, device=device), 0
     for images, targets in training.monitor.progress(loader, description):
         images, targets = _to_device(images, targets, training)
         with training.autocast():
             logits = model(images)
         loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices.eq(targets.unsqueeze(1))
-        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
+        sums[:3] += torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
         count += len(targets)
-    loss, top1, top5, count = sum_over_ranks([*sums.tolist(), count], device)
+    sums[3] = count
+    loss, top1, top5, count = sum_over_ranks(sums, device)
     return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}

@@ -5,11 +5,15 @@ In this process, without other ranks; several of them are in test_agreement.py, 
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from subp_dist.process_group import init_process_group, world
+from subp_dist import process_group
+from subp_dist.process_group import Rank, data_parallel, init_process_group, world
+from subp_dist.stopping import StopRequest
 
 CPU = torch.device("cpu")
 
@@ -67,3 +71,46 @@ def test_one_process_of_another_launcher_is_fine(no_torchrun, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")  # of the job
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # of srun -n 1 in it
     assert init_process_group("cpu").world_size == 1
+
+
+@pytest.fixture
+def machine_of_gpus(monkeypatch) -> list:
+    """Local rank 3 of 4 on a machine of four GPUs, which is not there; calls of torch with their arguments."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda **settings: calls.append(("init", settings)))
+    monkeypatch.setattr(dist, "get_rank", lambda: 7)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    for name, value in {"RANK": 7, "WORLD_SIZE": 8, "LOCAL_RANK": 3, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
+    return calls
+
+
+def test_a_rank_of_nccl_takes_the_gpu_of_its_local_rank(machine_of_gpus):
+    rank = init_process_group("auto", timeout_minutes=2.5)
+    gpu = torch.device("cuda", 3)
+    # The device comes first: NCCL's communicator, and what torch sends for it, lie on the current one.
+    (first, device), (second, settings) = machine_of_gpus
+    assert (first, device, second) == ("set_device", gpu, "init")
+    assert settings == {"backend": "nccl", "timeout": timedelta(minutes=2.5), "device_id": gpu}
+    assert (rank.rank, rank.world_size, rank.device) == (7, 8, gpu)
+
+
+def test_ddp_of_a_gpu_is_told_which(monkeypatch):
+    calls = []
+    monkeypatch.setattr(process_group, "DistributedDataParallel", lambda model, **settings: calls.append(settings))
+    monkeypatch.setattr(process_group, "lay_out_gradients", lambda ddp: None)
+    data_parallel(torch.nn.Linear(1, 1), Rank(3, 4, torch.device("cuda", 3)))
+    data_parallel(torch.nn.Linear(1, 1), Rank(0, 2, CPU))
+    assert calls == [{"device_ids": device_ids, "broadcast_buffers": False} for device_ids in ([3], None)]
+
+
+def test_ranks_of_nccl_agree_to_stop_over_gloo(monkeypatch):
+    # NCCL would take no tensor of the CPU, and have the host wait for the GPU in every step.
+    groups = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "new_group", lambda **settings: groups.append(settings))
+    StopRequest(3)
+    assert groups == [{"backend": "gloo", "timeout": timedelta(minutes=3)}]
