@@ -13,7 +13,10 @@ _PAPER, _INK, _GRID = (255, 255, 255), (40, 40, 40), (255, 255, 255)
 _WIDTH, _HEIGHT = 768, 160  # pixels that a mask is to have at least, if whole factors up to the largest one allow it
 _LARGEST = 48  # pixels of a block
 _GRID_FROM = 6  # pixels of a block from which on lines between blocks leave enough of it
-_MARGIN, _FONT_SIZE = 12, 15
+_MARGIN = 12
+_LETTERS = (
+    31  # letters of the font's size that go into a picture's width: to be read where TensorBoard shrinks it to a card
+)
 
 
 def block_pixels(rows: int, channels: int) -> tuple[int, int]:
@@ -39,20 +42,21 @@ def draw_mask(mask: Tensor, layer: LayerReport) -> np.ndarray:
         blocks[height - 1 :: height] = _GRID
     if width >= _GRID_FROM:
         blocks[:, width - 1 :: width] = _GRID
-    font = ImageFont.load_default(_FONT_SIZE)
+    size = min(max(blocks.shape[1], _WIDTH // 2), 1200) // _LETTERS
+    font = ImageFont.load_default(size)
     title, legend = _legend(layer)
     entries = (("kept", KEPT), ("pruned", PRUNED))
-    line = round(1.5 * _FONT_SIZE)
+    line = round(1.5 * size)
     swatches = sum(line + font.getlength(word) + _MARGIN for word, _ in entries)
     text_width = round(max(font.getlength(title), font.getlength(legend), swatches))
-    size = (max(blocks.shape[1] + 2, text_width) + 2 * _MARGIN, blocks.shape[0] + 2 + 3 * line + 3 * _MARGIN)
-    picture = Image.new("RGB", size, _PAPER)
+    width, height = max(blocks.shape[1] + 2, text_width) + 2 * _MARGIN, blocks.shape[0] + 2 + 3 * line + 3 * _MARGIN
+    picture = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((_MARGIN, _MARGIN), title, _INK, font)
     draw.text((_MARGIN, _MARGIN + line), legend, _INK, font)
     x, y = _MARGIN, _MARGIN + 2 * line
     for word, color in entries:
-        draw.rectangle((x, y + 2, x + _FONT_SIZE, y + 2 + _FONT_SIZE), color, _INK)
+        draw.rectangle((x, y + 2, x + size, y + 2 + size), color, _INK)
         draw.text((x + line, y), word, _INK, font)
         x += round(line + font.getlength(word) + _MARGIN)
     y += line + _MARGIN
@@ -62,9 +66,9 @@ def draw_mask(mask: Tensor, layer: LayerReport) -> np.ndarray:
 
 
 def _legend(layer: LayerReport) -> tuple[str, str]:
-    every = f"{layer.kept} of {layer.blocks_per_row} blocks kept in every block row"
-    uneven = f"{layer.kept:.1f} of {layer.blocks_per_row} blocks kept in a block row on average"
+    every = f"each row keeps {layer.kept} of {layer.blocks_per_row} blocks"
+    uneven = f"a row keeps {layer.kept:.1f} of {layer.blocks_per_row} blocks on average"
     return (
         f"{layer.name}: {every if layer.is_uniform else uneven} ({100 * layer.kept_share:.1f} %)",
-        f"down: {layer.block_rows} block rows of {layer.block_size} output channels; across: input channels",
+        f"{layer.block_rows} rows of {layer.block_size} output channels; columns are input channels",
     )

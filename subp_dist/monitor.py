@@ -19,12 +19,13 @@ from .layer_report import LayerReport, total_macs
 from .mask_picture import draw_mask
 from .pruner import MaskUpdate
 
-# What TensorBoard shows in its custom scalars. Its other pages sort by name, and names are chosen to give about the
-# same order: what was learned, how sparse it is, how the masks change, and last how it was done and what came of it.
+# What TensorBoard shows in its custom scalars. Its other pages sort by name, open the first two groups, and fit two
+# rows of three cards on a screen: so what was learned and how sparse it is are those, and the other names follow the
+# story, how the masks change, how it was done, what came of it.
 LAYOUT = {
     "learning": {
-        "loss": ["Multiline", ["loss/train", "loss/val"]],
-        "accuracy, %": ["Multiline", ["accuracy/top1", "accuracy/top5"]],
+        "loss": ["Multiline", ["learning/loss_train", "learning/loss_val"]],
+        "accuracy, %": ["Multiline", ["learning/top1", "validation/top5"]],
     },
     "sparsity": {
         "share of blocks pruned, asked and actual": ["Multiline", ["sparsity/target", "sparsity/actual"]],
@@ -81,7 +82,7 @@ class Monitor:
 
     def train_step(self, loss: float, lr: float, grad_norm: float, step: int) -> None:
         """Figures of one optimizer step, counted over the whole run."""
-        self._scalars({"loss/train": loss, "training/lr": lr, "training/grad_norm": grad_norm}, step)
+        self._scalars({"learning/loss_train": loss, "training/lr": lr, "training/grad_norm": grad_norm}, step)
 
     def speed(self, img_per_s: float, data_time: float, step: int) -> None:
         """Of an epoch: images/s of all ranks, and the share of the time that was spent waiting for data."""
@@ -89,8 +90,8 @@ class Monitor:
 
     def validation(self, metrics: Mapping[str, float], step: int) -> None:
         """What ``evaluate`` found: ``loss``, ``top1``, ``top5``, and ``raw_*`` of the model beside its average."""
-        names = {"loss": "loss/val", "raw_loss": "loss/val_raw"}
-        self._scalars({names.get(key, f"accuracy/{key}"): value for key, value in metrics.items()}, step)
+        first = {"loss": "learning/loss_val", "top1": "learning/top1"}
+        self._scalars({first.get(key, f"validation/{key}"): value for key, value in metrics.items()}, step)
 
     def mask_update(
         self,

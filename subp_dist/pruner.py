@@ -37,8 +37,8 @@ class MaskUpdate:
         actual: share of blocks of the pruned layers that is pruned now.
         flip_rate: share of blocks whose mask bit changed.
         regrown: blocks that were pruned before and are kept now.
-        milestone: ``first`` where a model without pruned blocks gets some, ``target`` where all layers come to their
-            target rates, else None.
+        milestone: ``first`` where a model without pruned blocks gets some, ``half`` where half of the blocks are pruned
+            that will be, ``target`` where all layers come to their target rates, else None.
         scores: block scores ``[R, I]`` per layer, as they were before the update.
     """
 
@@ -207,12 +207,19 @@ class SUBPPruner:
         """What an update did, from the masks before and after it, on the CPU."""
         flipped = sum(int((new[name] != old[name]).sum()) for name in new)
         regrown = sum(int((new[name] & ~old[name]).sum()) for name in new)
-        milestone = "first" if _pruned_share(old) == 0 and flipped else None
+        before, actual = _pruned_share(old), _pruned_share(new)
+        milestone = "first" if before == 0 and flipped else None
         if self._all_at_rate(new) and not self._all_at_rate(old):
             milestone = "target"
-        blocks = sum(mask.numel() for mask in new.values())
-        target, actual = self.schedule.pruned_rate(epoch), _pruned_share(new)
+        elif milestone is None and before < self._final_share() / 2 <= actual:
+            milestone = "half"
+        blocks, target = sum(mask.numel() for mask in new.values()), self.schedule.pruned_rate(epoch)
         return MaskUpdate(target, actual, flipped / blocks, regrown, milestone, scores)
+
+    def _final_share(self) -> float:
+        """Share of the blocks that all schedules together come to."""
+        blocks = {name: mask.numel() for name, mask in self.masks.items()}
+        return sum(count * self.schedules[name].rate for name, count in blocks.items()) / sum(blocks.values())
 
     def _scores(self) -> dict[str, Tensor]:
         """Scores ``[R, I]`` of every pruned layer."""

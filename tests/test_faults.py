@@ -250,7 +250,7 @@ def test_two_ranks_and_one_with_the_same_global_batch_learn_the_same(tmp_path):
         )
         done = finish(started)
         assert done.returncode == 0, done.stderr
-        losses.append(torch.tensor([loss for _, loss in scalars(output / "run")["loss/train"]]))
+        losses.append(torch.tensor([loss for _, loss in scalars(output / "run")["learning/loss_train"]]))
         states.append(torch.load(output / "run/last.pt", weights_only=True))
     assert len(losses[0]) == 14
     # 7 steps an epoch: float32 sums in another order, then what training makes of the differences.

@@ -51,10 +51,10 @@ def events(tmp_path_factory) -> EventAccumulator:
     return read(folder)
 
 
-def test_masks_are_drawn_when_pruning_starts_at_the_target_and_at_the_end(events):
+def test_masks_are_drawn_when_pruning_starts_halfway_at_the_target_and_at_the_end(events):
     assert events.Tags()["images"] == ["sparsity_masks/1"]
     pictures = events.Images("sparsity_masks/1")
-    assert [picture.step for picture in pictures] == [20, 40, 59]
+    assert [picture.step for picture in pictures] == [20, 30, 40, 59]
     shares = []
     for picture in pictures:
         image = Image.open(io.BytesIO(picture.encoded_image_string)).convert("RGB")
@@ -62,7 +62,7 @@ def test_masks_are_drawn_when_pruning_starts_at_the_target_and_at_the_end(events
         colors = {color: count for count, color in image.getcolors(1 << 20)}
         pruned, kept = colors[222, 226, 230], colors[31, 78, 121]
         shares.append(round(pruned / (pruned + kept), 1))
-    assert shares == [0.2, 0.5, 0.5]
+    assert shares == [0.2, 0.3, 0.5, 0.5]
 
 
 def test_masks_are_drawn_at_intervals_once_anything_is_pruned(tmp_path):
@@ -83,14 +83,14 @@ def test_a_resumed_run_goes_on_with_its_pictures(tmp_path):
 
 
 def test_scores_have_histograms_where_masks_have_pictures(events):
-    assert [histogram.step for histogram in events.Histograms("sparsity_scores/1")] == [0, 20, 40]
+    assert [histogram.step for histogram in events.Histograms("sparsity_scores/1")] == [0, 20, 30, 40]
 
 
 def test_what_was_learned_comes_first_and_what_came_of_it_last(events):
     tags = (tag for kind in ("scalars", "images", "histograms") for tag in events.Tags()[kind])
     assert list(dict.fromkeys(tag.partition("/")[0] for tag in sorted(tags))) == [
-        *("accuracy", "loss", "sparsity", "sparsity_change", "sparsity_macs", "sparsity_masks"),
-        *("sparsity_per_layer", "sparsity_scores", "training", "training_result"),
+        *("learning", "sparsity", "sparsity_change", "sparsity_macs", "sparsity_masks", "sparsity_per_layer"),
+        *("sparsity_scores", "training", "training_result", "validation"),
     ]
 
 

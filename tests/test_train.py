@@ -139,7 +139,14 @@ def test_tensorboard_holds_what_the_documentation_lists(finished):
     events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    scalars = {"loss/train", "loss/val", "accuracy/top1", "accuracy/top5", "sparsity/target", "sparsity/actual"}
+    scalars = {
+        "learning/loss_train",
+        "learning/loss_val",
+        "learning/top1",
+        "validation/top5",
+        "sparsity/target",
+        "sparsity/actual",
+    }
     scalars |= {"sparsity_change/flip_rate", "sparsity_change/regrown", "sparsity_macs/kept", "sparsity_macs/dense"}
     scalars |= {"training/lr", "training/grad_norm", "training/img_per_s", "training/data_time"}
     assert scalars <= set(tags["scalars"])
