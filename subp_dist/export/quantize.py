@@ -19,6 +19,7 @@ from subp_ext import Graph
 from ..errors import UsageError
 from .calibrate import Observations, batches, check_images, observe, sources, value_shapes
 from .correct import corrected_biases
+from .equalize import equalized
 from .placement import HEAVY, Placement, Shapes, layer_name, place
 from .quantize_report import QuantizeReport, agreement, describe_layers, sqnr, top1
 from .scales import RANGES, choose_scales, quantized_graph
@@ -61,6 +62,24 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True)
+class _Work:
+    """What all attempts share: a float32 graph, ranges of it that are known, and how it is to be quantized."""
+
+    graph: Graph
+    ends: Mapping[str, float]
+    images: np.ndarray
+    options: QuantizeOptions
+    shapes: Shapes
+
+    def place(self, sensitive: Mapping[str, str]) -> Placement:
+        return place(self.graph, self.shapes, self.options.keep_float, sensitive)
+
+    def quantized(self, placement: Placement, found: Observations) -> Graph:
+        scales = choose_scales(placement, found.histograms, self.options.range, self.ends)
+        return quantized_graph(placement, scales)
+
+
+@dataclass(frozen=True)
 class _Attempt:
     placement: Placement
     graph: Graph
@@ -96,36 +115,29 @@ def quantize_by_name(
     images = np.ascontiguousarray(images, np.float32)
     check_images(graph, images)
     shapes = value_shapes(graph, next(batches(images, graph, 1)))
-    attempt = _attempt(graph, images, options, shapes, {})
+    work = _Work(*equalized(graph, images, place(graph, shapes, options.keep_float).int8), images, options, shapes)
+    attempt = _attempt(work, {})
     if options.max_drop is not None:
-        attempt = _within(attempt, graph, images, options, shapes, labels)
+        attempt = _within(attempt, work, labels)
     exact, results = attempt.found.results, attempt.results
-    rows = describe_layers(
-        attempt.placement, with_tables(attempt.graph), next(batches(images, graph, _TOGETHER)), shapes
-    )
+    few = next(batches(images, graph, _TOGETHER))
+    rows = describe_layers(attempt.placement, with_tables(attempt.graph), few, shapes, work.ends)
     pair = None if labels is None else (top1(exact, labels), top1(results, labels))
     report = QuantizeReport(rows, len(images), agreement(exact, results), pair, sqnr(exact, results))
     metadata = attempt.graph.metadata | {"dtype": "int8"}
     return replace(attempt.graph, metadata=metadata), report
 
 
-def _attempt(
-    graph: Graph,
-    images: np.ndarray,
-    options: QuantizeOptions,
-    shapes: Shapes,
-    sensitive: Mapping[str, str],
-    found: Observations | None = None,
-) -> _Attempt:
+def _attempt(work: _Work, sensitive: Mapping[str, str], found: Observations | None = None) -> _Attempt:
     """Quantizes with these layers in float32; what was observed before serves again where it says enough."""
-    placement = place(graph, shapes, options.keep_float, sensitive)
+    placement = work.place(sensitive)
     if found is None or not set(sources(placement)) <= found.histograms.keys():
-        found = observe(placement, images, _CORRECTED_ON)
-    named = quantized_graph(placement, choose_scales(placement, found.histograms, options.range))
-    if options.bias_correction:
-        biases = corrected_biases(with_tables(named), images, found.means, found.counted)
+        found = observe(placement, work.images, _CORRECTED_ON)
+    named = work.quantized(placement, found)
+    if work.options.bias_correction:
+        biases = corrected_biases(with_tables(named), work.images, found.means, found.counted)
         named = replace(named, constants=named.constants | biases)
-    return _Attempt(placement, named, run_all(with_tables(named), images), found)
+    return _Attempt(placement, named, run_all(with_tables(named), work.images), found)
 
 
 def run_all(graph: Graph, images: np.ndarray) -> np.ndarray:
@@ -142,31 +154,24 @@ def lost_points(exact: np.ndarray, quantized: np.ndarray, labels: np.ndarray | N
     return top1(exact, labels) - top1(quantized, labels)
 
 
-def _within(
-    first: _Attempt,
-    graph: Graph,
-    images: np.ndarray,
-    options: QuantizeOptions,
-    shapes: Shapes,
-    labels: np.ndarray | None,
-) -> _Attempt:
+def _within(first: _Attempt, work: _Work, labels: np.ndarray | None) -> _Attempt:
     """The attempt with the fewest layers in float32, most sensitive first, that loses no more than allowed.
 
     Raises:
         UsageError: only the network in float32 does.
     """
-    limit, found = options.max_drop or 0.0, first.found
+    limit, found = work.options.max_drop or 0.0, first.found
 
     def lost(attempt: _Attempt) -> float:
         return lost_points(found.results, attempt.results, labels)
 
     if lost(first) <= limit:
         return first
-    order = _by_sensitivity(first, graph, images, options, shapes)
+    order = _by_sensitivity(first, work)
     reason = f"sensitive: with all layers in int8 {lost(first):.1f} points are lost, more than {limit:g}"
 
     def with_float(count: int) -> _Attempt:
-        return _attempt(graph, images, options, shapes, dict.fromkeys(order[:count], reason), found)
+        return _attempt(work, dict.fromkeys(order[:count], reason), found)
 
     too_few, enough, best = 0, 1, None
     while best is None and enough < len(order):  # twice as many each time, then halving what is between
@@ -189,22 +194,19 @@ def _within(
     return best
 
 
-def _by_sensitivity(
-    first: _Attempt, graph: Graph, images: np.ndarray, options: QuantizeOptions, shapes: Shapes
-) -> list[str]:
+def _by_sensitivity(first: _Attempt, work: _Work) -> list[str]:
     """Layers in int8, first those that, quantized alone, add the most noise to the network's result."""
     nodes = [node for node in first.placement.graph.nodes if node.op in HEAVY and node.output in first.placement.int8]
     names = list(dict.fromkeys(map(layer_name, nodes)))
-    few = images[:_MEASURED_ON]
+    few = work.images[:_MEASURED_ON]
     noise = {}
     for name in names:
         others = {other: "measuring another layer" for other in names if other != name}
-        placement = place(graph, shapes, options.keep_float, others)
+        placement = work.place(others)
         found = first.found
         if not set(sources(placement)) <= found.histograms.keys():  # of what only passed its operand on before
             found = observe(placement, few, 0)
-        alone = quantized_graph(placement, choose_scales(placement, found.histograms, options.range))
-        results = run_all(alone, few)
+        results = run_all(work.quantized(placement, found), few)
         noise[name] = sqnr(first.found.results[: len(results)], results)
         _logger.debug("%s alone in int8: %.1f dB", name, noise[name])
     return sorted(names, key=lambda name: noise[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +110,9 @@ def sqnr(exact: np.ndarray, quantized: np.ndarray) -> float:
     return 10 * float(np.log10(max(signal, 1e-300) / max(noise, signal * 1e-20, 1e-300)))
 
 
-def describe_layers(placement: Placement, graph: Graph, images: np.ndarray, shapes: Shapes) -> list[LayerRow]:
+def describe_layers(
+    placement: Placement, graph: Graph, images: np.ndarray, shapes: Shapes, equalized: Collection[str] = ()
+) -> list[LayerRow]:
     """A row for every layer, and for every other node that runs on integers.
 
     Args:
@@ -117,6 +120,7 @@ def describe_layers(placement: Placement, graph: Graph, images: np.ndarray, shap
         graph: the result.
         images: a few, to measure errors on.
         shapes: of values.
+        equalized: values whose channels were brought to one range.
     """
     typed = {node.output.removesuffix(".uint8"): node for node in graph.nodes if node.op != "quantize"}
     measured = [name for name in sorted(placement.stored) if typed[name].type is not None or typed[name].op in HEAVY]
@@ -133,7 +137,7 @@ def describe_layers(placement: Placement, graph: Graph, images: np.ndarray, shap
                 layer_name(node),
                 node.op,
                 "int8" if int8 else "float32",
-                _reason(node, placement),
+                _reason(node, placement, equalized),
                 None if scale is None else float(scale.scale),
                 None if scale is None else int(scale.zero_point),
                 noise.get(node.output),
@@ -143,11 +147,13 @@ def describe_layers(placement: Placement, graph: Graph, images: np.ndarray, shap
     return rows
 
 
-def _reason(node: Node, placement: Placement) -> str:
+def _reason(node: Node, placement: Placement, equalized: Collection[str]) -> str:
     if node.output in placement.reasons:
         return placement.reasons[node.output]
     if node.op not in HEAVY:
         return "between int8 layers"
+    if node.output in equalized:
+        return "uint8 result, a range for each channel"
     return "uint8 result" if node.output in placement.stored else "float32 result, which is all that is read of it"
 
 

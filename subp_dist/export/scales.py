@@ -41,13 +41,16 @@ class Scales:
     requantized: frozenset[tuple[str, str]]  # (part, output of the concatenation)
 
 
-def choose_scales(placement: Placement, histograms: Mapping[str, Histogram], method: str) -> Scales:
+def choose_scales(
+    placement: Placement, histograms: Mapping[str, Histogram], method: str, ends: Mapping[str, float] | None = None
+) -> Scales:
     """Chooses the type of every value that is kept as uint8, or read by integers.
 
     Args:
         placement: what runs on integers.
         histograms: of values that are not only passed on.
         method: one of ``RANGES``.
+        ends: by value, ranges from 0 that are known.
     """
     members, requantized = _groups(placement, histograms)
     functions = _functions(placement)
@@ -58,7 +61,9 @@ def choose_scales(placement: Placement, histograms: Mapping[str, Histogram], met
         for name in found:
             merged.merge(histograms[name])
         node = functions.get(found[0]) if len(found) == 1 else None
-        types.update(dict.fromkeys(group, activation_type(*_range(merged, method, node))))
+        end = (ends or {}).get(group[0])
+        found_range = _range(merged, method, node) if end is None else (0.0, end)
+        types.update(dict.fromkeys(group, activation_type(*found_range)))
     return Scales(types, frozenset(requantized))
 
 
@@ -145,7 +150,7 @@ def quantized_weight(
     # A channel of zeros that only adds its bias.
     scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32)
     if isinstance(weight, UniformBlockSparse):
-        values = _whole(weight.values / _of_blocks(weight, scale)[:, None, None, None, :])
+        values = _whole(weight.values / of_blocks(weight, scale)[:, None, None, None, :])
         return replace(weight, values=values, dtype="int8", scale=scale)
     values = _whole(dense / scale.reshape(-1, *[1] * (dense.ndim - 1)))
     quantization = Quantization(scale, np.zeros(len(scale), np.int32), 0)
@@ -156,8 +161,8 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), -127, 127).astype(np.int8)
 
 
-def _of_blocks(weight: UniformBlockSparse, scale: np.ndarray) -> np.ndarray:
-    """[O] as [R, N]; 1 in the padding of narrow rows."""
+def of_blocks(weight: UniformBlockSparse, scale: np.ndarray) -> np.ndarray:
+    """A number for each output channel, [O], as [R, N]; 1 in the padding of narrow rows."""
     ordered = scale if weight.order is None else scale[weight.order]
     per_group = weight.shape[0] // weight.groups
     padded = np.ones((weight.groups, weight.values.shape[0] // weight.groups * weight.block_size), np.float32)
