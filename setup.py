@@ -12,9 +12,9 @@ KERNELS = "ext/kernels"
 DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c
-# (floats) and <kind>_<name>.c of INT8_KINDS those that there are get the flags. Nothing else does, or the compiler may
-# use the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and guards its lines
-# in the lists.
+# (float32) and <kind>_<name>.c of KINDS those that there are get the flags. Nothing else does, or the compiler may use
+# the instructions where no CPU check guards them. SUBP_HAVE_<NAME> is defined for everything, and guards its lines in
+# the lists.
 X86, ARM = {"x86_64", "amd64"}, {"aarch64", "arm64"}
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_SETS: list[tuple[set[str], str, list[str]]] = [
@@ -23,6 +23,7 @@ ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx512", AVX512),
     (X86, "avx512vbmi", [*AVX512, "-mavx512vbmi"]),
     (X86, "avx512vnni", [*AVX512, "-mavx512vnni"]),
+    (X86, "avx512bf16", [*AVX512, "-mavx512vnni", "-mavx512bf16"]),
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
     (ARM, "neon_dotprod", ["-march=armv8.2-a+dotprod"]),
     (ARM, "neon_i8mm", ["-march=armv8.2-a+dotprod+i8mm"]),
@@ -34,7 +35,8 @@ GENERIC_CFLAGS = ["-ffp-contract=fast"]
 
 # Results of the int8 kernels are the same bits everywhere: a product is fused with a sum only where the code says so.
 INT8_CFLAGS = ["-ffp-contract=off"]
-INT8_KINDS = ["int8", "int8_depthwise", "int8_planes"]  # convolutions, depthwise ones, all else
+# Convolutions, depthwise ones, all else, and their flags.
+KINDS = {"int8": INT8_CFLAGS, "int8_depthwise": INT8_CFLAGS, "int8_planes": INT8_CFLAGS, "bf16": []}
 
 
 def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:
@@ -44,7 +46,7 @@ def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:
 
 def kernel_files(name: str, flags: list[str]) -> list[tuple[str, list[str]]]:
     """The files of a set, and the flags of each."""
-    files = [(name, flags)] + [(f"{kind}_{name}", [*flags, *INT8_CFLAGS]) for kind in INT8_KINDS]
+    files = [(name, flags)] + [(f"{kind}_{name}", [*flags, *own]) for kind, own in KINDS.items()]
     return [(file, own) for file, own in files if (ROOT / KERNELS / f"{file}.c").exists()]
 
 

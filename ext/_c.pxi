@@ -7,7 +7,6 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct subp_requantize:
         int32_t zero, low, high, residual_zero
         float residual_factor
-        int to_float
     ctypedef struct subp_depthwise:
         const subp_window *window
         Py_ssize_t count, in_stride, out_stride
@@ -17,7 +16,7 @@ cdef extern from "kernels.h" nogil:
         const float *bias
         const void *residual
         void *out
-        int activation
+        int activation, to_float
         const subp_requantize *requantize
         const int32_t *start
         const float *factor
@@ -28,10 +27,6 @@ cdef extern from "kernels.h" nogil:
         int average
         const float *row_counts
         const float *column_counts
-    ctypedef struct subp_requantize:
-        int32_t zero, low, high, residual_zero
-        float residual_factor
-        int to_float
     ctypedef struct subp_interleave:
         pass
     ctypedef void (*subp_interleave_fn)(const subp_interleave *planes) noexcept nogil
@@ -159,8 +154,9 @@ cdef extern from "conv.h" nogil:
         const subp_requantize *requantize
         const int32_t *start
         const float *factor
-        subp_interleave_fn interleave
         Py_ssize_t words
+        subp_interleave_fn interleave
+        int to_float
         int shared
         Py_ssize_t run_pixels, halo, word_plane
         const Py_ssize_t *word_offsets

@@ -43,6 +43,14 @@ cdef class _InPasses:
         self._dtype, self._out_dtype = _DTYPES[row.dtype], _DTYPES[row.out_dtype]
         self._element = _FORMATS[self._dtype][1]
 
+    cdef bint _stores_floats(self, _Requantize constants, str out_dtype) except -1:
+        """Whether outputs are float32 although activations are not, as one of the arguments says; then notes it."""
+        if out_dtype not in ("", self._out_dtype) and (out_dtype != "float32" or self._dtype != "bfloat16"):
+            raise ValueError(f"out_dtype is {out_dtype!r}; kernels of {self._dtype} store {self._out_dtype}")
+        if out_dtype == "float32" or (constants is not None and constants.to_float):
+            self._out_dtype = "float32"
+        return self._out_dtype != self._dtype
+
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         """Cuts a pass for so many threads."""
 
@@ -78,8 +86,8 @@ cdef class _InPasses:
         source = _array("x", x, self._dtype, (None, *self._in_shape))
         target = _array("out", out, self._out_dtype, (source.shape[0], *self._out_shape), True)
         addend = _optional("residual", residual, self._out_dtype, target.shape)
-        if addend is not None and self._dtype == "uint8" and self._out_dtype != "uint8":
-            raise ValueError("a residual of float32 outputs of uint8, which no kernel adds; expected None")
+        if addend is not None and self._dtype != self._out_dtype:
+            raise ValueError(f"a residual of {self._out_dtype} outputs of {self._dtype}, which no kernel adds; expected None")
         memory = _room(scratch, self.scratch * call.threads)
         call.arrays.x, call.arrays.out, call.arrays.residual = source.data, target.data, _data(addend)
         call.scratch = _data(memory)
@@ -176,8 +184,8 @@ cdef class CompiledConvolution(_InPasses):
     Args:
         kernel_set: as of `choose`.
         dtype: of the activations.
-        values: [rows, kept * taps * block] in the type and packing of the kernels' rows; of int8 whole words of kept
-            channels, [rows, words * taps * block * 4].
+        values: [rows, kept * taps * block] in the type and packing of the kernels' rows; where these read words, whole
+            words of kept channels, [rows, words * taps * block * elements of a word].
         indices: int32 [rows, kept], channels within the group.
         block, groups: as the weight's.
         bias: float32 [out_channels] or None.
@@ -188,7 +196,8 @@ cdef class CompiledConvolution(_InPasses):
         band, plane_rows, channel_stride, tile_pixels, pixels_outside: see kernels/conv.h.
         tap_offsets: intp [taps].
         requantize: a `Requantization`; for uint8 activations alone, which need it and have neither bias nor activation.
-        run_pixels: of a run whose words are made at once; for them too.
+        run_pixels: of a run whose words are made at once; where the kernels read words.
+        out_dtype: of the outputs, where it is not that of the kernels' rows: float32, of bfloat16.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -220,6 +229,7 @@ cdef class CompiledConvolution(_InPasses):
         bint pixels_outside,
         requantize=None,
         run_pixels=None,
+        str out_dtype="",
     ):
         cdef subp_conv *call = &self._call
         cdef const subp_row *halve
@@ -253,13 +263,13 @@ cdef class CompiledConvolution(_InPasses):
         if constants is not None:
             call.requantize, call.padding = &constants.c, <uint64_t>constants.padding
             call.start, call.factor = <const int32_t *>constants.start.data, _floats(constants.factor)
-            if constants.c.to_float:
-                self._out_dtype = "float32"
+        call.to_float = self._stores_floats(constants, out_dtype)
         call.element, call.weight_element = self._element, _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
         call.out_element = _FORMATS[self._out_dtype][1]
-        if requantize is not None:
+        words = kernels.of_row[0].interleave > 1
+        if words:
             call.words = (call.kept + kernels.of_row[0].interleave - 1) // kernels.of_row[0].interleave
-            call.packed = call.words * SUBP_WORD
+            call.packed = call.words * SUBP_WORD // call.weight_element
         weights = _array(
             "values", values, _DTYPES[kernels.of_row[0].weight_dtype],
             (kept.shape[0], <object>call.packed * taps.shape[0] * block),
@@ -290,8 +300,8 @@ cdef class CompiledConvolution(_InPasses):
                 f"without copies of it the input {list(in_shape)} is read in place; expected an output of that size, one "
                 f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
             )
-        moved = None if requantize is None else self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels)
-        if requantize is not None:  # whole words, with any channel where none is left
+        moved = self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels) if words else None
+        if words:  # whole words, with any channel where none is left
             missing = call.words * kernels.of_row[0].interleave - call.kept
             indices = np.ascontiguousarray(np.pad(indices, ((0, 0), (0, missing)), mode="edge"))
         offsets = _offsets(indices, in_shape[0], channel_stride)
@@ -497,7 +507,7 @@ cdef class CompiledDepthwise:
         self._bias = _optional("bias", bias, "float32", weights.shape[:1])
         other = bias is not None or activation is not None
         self._requantize = _requantize(requantize, self._dtype, weights.shape[0], other)
-        if self._requantize is not None and self._requantize.c.to_float:
+        if self._requantize is not None and self._requantize.to_float:
             self._out_dtype = "float32"
         zero = 0 if self._requantize is None else self._requantize.padding
         padding = np.full(self._window.width, zero, _FORMATS[self._dtype][0])
@@ -545,6 +555,7 @@ cdef class CompiledDepthwise:
         call.whole.in_stride, call.whole.out_stride = w.height * w.width, w.out_h * w.out_w
         call.whole.input, call.whole.out, call.whole.residual = source.data, target.data, _data(addend)
         call.whole.values, call.whole.bias = self._values.data, _floats(self._bias)
+        call.whole.to_float = self._dtype != self._out_dtype
         self._constants(&call.whole.requantize, &call.whole.start, &call.whole.factor)
         call.held = (self, source, addend, target)
         return call
@@ -701,8 +712,8 @@ def run_rows(
     for each in convolutions:
         if not isinstance(each, CompiledConvolution) or (<CompiledConvolution>each)._arrays is None:
             raise TypeError(f"convolutions have a {type(each).__name__}; expected CompiledConvolutions")
-        if (<CompiledConvolution>each)._call.requantize != NULL:
-            raise ValueError("convolutions of uint8 make words of their own; expected others")
+        if (<CompiledConvolution>each)._call.words:
+            raise ValueError("convolutions whose kernels read words make their own; expected others")
         if _common(each) != _common(convolutions[0]) or (<CompiledConvolution>each)._call.rows != 1:
             raise ValueError("the convolutions have several block rows, or planes that differ; expected one and the same")
     convolution = convolutions[0]

@@ -10,6 +10,7 @@ cdef class _Requantize:
     cdef subp_requantize c
     cdef _Array start, factor
     cdef int padding
+    cdef bint to_float
 
     def __cinit__(self, requantize, Py_ssize_t channels):
         cdef subp_requantize *c = &self.c
@@ -17,7 +18,7 @@ cdef class _Requantize:
             start, factor = np.array(requantize.start), np.array(requantize.factor)  # which nobody can change
             c.zero, c.residual_zero = _byte("zero", requantize.zero), _byte("residual_zero", requantize.residual_zero)
             c.low, c.high = _byte("low", requantize.low), _byte("high", requantize.high)
-            self.padding, c.to_float = _byte("padding", requantize.padding), bool(requantize.to_float)
+            self.padding, self.to_float = _byte("padding", requantize.padding), bool(requantize.to_float)
             residual_factor = float(requantize.residual_factor)
         except AttributeError:
             raise TypeError(f"requantize is {_told(requantize)}; expected a Requantization") from None

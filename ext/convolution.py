@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ class Convolution:
     """A convolution ready to run: weights packed, arguments checked.
 
     Args:
-        weight: `UniformBlockSparse`, or a dense `[O, I / groups, kh, kw]` array, or a `TypedArray` of int8 with a scale
-            per output channel. Weights of int8 meet activations of uint8.
+        weight: `UniformBlockSparse`, or a dense `[O, I / groups, kh, kw]` array, or a `TypedArray` of bfloat16, or of
+            int8 with a scale per output channel. Weights of int8 meet activations of uint8, others those of their type.
         bias: `[O]` or None; with weights of int8 it is part of the requantization, as the activation is.
         stride: a number or [height, width]; likewise `dilation`.
         padding: as `resolve_padding`.
@@ -53,6 +54,8 @@ class Convolution:
         kept_share: blocks kept over all blocks.
         algorithms: all that can run it.
         requantize: of int8 weights, what makes outputs of the sums unless a call says so; None until somebody sets it.
+        out_dtype: of the results, where it is not that of the activations: "float32", of bfloat16. To be set before
+            `prepare`.
         note: what a report adds, such as why it does not compute with integers.
         weight_sums, weight_sizes: `[O]` int64, the sums of each output channel's integers and of their magnitudes, for
             `requantize.of_convolution`; None for floats.
@@ -75,6 +78,7 @@ class Convolution:
         winograd: bool | None = None,
     ) -> None:
         self.requantize: Requantization | None = None
+        self.out_dtype = ""
         self.note = ""
         weight = _as_blocks(weight, groups)
         self.weight_sums: Array | None
@@ -109,7 +113,7 @@ class Convolution:
         if len(self.algorithms) == 1:
             self.algorithms[0].packed()
             self.release()
-        self._prepared: dict[tuple[int, int, Requantization | None], Prepared] = {}
+        self._prepared: dict[tuple[int, int, Requantization | None, str], Prepared] = {}
 
     def macs(self, out_shape: Sequence[int]) -> int:
         """Multiply-accumulates on kept weights for an output `[B, O, Ho, Wo]`."""
@@ -151,19 +155,25 @@ class Convolution:
             requantize: what makes outputs of the sums, by default the convolution's own; of int8 weights only.
 
         Raises:
-            ValueError: the padded input is smaller than the kernel, or `requantize` does not fit the weights.
+            ValueError: the padded input is smaller than the kernel, or `requantize` or `out_dtype` does not fit the
+                weights.
         """
         requantize = requantize or self.requantize
         integers = self.weight_sums is not None
         if integers != (requantize is not None):
             raise ValueError(f"weights of {'int8 need a' if integers else 'floats have no'} requantization")
-        key = (height, width, requantize)
+        if self.out_dtype not in ("", self.layer.dtype) and (self.layer.dtype, self.out_dtype) != (
+            "bfloat16",
+            "float32",
+        ):
+            raise ValueError(f"out_dtype is {self.out_dtype!r}; kernels of {self.layer.dtype} have no such results")
+        key = (height, width, requantize, self.out_dtype)
         if key not in self._prepared:
             while len(self._prepared) >= KEPT_SIZES:
                 self._prepared.pop(next(iter(self._prepared)))
             out_size = self.layer.out_size(height, width)
             best = self.algorithm(height, width)
-            self._prepared[key] = Prepared(best.build(height, width, requantize), out_size, best.kernel)
+            self._prepared[key] = Prepared(best.build(height, width, requantize, self.out_dtype), out_size, best.kernel)
         return self._prepared[key]
 
     def __call__(
@@ -177,11 +187,13 @@ class Convolution:
     ) -> np.ndarray:
         """Returns activation(conv(x) + bias + residual), `[B, O, Ho, Wo]` in the storage of the layer's data type.
 
-        With weights of int8 it is what `requantize` makes of the sums: uint8, or float32 if it says so.
+        With weights of int8 it is what `requantize` makes of the sums: uint8, or float32 if it says so. With weights of
+        bfloat16 sums, bias and residual are added in float32, and the result is rounded once; it is float32 if
+        `out_dtype` says so.
 
         Args:
-            x: `[B, I, H, W]`, cast to that storage.
-            residual: `[B, O, Ho, Wo]` or broadcastable to it.
+            x: `[B, I, H, W]`, cast to that storage; of bfloat16 its bits, as uint16.
+            residual: `[B, O, Ho, Wo]` or broadcastable to it; none where results are of another type than activations.
             out: where to write: C-contiguous of that type and the output's shape. It must not overlap `x`.
             threads: see `runtime.thread_count`. Any number gives the same bits.
             empty: makes the output where `out` is None and float32.
@@ -191,13 +203,13 @@ class Convolution:
             ValueError: shapes that do not fit.
         """
         storage = DTYPES[self.layer.dtype].storage
-        x = np.ascontiguousarray(x, storage)
+        x = _stored(x, storage, "input")
         channels = self.layer.channels
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"input has shape {x.shape}; expected [B, {channels}, H, W] with no empty dimension")
         threads = runtime.thread_count(threads)
         compiled, out_size, _ = self.prepare(x.shape[2], x.shape[3], requantize)
-        if requantize is not None and requantize.to_float:
+        if self.out_dtype == "float32" or (requantize is not None and requantize.to_float):
             storage = np.dtype(np.float32)
         shape = (x.shape[0], self.layer.shape[0], *out_size)
         if out is None:
@@ -208,11 +220,22 @@ class Convolution:
             raise ValueError("out overlaps the input, which is still read while out is written; pass another array")
         if residual is not None:
             try:
-                residual = np.ascontiguousarray(np.broadcast_to(residual, shape), storage)
+                residual = _stored(np.broadcast_to(residual, shape), storage, "residual")
             except ValueError as error:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
         compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
         return out
+
+
+def _stored(array: np.ndarray, storage: np.dtype[Any], name: str) -> np.ndarray:
+    """The same numbers C-contiguous in the storage of a type.
+
+    Raises:
+        ValueError: numbers where bits of bfloat16 are expected.
+    """
+    if storage == np.uint16 and array.dtype != storage:
+        raise ValueError(f"the {name} is {array.dtype}; expected the bits of bfloat16, as uint16")
+    return np.ascontiguousarray(array, storage)
 
 
 def _activations_of(weight_dtype: str) -> str:
@@ -234,10 +257,11 @@ def _algorithms(layer: Layer, weight: Weight, winograd: bool) -> list[Direct | D
     if layer.shape[1] == 1 and layer.shape[0] == layer.groups:
         with contextlib.suppress(ValueError):  # a type without such kernels takes those for any convolution
             return [Depthwise(layer, weight)]
-    if weight.integers:
+    direct = Direct(layer, weight)
+    if direct.interleave > 1:
         return [DirectWords(layer, weight)]
     sizes = [size for size in (2, 4) if winograd and fits(layer, size)]
-    return [Direct(layer, weight), *(Winograd(layer, weight, size) for size in sizes)]
+    return [direct, *(Winograd(layer, weight, size) for size in sizes)]
 
 
 def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int | None) -> UniformBlockSparse:
@@ -247,7 +271,8 @@ def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int
         if weight.order is not None:
             raise ValueError("the weight has an order of its rows, which no kernel takes; use its `to_float32`")
         return weight
-    scale = _scale_of(weight) if isinstance(weight, TypedArray) else None
+    bits = isinstance(weight, TypedArray) and weight.type.dtype.name == "bfloat16"
+    scale = _scale_of(weight) if isinstance(weight, TypedArray) and not bits else None
     stored = weight.values if isinstance(weight, TypedArray) else np.asarray(weight)
     groups = groups or 1
     if stored.ndim != 4:
@@ -256,6 +281,9 @@ def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int
     if scale is not None:
         return UniformBlockSparse.from_dense_integers(stored, scale, block, groups)
     full = np.ones((groups * -(-(stored.shape[0] // groups) // block), stored.shape[1]), bool)
+    if bits:
+        packed = UniformBlockSparse.from_dense(weight.to_float(), block, groups, full)
+        return replace(packed, values=weight.type.dtype.from_float(packed.values), dtype="bfloat16")
     return UniformBlockSparse.from_dense(stored, block, groups, full)
 
 
@@ -268,7 +296,7 @@ def _scale_of(weight: TypedArray) -> Array:
     q = weight.type.quantization
     if weight.type.dtype.name != "int8" or q is None or q.axis != 0 or q.zero_point.any():
         raise ValueError(
-            f"the weight is of {weight.type}; expected int8 with a scale per output channel, 0 standing for 0"
+            f"the weight is of {weight.type}; expected bfloat16, or int8 with a scale per output channel, 0 standing for 0"
         )
     return q.scale
 

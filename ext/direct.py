@@ -122,8 +122,15 @@ class Direct(Algorithm):
             tile += 1
         return Split(band, plane_rows, stride, tile, layer.itemsize * channels * stride > CACHED_INPUT)
 
-    def build(self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None) -> Any:
-        """Returns the compiled convolution for one input size; `band` as for `split`."""
+    def build(
+        self,
+        height: int,
+        width: int,
+        requantize: Requantization | None = None,
+        out_dtype: str = "",
+        band: int | None = None,
+    ) -> Any:
+        """As of `Algorithm`; `band` as for `split`."""
         return self._build(height, width, band)
 
     def _build(self, height: int, width: int, band: int | None, **more: Any) -> Any:
@@ -151,20 +158,26 @@ class Direct(Algorithm):
 
 
 class DirectWords(Direct):
-    """The same for uint8 activations: kernels read words of several kept channels, made from the planes.
+    """The same where kernels read words of several kept channels, made from the planes.
 
     Where all block rows keep all channels they share the words of a band; else each makes its own, run by run.
     """
 
-    def build(self, height: int, width: int, requantize: Requantization | None = None, band: int | None = None) -> Any:
-        """Returns the compiled convolution for one input size and the constants that make outputs of its sums."""
+    def build(
+        self,
+        height: int,
+        width: int,
+        requantize: Requantization | None = None,
+        out_dtype: str = "",
+        band: int | None = None,
+    ) -> Any:
         planes = self.planes(height, width)
         split = self.split(height, width, planes, band)
         # Words of one tap are read once, by one tile; those of several taps again and again, by their neighbours too.
         if self._packing == "signed_quads" and requantize is not None:
             requantize = _of_signed(requantize, self._weight)
         run = split.tile_pixels if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
-        return self._build(height, width, split.band, requantize=requantize, run_pixels=run)
+        return self._build(height, width, split.band, requantize=requantize, run_pixels=run, out_dtype=out_dtype)
 
     def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
         layer, (out_h, out_w) = self._layer, planes.out_size
@@ -172,7 +185,8 @@ class DirectWords(Direct):
         shared = kept == layer.shape[1]
         halo = int(planes.tap_rows.max())
         # Bytes of a row of words, and of the planes that they are made of.
-        words, sources = copies * kept * out_w, len(planes.copies) * layer.channels * out_w
+        row_bytes = layer.itemsize * out_w
+        words, sources = copies * kept * row_bytes, len(planes.copies) * layer.channels * row_bytes
         if shared:
             words *= layer.groups
         if band is None and (shared or len(planes.copies)):
@@ -180,7 +194,8 @@ class DirectWords(Direct):
             band = _band(out_h, out_w, least, halo, tile)
         band = band or out_h
         plane_rows = band + halo if len(planes.copies) else band
-        stride = odd_lines(-(-copies * plane_rows * out_w // 4)) * 4 if len(planes.copies) else height * width
+        stride = odd_lines(-(-copies * plane_rows * row_bytes // 4)) * 4 // layer.itemsize
+        stride = stride if len(planes.copies) else height * width
         pixels, block = band * out_w, max(pixels for _, pixels in layer.tiles)
         if tile == block and pixels % (tile + 1) == 0 and pixels % LINE:
             tile += 1  # as above, for kernels that compute an odd pixel beside a block
@@ -199,7 +214,7 @@ class Depthwise(Algorithm):
     def cost(self, height: int, width: int) -> float:
         return 0.0  # there is no other
 
-    def build(self, height: int, width: int, requantize: Requantization | None = None) -> Any:
+    def build(self, height: int, width: int, requantize: Requantization | None = None, out_dtype: str = "") -> Any:
         layer = self._layer
         return runtime.kernels().CompiledDepthwise(
             layer.kernel_set,

@@ -61,7 +61,7 @@ class FusedDepthwise:
         row_bytes = layer.itemsize * between_w * (layer.channels * copies + layer.block_size)
         band = -(-out_h // min(out_h, max(1, round(between_h * row_bytes / CACHED_ROWS))))
         seen = (band - 1) * second.stride[0] + (second.kernel_size[0] - 1) * second.dilation[0] + 1
-        compiled = first.build(height, width, self.first.requantize, min(between_h, seen))
+        compiled = first.build(height, width, self.first.requantize, band=min(between_h, seen))
         return runtime.kernels().CompiledFusedDepthwise(
             compiled, self.second.prepare(between_h, between_w).compiled, band
         )

@@ -164,11 +164,6 @@ class Weight:
         """Bytes of the values."""
         return 0 if self.values is None else self.values.nbytes
 
-    @property
-    def integers(self) -> bool:
-        """Whether they are of int8."""
-        return self.sums is not None
-
 
 class Algorithm(ABC):
     """What can run a layer. Its weights are packed when it is chosen for the first time.
@@ -181,13 +176,15 @@ class Algorithm(ABC):
 
     Attributes:
         kernel: the name of the row that runs it.
+        interleave: channels of a word that it reads; 1 where it reads planes.
         passed_over: the better rows, best first, each with the reason why it is not taken.
     """
 
     def __init__(self, layer: Layer, weight: Weight, operator: str, **shape: Any) -> None:
         self._layer, self._weight = layer, weight
         self.kernel, self.passed_over = layer.choose(operator, **shape)
-        self._packing = layer.row(self.kernel)["packing"]
+        row = layer.row(self.kernel)
+        self._packing, self.interleave = row["packing"], row["interleave"]
         self._packed: np.ndarray | None = None
 
     @property
@@ -216,8 +213,15 @@ class Algorithm(ABC):
         """What an image of this size takes, in products."""
 
     @abstractmethod
-    def build(self, height: int, width: int, requantize: Requantization | None = None) -> Any:
-        """Returns what is compiled for one input size, of uint8 with the constants that make outputs of sums."""
+    def build(self, height: int, width: int, requantize: Requantization | None = None, out_dtype: str = "") -> Any:
+        """Returns what is compiled for one input size.
+
+        Args:
+            height: of the input.
+            width: of the input.
+            requantize: of uint8, the constants that make outputs of sums.
+            out_dtype: of the outputs; empty for that of the kernel's row.
+        """
 
 
 def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:
@@ -242,6 +246,11 @@ def pack_pairs(values: np.ndarray, layer: Layer) -> np.ndarray:
     return _pack_words(values.astype(np.int16), layer, 2).view(np.int8)
 
 
+def pack_words(values: np.ndarray, layer: Layer) -> np.ndarray:
+    """As `pack_quads`, of 16 bits and two kept channels."""
+    return _pack_words(values, layer, 2)
+
+
 def _pack_words(values: np.ndarray, layer: Layer, per_word: int) -> np.ndarray:
     """Tiles of `[words, taps, channels, per_word]`; channels that fill the last word weigh nothing."""
     rows, kept, kh, kw, block = values.shape
@@ -262,4 +271,5 @@ PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {
     "quads": pack_quads,
     "signed_quads": pack_quads,
     "pairs": pack_pairs,
+    "words": pack_words,
 }

@@ -84,7 +84,7 @@ class Winograd(Algorithm):
         products = layer.padded_weights * (PRODUCTS_PER_WEIGHT + lanes(tiles, run_pixels(layer)))
         return self._positions * (products + PRODUCTS_PER_TRANSFORM * tiles * (layer.channels + layer.shape[0]))
 
-    def build(self, height: int, width: int, requantize: Requantization | None = None) -> Any:
+    def build(self, height: int, width: int, requantize: Requantization | None = None, out_dtype: str = "") -> Any:
         """Returns the compiled convolution for one input size."""
         layer, tiles, call_tiles = self._layer, self._tiles(height, width), run_pixels(self._layer)
         # One tile more than a call takes costs next to nothing beside it; 28x28 in 4x4 and 14x14 in 2x2 have 49.

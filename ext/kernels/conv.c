@@ -47,7 +47,7 @@ ptrdiff_t subp_conv_shared_words(const subp_conv *call) {
 }
 
 ptrdiff_t subp_conv_own_words(const subp_conv *call) {
-    return call->requantize && !call->shared ? (in_place(call) ? 1 : 2) * room_for(call, call->words) : 0;
+    return call->words && !call->shared ? (in_place(call) ? 1 : 2) * room_for(call, call->words) : 0;
 }
 
 /* Columns [begin, end) of a copy with this shift hold input, the others padding. */
@@ -219,7 +219,7 @@ static void run_words(const subp_conv *call, const run *r, subp_interleave *next
         }
         run_tiles(call, r->row, r->first + p, tile, to);
         if (size) {
-            next->x += size;
+            next->x = subp_at(next->x, size, call->element);
             next->out += size * SUBP_WORD;
             left -= size;
         }
@@ -301,6 +301,8 @@ static void run_from_words(const job *j) {
     subp_interleave words = words_of(call, NULL, NULL, call->words, 0, NULL);
     subp_tile tile = {
         .tap_offsets = call->word_offsets,
+        .activation = call->activation,
+        .to_float = call->to_float,
         .words = (int32_t)call->words,
         .word_stride = words.word_stride,
         .requantize = call->requantize,
@@ -324,7 +326,7 @@ static void run_from_words(const job *j) {
 
 /* The last band may be lower than the parts of a pass were cut for, and leave none for some. */
 static void run_job(const job *j) {
-    if (j->first < j->end) (j->call->requantize ? run_from_words : run_from_planes)(j);
+    if (j->first < j->end) (j->call->words ? run_from_words : run_from_planes)(j);
 }
 
 void subp_conv_rows(const subp_conv *call, const void *x, const void *planes, subp_rows s, ptrdiff_t row,

@@ -39,14 +39,17 @@ typedef struct {
     ptrdiff_t tile_pixels; /* of a run */
     int pixels_outside;    /* runs of pixels are the outer loop, block rows the inner one */
 
-    /* Of uint8 activations: words of kept channels, which the kernels read in place of planes. A thread makes them for
-     * a block row and a run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all
-     * channels, they are made once for a whole pass, by those who fill planes. */
-    const subp_requantize *requantize; /* or NULL: planes are read as they are */
+    /* Of uint8 activations, in place of bias and activation. */
+    const subp_requantize *requantize; /* or NULL */
     const int32_t *start;              /* IN [out_channels] */
     const float *factor;               /* IN [out_channels] */
+
+    /* Words of kept channels, where the kernels read them in place of planes. A thread makes them for a block row and a
+     * run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all channels, they are
+     * made once for a whole pass, by those who fill planes. */
+    ptrdiff_t words; /* of a pixel; 0: planes are read as they are */
     subp_interleave_fn interleave;
-    ptrdiff_t words;               /* of a pixel */
+    int to_float;                  /* as of subp_tile */
     int shared;                    /* all block rows keep all channels of their group */
     ptrdiff_t run_pixels;          /* of a run whose words are made at once; the band if they are shared */
     ptrdiff_t halo;                /* pixels that taps read behind a run */

@@ -12,7 +12,7 @@ INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
 
 /* The words of up to 16 pixels from two planes: numbers of 16 bits, for those cannot overflow, while sums of two
  * products of bytes can. */
-enum { INT8_INTERLEAVE = 2, INTERLEAVE_PIXELS = 16 };
+enum { WORD_CHANNELS = 2, INTERLEAVE_PIXELS = 16 };
 
 INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
     const int n = count < VI32_LANES ? (int)count : VI32_LANES;
@@ -29,41 +29,7 @@ INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t
 INT8_DEFINE_INTERLEAVE(avx512)
 INT8_DEFINE_PEAK(avx512)
 
-INT8_DEFINE_ODD(8, 3)
-INT8_DEFINE_BLOCK(8, 3)
-INT8_DEFINE_BLOCK(8, 2)
-INT8_DEFINE_BLOCK(8, 1)
-INT8_DEFINE_REST(8)
-INT8_DEFINE_BLOCK(4, 6)
-INT8_DEFINE_BLOCK(4, 3)
-INT8_DEFINE_BLOCK(4, 1)
-INT8_DEFINE_REST(4)
-INT8_DEFINE_BLOCK(1, 8)
-INT8_DEFINE_BLOCK(1, 4)
-INT8_DEFINE_BLOCK(1, 1)
-INT8_DEFINE_REST(1)
-
-void u8s8_ubsconv_8x48__avx512(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    if (!t->next) {
-        INT8_RUN_ODD(8, 3)
-    }
-    INT8_RUN_BLOCKS(8, 3)
-    INT8_RUN_BLOCKS(8, 2)
-    INT8_RUN_BLOCKS(8, 1)
-    INT8_RUN_REST(8, u8s8_interleave__avx512)
-}
-void u8s8_ubsconv_4x96__avx512(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(4, 6)
-    INT8_RUN_BLOCKS(4, 3)
-    INT8_RUN_BLOCKS(4, 1)
-    INT8_RUN_REST(4, u8s8_interleave__avx512)
-}
-void u8s8_ubsconv_1x128__avx512(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(1, 8)
-    INT8_RUN_BLOCKS(1, 4)
-    INT8_RUN_BLOCKS(1, 1)
-    INT8_RUN_REST(1, u8s8_interleave__avx512)
-}
+DEFINE_WORDS_ODD(8, 3)
+INT8_DEFINE_KERNEL(avx512, 8, 48, 3, 2, WORDS_ODD(8, 3))
+INT8_DEFINE_KERNEL(avx512, 4, 96, 6, 3, )
+INT8_DEFINE_KERNEL(avx512, 1, 128, 8, 4, )

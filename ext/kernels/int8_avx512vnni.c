@@ -1,5 +1,6 @@
 /* The int8 kernels for AVX-512 with dot products: 8 channels x 3 vectors of words fill 24 of the 32 registers. */
 #include "int8_simd_avx512.h"
+#include "words_avx512.h"
 
 /* Not the intrinsic, with which GCC 12 copies and spills the sums. */
 INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
@@ -14,7 +15,7 @@ INLINE ci32 ci32_dot(ci32 sums, const uint8_t *word, const uint8_t *weights) {
 }
 
 /* The words of up to 64 pixels from four planes. */
-enum { INT8_INTERLEAVE = 4, INTERLEAVE_PIXELS = 64 };
+enum { WORD_CHANNELS = 4, INTERLEAVE_PIXELS = 64 };
 
 INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
     /* Unpacking works within quarters of a vector: with the 4x4 groups of four bytes transposed, pixels stay in
@@ -22,15 +23,6 @@ INLINE __m512i load_plane(const uint8_t *p, ptrdiff_t count) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i x = count >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(((__mmask64)1 << count) - 1, p);
     return _mm512_permutexvar_epi32(order, x);
-}
-
-INLINE void store_words(uint8_t *out, __m512i words, ptrdiff_t count) {
-    if (count >= 16)
-        _mm512_storeu_si512(out, words);
-    else if (count == 1)
-        _mm_storeu_si32(out, _mm512_castsi512_si128(words));
-    else if (count > 0)
-        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << count) - 1), words);
 }
 
 INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
@@ -49,55 +41,12 @@ INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t
 INT8_DEFINE_INTERLEAVE(avx512vnni)
 INT8_DEFINE_PEAK(avx512vnni)
 
-INT8_DEFINE_ODD(8, 3)
-INT8_DEFINE_AHEAD(8, 3)
-INT8_DEFINE_BLOCK(8, 3)
-INT8_DEFINE_BLOCK(8, 2)
-INT8_DEFINE_BLOCK(8, 1)
-INT8_DEFINE_REST(8)
-INT8_DEFINE_BLOCK(4, 6)
-INT8_DEFINE_BLOCK(4, 3)
-INT8_DEFINE_BLOCK(4, 1)
-INT8_DEFINE_REST(4)
-INT8_DEFINE_BLOCK(2, 8)
-INT8_DEFINE_BLOCK(2, 4)
-INT8_DEFINE_BLOCK(2, 1)
-INT8_DEFINE_REST(2)
-INT8_DEFINE_BLOCK(1, 8)
-INT8_DEFINE_BLOCK(1, 4)
-INT8_DEFINE_BLOCK(1, 1)
-INT8_DEFINE_REST(1)
-
-void u8s8_ubsconv_8x48__avx512vnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_AHEAD(8, 3)
-    INT8_RUN_ODD(8, 3)
-    INT8_RUN_BLOCKS(8, 3)
-    INT8_RUN_BLOCKS(8, 2)
-    INT8_RUN_BLOCKS(8, 1)
-    INT8_RUN_REST(8, u8s8_interleave__avx512vnni)
-}
-void u8s8_ubsconv_4x96__avx512vnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(4, 6)
-    INT8_RUN_BLOCKS(4, 3)
-    INT8_RUN_BLOCKS(4, 1)
-    INT8_RUN_REST(4, u8s8_interleave__avx512vnni)
-}
-void u8s8_ubsconv_2x128__avx512vnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(2, 8)
-    INT8_RUN_BLOCKS(2, 4)
-    INT8_RUN_BLOCKS(2, 1)
-    INT8_RUN_REST(2, u8s8_interleave__avx512vnni)
-}
-void u8s8_ubsconv_1x128__avx512vnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(1, 8)
-    INT8_RUN_BLOCKS(1, 4)
-    INT8_RUN_BLOCKS(1, 1)
-    INT8_RUN_REST(1, u8s8_interleave__avx512vnni)
-}
+DEFINE_WORDS_ODD(8, 3)
+DEFINE_WORDS_AHEAD(8, 3)
+INT8_DEFINE_KERNEL(avx512vnni, 8, 48, 3, 2, WORDS_AHEAD(8, 3) WORDS_ODD(8, 3))
+INT8_DEFINE_KERNEL(avx512vnni, 4, 96, 6, 3, )
+INT8_DEFINE_KERNEL(avx512vnni, 2, 128, 8, 4, )
+INT8_DEFINE_KERNEL(avx512vnni, 1, 128, 8, 4, )
 
 /* Every second byte, and nothing behind the last. */
 static void halve_row(const uint8_t *in, ptrdiff_t count, uint8_t *out) {

@@ -8,7 +8,7 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
 }
 
 /* The words of up to 16 pixels from four planes. */
-enum { INT8_INTERLEAVE = 4, INTERLEAVE_PIXELS = 16 };
+enum { WORD_CHANNELS = 4, INTERLEAVE_PIXELS = 16 };
 
 INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t count, uint8_t *out) {
     const __m128i a = load_plane(x + offsets[0], count), b = load_plane(x + offsets[1], count);
@@ -26,39 +26,6 @@ INLINE void interleave_block(const uint8_t *x, const int32_t *offsets, ptrdiff_t
 INT8_DEFINE_INTERLEAVE(avxvnni)
 INT8_DEFINE_PEAK(avxvnni)
 
-INT8_DEFINE_BLOCK(4, 3)
-INT8_DEFINE_BLOCK(4, 2)
-INT8_DEFINE_BLOCK(4, 1)
-INT8_DEFINE_REST(4)
-INT8_DEFINE_BLOCK(2, 4)
-INT8_DEFINE_BLOCK(2, 2)
-INT8_DEFINE_BLOCK(2, 1)
-INT8_DEFINE_REST(2)
-INT8_DEFINE_BLOCK(1, 8)
-INT8_DEFINE_BLOCK(1, 4)
-INT8_DEFINE_BLOCK(1, 1)
-INT8_DEFINE_REST(1)
-
-void u8s8_ubsconv_4x24__avxvnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(4, 3)
-    INT8_RUN_BLOCKS(4, 2)
-    INT8_RUN_BLOCKS(4, 1)
-    INT8_RUN_REST(4, u8s8_interleave__avxvnni)
-}
-
-void u8s8_ubsconv_2x32__avxvnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(2, 4)
-    INT8_RUN_BLOCKS(2, 2)
-    INT8_RUN_BLOCKS(2, 1)
-    INT8_RUN_REST(2, u8s8_interleave__avxvnni)
-}
-
-void u8s8_ubsconv_1x64__avxvnni(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(1, 8)
-    INT8_RUN_BLOCKS(1, 4)
-    INT8_RUN_BLOCKS(1, 1)
-    INT8_RUN_REST(1, u8s8_interleave__avxvnni)
-}
+INT8_DEFINE_KERNEL(avxvnni, 4, 24, 3, 2, )
+INT8_DEFINE_KERNEL(avxvnni, 2, 32, 4, 2, )
+INT8_DEFINE_KERNEL(avxvnni, 1, 64, 8, 4, )

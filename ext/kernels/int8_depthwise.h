@@ -52,7 +52,7 @@ static inline void subp_depthwise_bytes(const subp_depthwise *d) {
                 subp_depthwise_sums(w, (const uint8_t *)d->in + n * d->in_stride, zero,
                                     (const int8_t *)d->values + n * w->kernel_h * w->kernel_w,
                                     y * w->stride_h - w->pad_top, x, count, sums);
-                if (d->requantize->to_float)
+                if (d->to_float)
                     for (ptrdiff_t i = 0; i < count; i++) ((float *)d->out)[to + i] = (float)sums[i] * d->factor[n];
                 else
                     subp_requantize_run(d->requantize, sums, d->factor[n], subp_at_if(d->residual, to, 1),

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "int8_words.h"
+#include "words.h"
 
 static inline int32_t clip(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
@@ -11,7 +11,7 @@ static void store_sums(const subp_tile *t, const int32_t *sums, ptrdiff_t step, 
     for (int32_t c = 0; c < t->channels; c++, sums += step) {
         const ptrdiff_t to = c * t->out_stride + at;
         const float factor = t->factor[c];
-        if (q->to_float) {
+        if (t->to_float) {
             for (ptrdiff_t i = 0; i < count; i++) ((float *)t->out)[to + i] = (float)sums[i] * factor;
             continue;
         }
@@ -55,7 +55,7 @@ void u8s8_interleave__generic(const subp_interleave *s) {
     for (ptrdiff_t w = 0; w < s->words; w++)
         for (ptrdiff_t c = 0; c < s->copies; c++) {
             const int32_t *offsets = subp_word_channels(s, w, SUBP_WORD);
-            const uint8_t *in = s->x + c * s->in_copy;
+            const uint8_t *in = (const uint8_t *)s->x + c * s->in_copy;
             uint8_t *out = subp_word_at(s, w, c);
             for (ptrdiff_t p = 0; p < s->count; p++)
                 for (int b = 0; b < SUBP_WORD; b++) out[p * SUBP_WORD + b] = in[offsets[b] + p];

@@ -13,39 +13,6 @@ INLINE vi32 vi32_dot(vi32 sums, vi32 words, vi32 weight) {
 INT8_DEFINE_INTERLEAVE(neon)
 INT8_DEFINE_PEAK(neon)
 
-INT8_DEFINE_BLOCK(8, 3)
-INT8_DEFINE_BLOCK(8, 2)
-INT8_DEFINE_BLOCK(8, 1)
-INT8_DEFINE_REST(8)
-INT8_DEFINE_BLOCK(4, 6)
-INT8_DEFINE_BLOCK(4, 3)
-INT8_DEFINE_BLOCK(4, 1)
-INT8_DEFINE_REST(4)
-INT8_DEFINE_BLOCK(1, 8)
-INT8_DEFINE_BLOCK(1, 4)
-INT8_DEFINE_BLOCK(1, 1)
-INT8_DEFINE_REST(1)
-
-void u8s8_ubsconv_8x12__neon(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(8, 3)
-    INT8_RUN_BLOCKS(8, 2)
-    INT8_RUN_BLOCKS(8, 1)
-    INT8_RUN_REST(8, u8s8_interleave__neon)
-}
-
-void u8s8_ubsconv_4x24__neon(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(4, 6)
-    INT8_RUN_BLOCKS(4, 3)
-    INT8_RUN_BLOCKS(4, 1)
-    INT8_RUN_REST(4, u8s8_interleave__neon)
-}
-
-void u8s8_ubsconv_1x32__neon(const subp_tile *t) {
-    ptrdiff_t at = 0;
-    INT8_RUN_BLOCKS(1, 8)
-    INT8_RUN_BLOCKS(1, 4)
-    INT8_RUN_BLOCKS(1, 1)
-    INT8_RUN_REST(1, u8s8_interleave__neon)
-}
+INT8_DEFINE_KERNEL(neon, 8, 12, 3, 2, )
+INT8_DEFINE_KERNEL(neon, 4, 24, 6, 3, )
+INT8_DEFINE_KERNEL(neon, 1, 32, 8, 4, )

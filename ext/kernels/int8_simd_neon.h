@@ -44,7 +44,7 @@ INLINE void store_bytes(uint8_t *out, const vi32 *x, int vectors, int count, con
 }
 
 /* The words of up to 16 pixels from four planes. */
-enum { INT8_INTERLEAVE = 4, INTERLEAVE_PIXELS = 16 };
+enum { WORD_CHANNELS = 4, INTERLEAVE_PIXELS = 16 };
 
 INLINE uint8x16_t load_plane(const uint8_t *p, ptrdiff_t count) {
     uint8_t copy[INTERLEAVE_PIXELS] = {0};

@@ -340,7 +340,7 @@ INLINE int fills_vectors(const subp_window *g) { return (void)g, 0; }
     }                                                                                                                 \
     void u8s8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                 \
         band_plan p;                                                                                                  \
-        if (d->requantize->to_float)                                                                                  \
+        if (d->to_float)                                                                                              \
             subp_depthwise_bytes(d);                                                                                  \
         else if (fills_vectors(d->window))                                                                            \
             in_place_##kernel##s##stride(d);                                                                          \

@@ -38,30 +38,29 @@ enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
 /* From int32 sums to outputs, with the constants of requantize.py:
  *   uint8:   clamp(rne(fma(float32(residual - residual_zero), residual_factor, float32(sum) * factor[o])) + zero, low,
  *            high), without a residual clamp(rne(float32(sum) * factor[o]) + zero, low, high)
- *   float32: float32(sum) * factor[o]
+ *   float32: float32(sum) * factor[o]; there is no residual
  * rne rounds to the nearest integer, ties to even, and its argument is below 2**30 in magnitude. */
 typedef struct {
     int32_t zero, low, high;
     int32_t residual_zero;
     float residual_factor;
-    int to_float; /* outputs are float32; they have no residual */
 } subp_requantize;
 
-/* uint8 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel: x[word][plane][pixel], and
- * weights as well, [word][taps][channels of the tile]. A word has as many channels as the row says: 4 bytes or 2
- * numbers of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind the
+/* uint8 and bfloat16 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel:
+ * x[word][plane][pixel], and weights as well, [word][taps][channels of the tile]. A word has as many channels as the
+ * row says: 4 bytes or 2 numbers of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind the
  * last there are SUBP_TILE_SLACK of any content.
  *
- * This tells how they are made, from planes of bytes: word w of pixel p of copy c goes to
- * out[(w * word_stride + c * out_copy + p) * SUBP_WORD]. Nothing else is written, and no more than `count` bytes of
- * each channel's copies are read. */
+ * This tells how they are made, from planes: word w of pixel p of copy c goes to
+ * out[(w * word_stride + c * out_copy + p) * SUBP_WORD]. Nothing else is written, and no more than `count` elements
+ * of each channel's copies are read. */
 enum { SUBP_WORD = 4, SUBP_TILE_SLACK = 15 };
 
 typedef struct {
-    const uint8_t *x;               /* IN first channel of the group, at the first pixel */
+    const void *x;                  /* IN first channel of the group, at the first pixel */
     const int32_t *channel_offsets; /* IN those of each word, from x */
     ptrdiff_t words, count;
-    ptrdiff_t copies, in_copy, out_copy; /* from one copy to the next, in bytes of x and in pixels of out */
+    ptrdiff_t copies, in_copy, out_copy; /* from one copy to the next, in elements of x and in pixels of out */
     ptrdiff_t word_stride;               /* pixels */
     uint8_t *out;                        /* OUT */
 } subp_interleave;
@@ -84,9 +83,11 @@ typedef struct {
     ptrdiff_t ahead;       /* pixels from here to those wanted next, to be fetched in advance; 0 for none */
     int32_t channels;      /* to store: at most those of the kernel's tile */
     int activation;        /* enum subp_activation */
-    /* Of uint8 activations alone; they have neither bias nor activation. */
+    /* Of words alone. */
+    int to_float;          /* outputs are float32 instead of the row's, and there is no residual */
     int32_t words;         /* of a pixel */
     ptrdiff_t word_stride; /* pixels from one word to the next */
+    /* Of uint8 activations, in place of bias and activation. */
     const subp_requantize *requantize;
     const int32_t *start; /* IN [channels] to store, what sums start from */
     const float *factor;  /* IN [channels] to store */
@@ -114,6 +115,7 @@ typedef struct {
     const void *residual; /* IN as out and possibly the same memory, or NULL */
     void *out;            /* OUT planes [out_h][out_w] */
     int activation;        /* enum subp_activation */
+    int to_float;          /* as of subp_tile */
     const subp_requantize *requantize; /* IN for uint8, in place of bias and activation */
     const int32_t *start;              /* IN [count], likewise */
     const float *factor;               /* IN [count], likewise */

@@ -4,10 +4,10 @@
 #ifndef SUBP_VECTOR_H
 #define SUBP_VECTOR_H
 
-#include "activation.h"
 #include "kernels.h"
+#include "vector_activation.h"
 
-enum { MAX_CHANNELS = 8, MAX_VECTORS = 8, TAIL_PIXELS = 4 };
+enum { TAIL_PIXELS = 4 };
 
 /* Values to fetch in advance, in floats: weights come from outside the L2 cache and are read once, and the
  * hardware starts anew on every page. */
@@ -37,31 +37,12 @@ INLINE void add_products(vf32 acc[MAX_CHANNELS][MAX_VECTORS], const float *x, co
     }
 }
 
-/* Whether an activation is an instruction or two of a vector, or none. */
-INLINE int in_vectors(int activation) {
-    return activation == SUBP_ACT_none || activation == SUBP_ACT_relu || activation == SUBP_ACT_relu6;
-}
-
-/* Not inlined: the code of all activations would be in every kernel. */
-static NOINLINE void activate(float *x, ptrdiff_t count, int activation) { subp_activate(x, count, activation); }
-
-/* The activations that take more than an instruction or two, on all accumulators at once: they are loops, which are
- * slow on a few numbers. */
-INLINE void activate_block(vf32 acc[MAX_CHANNELS][MAX_VECTORS], int channels, int vectors, int activation) {
-    float sums[MAX_CHANNELS * MAX_VECTORS * VF32_LANES];
-    UNROLL for (int c = 0; c < channels; c++)
-        UNROLL for (int v = 0; v < vectors; v++) vf32_store(sums + (c * vectors + v) * VF32_LANES, acc[c][v]);
-    activate(sums, channels * vectors * VF32_LANES, activation);
-    UNROLL for (int c = 0; c < channels; c++)
-        UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = vf32_load(sums + (c * vectors + v) * VF32_LANES);
-}
-
 /* Several passes over the registers, each a decision taken once: read per vector, the fields would have to be
  * loaded again after every store, which might alias them. */
 INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int channels,
                         int vectors, int partial, vf32_mask part) {
     const ptrdiff_t stride = t->out_stride;
-    const int32_t stored = t->channels, activation = t->activation;
+    const int32_t stored = t->channels;
     float *out = (float *)t->out + at;
     if (t->bias) {
         const float *bias = t->bias;
@@ -76,14 +57,7 @@ INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS],
                 UNROLL for (int v = 0; v < vectors; v++)
                     acc[c][v] = vf32_add(acc[c][v], load_part(residual + c * stride + v * VF32_LANES, partial, part));
     }
-    if (activation == SUBP_ACT_relu)
-        UNROLL for (int c = 0; c < channels; c++)
-            UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = vf32_relu(acc[c][v]);
-    else if (activation == SUBP_ACT_relu6)
-        UNROLL for (int c = 0; c < channels; c++)
-            UNROLL for (int v = 0; v < vectors; v++) acc[c][v] = vf32_relu6(acc[c][v]);
-    else if (activation != SUBP_ACT_none)
-        activate_block(acc, channels, vectors, activation);
+    activate_block(acc, channels, vectors, t->activation);
     UNROLL for (int c = 0; c < channels; c++)
         if (c < stored)
             UNROLL for (int v = 0; v < vectors; v++)
@@ -100,16 +74,11 @@ INLINE cf32 gather(const float *from, ptrdiff_t stride, int32_t count) {
  * that no CPU can predict would take longer than the products. */
 INLINE void store_pixel(const subp_tile *t, cf32 acc, ptrdiff_t at) {
     const ptrdiff_t stride = t->out_stride;
-    const int32_t stored = t->channels, activation = t->activation;
-    float sums[CF32_LANES];
+    const int32_t stored = t->channels;
     if (t->bias) acc = cf32_add(acc, gather(t->bias, 1, stored));
     if (t->residual) acc = cf32_add(acc, gather((const float *)t->residual + at, stride, stored));
-    if (activation == SUBP_ACT_relu)
-        acc = cf32_relu(acc);
-    else if (activation == SUBP_ACT_relu6)
-        acc = cf32_relu6(acc);
-    cf32_store(sums, acc);
-    if (!in_vectors(activation)) activate(sums, CF32_LANES, activation);
+    float sums[CF32_LANES];
+    activate_pixel(acc, t->activation, sums);
     for (int32_t c = 0; c < stored; c++) ((float *)t->out)[c * stride + at] = sums[c];
 }
 

@@ -1,6 +1,6 @@
-/* Planes of bytes as words: what is the same for every instruction set. */
-#ifndef SUBP_INT8_WORDS_H
-#define SUBP_INT8_WORDS_H
+/* Planes as words: what is the same for every instruction set and element. */
+#ifndef SUBP_WORDS_H
+#define SUBP_WORDS_H
 
 #include "kernels.h"
 
