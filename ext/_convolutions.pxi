@@ -28,6 +28,14 @@ cdef class _Kernels:
         PyMem_Free(self.of_row)
 
 
+cdef str _stored_type(const subp_row *row, _Requantize constants, str wanted):
+    """The type of the outputs: that of the row, or float32 where integers' constants or the caller want it."""
+    own = _DTYPES[row.out_dtype]
+    if wanted not in ("", own) and (own, wanted) != ("bfloat16", "float32"):
+        raise ValueError(f"out_dtype is {wanted!r}; kernels of {_DTYPES[row.dtype]} store {own}")
+    return "float32" if constants is not None and constants.to_float else wanted or own
+
+
 cdef class _InPasses:
     """A convolution as passes, each of channels to fill planes with, then parts to compute from the planes."""
 
@@ -42,14 +50,6 @@ cdef class _InPasses:
         """The types of a row's arrays."""
         self._dtype, self._out_dtype = _DTYPES[row.dtype], _DTYPES[row.out_dtype]
         self._element = _FORMATS[self._dtype][1]
-
-    cdef bint _stores_floats(self, _Requantize constants, str out_dtype) except -1:
-        """Whether outputs are float32 although activations are not, as one of the arguments says; then notes it."""
-        if out_dtype not in ("", self._out_dtype) and (out_dtype != "float32" or self._dtype != "bfloat16"):
-            raise ValueError(f"out_dtype is {out_dtype!r}; kernels of {self._dtype} store {self._out_dtype}")
-        if out_dtype == "float32" or (constants is not None and constants.to_float):
-            self._out_dtype = "float32"
-        return self._out_dtype != self._dtype
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         """Cuts a pass for so many threads."""
@@ -87,7 +87,7 @@ cdef class _InPasses:
         target = _array("out", out, self._out_dtype, (source.shape[0], *self._out_shape), True)
         addend = _optional("residual", residual, self._out_dtype, target.shape)
         if addend is not None and self._dtype != self._out_dtype:
-            raise ValueError(f"a residual of {self._out_dtype} outputs of {self._dtype}, which no kernel adds; expected None")
+            raise ValueError(f"a residual beside outputs of {self._out_dtype} from {self._dtype}, which no kernel adds; expected None")
         memory = _room(scratch, self.scratch * call.threads)
         call.arrays.x, call.arrays.out, call.arrays.residual = source.data, target.data, _data(addend)
         call.scratch = _data(memory)
@@ -263,7 +263,8 @@ cdef class CompiledConvolution(_InPasses):
         if constants is not None:
             call.requantize, call.padding = &constants.c, <uint64_t>constants.padding
             call.start, call.factor = <const int32_t *>constants.start.data, _floats(constants.factor)
-        call.to_float = self._stores_floats(constants, out_dtype)
+        self._out_dtype = _stored_type(kernels.of_row[0], constants, out_dtype)
+        call.to_float = self._dtype != self._out_dtype
         call.element, call.weight_element = self._element, _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
         call.out_element = _FORMATS[self._out_dtype][1]
         words = kernels.of_row[0].interleave > 1
@@ -479,6 +480,7 @@ cdef class CompiledDepthwise:
         activation: a name or None.
         in_size, out_size, stride, dilation, pad: (height, width); pad is that of the top and the left.
         requantize: for uint8 a `Requantization`, in place of bias and activation.
+        out_dtype: as of `CompiledConvolution`.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -493,22 +495,33 @@ cdef class CompiledDepthwise:
     cdef readonly Py_ssize_t scratch  # none; as that of CompiledConvolution
 
     def __cinit__(
-        self, kernel_set, dtype, values, bias, activation, in_size, out_size, stride, dilation, pad, requantize=None
+        self,
+        kernel_set,
+        dtype,
+        values,
+        bias,
+        activation,
+        in_size,
+        out_size,
+        stride,
+        dilation,
+        pad,
+        requantize=None,
+        str out_dtype="",
     ):
         cdef _Array weights
         shape = np.shape(values)
         if len(shape) != 3:
             raise ValueError(f"values is {_told(values)}; expected an array of shape [channels, kernel_h, kernel_w]")
         self._kernel = _choose(kernel_set, _Request("depthwise", dtype, kernel=shape[1:], stride=stride, dilation=dilation))
-        self._dtype, self._out_dtype = _DTYPES[self._kernel.dtype], _DTYPES[self._kernel.out_dtype]
+        self._dtype = _DTYPES[self._kernel.dtype]
         weights = _array("values", values, _DTYPES[self._kernel.weight_dtype], (None, None, None))
         self._activation = _activation_number(activation)
         _describe(&self._window, in_size, out_size, weights.shape[1:], stride, dilation, pad)
         self._bias = _optional("bias", bias, "float32", weights.shape[:1])
         other = bias is not None or activation is not None
         self._requantize = _requantize(requantize, self._dtype, weights.shape[0], other)
-        if self._requantize is not None and self._requantize.to_float:
-            self._out_dtype = "float32"
+        self._out_dtype = _stored_type(self._kernel, self._requantize, out_dtype)
         zero = 0 if self._requantize is None else self._requantize.padding
         padding = np.full(self._window.width, zero, _FORMATS[self._dtype][0])
         self._padding = _array("padding", padding, self._dtype, (None,))
@@ -543,7 +556,7 @@ cdef class CompiledDepthwise:
         source = _array("x", x, self._dtype, (None, channels, w.height, w.width))
         target = _array("out", out, self._out_dtype, (source.shape[0], channels, w.out_h, w.out_w), True)
         if residual is not None and self._dtype != self._out_dtype:
-            raise ValueError("a residual beside outputs of float32 that are sums of integers; expected None")
+            raise ValueError(f"a residual beside outputs of {self._out_dtype} from {self._dtype}, which no kernel adds; expected None")
         addend = _optional("residual", residual, self._out_dtype, target.shape)
         call.threads, call.channels = _threads(threads), channels
         call.step = min(PLANES_AT_ONCE, (channels + call.threads - 1) // call.threads)

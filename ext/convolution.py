@@ -162,10 +162,8 @@ class Convolution:
         integers = self.weight_sums is not None
         if integers != (requantize is not None):
             raise ValueError(f"weights of {'int8 need a' if integers else 'floats have no'} requantization")
-        if self.out_dtype not in ("", self.layer.dtype) and (self.layer.dtype, self.out_dtype) != (
-            "bfloat16",
-            "float32",
-        ):
+        known = ("", "bfloat16", "float32") if self.layer.dtype == "bfloat16" else ("",)
+        if self.out_dtype not in known:
             raise ValueError(f"out_dtype is {self.out_dtype!r}; kernels of {self.layer.dtype} have no such results")
         key = (height, width, requantize, self.out_dtype)
         if key not in self._prepared:
@@ -296,7 +294,7 @@ def _scale_of(weight: TypedArray) -> Array:
     q = weight.type.quantization
     if weight.type.dtype.name != "int8" or q is None or q.axis != 0 or q.zero_point.any():
         raise ValueError(
-            f"the weight is of {weight.type}; expected bfloat16, or int8 with a scale per output channel, 0 standing for 0"
+            f"the weight is of {weight.type}; expected int8 with a scale per output channel, 0 standing for 0, or bfloat16"
         )
     return q.scale
 

@@ -131,7 +131,7 @@ class Direct(Algorithm):
         band: int | None = None,
     ) -> Any:
         """As of `Algorithm`; `band` as for `split`."""
-        return self._build(height, width, band)
+        return self._build(height, width, band, out_dtype=out_dtype)
 
     def _build(self, height: int, width: int, band: int | None, **more: Any) -> Any:
         layer, planes = self._layer, self.planes(height, width)
@@ -228,6 +228,7 @@ class Depthwise(Algorithm):
             layer.dilation,
             (layer.padding[0][0], layer.padding[1][0]),
             requantize,
+            out_dtype,
         )
 
 

@@ -90,10 +90,10 @@ def fuse_depthwise(nodes: list[Node], packed: dict[str, Any], outputs: Collectio
         maker = made[source.name]
         alone = read.count(source.name) == 1 and source.name not in outputs
         plain = maker.op == "conv2d" and maker.args.get("residual") is None
-        plain &= maker.type is None or first.requantize is not None
+        plain &= maker.type is None or first.layer.dtype != "float32"
         if not alone or not plain or first.layer.dtype != second.layer.dtype:
             continue
-        if second.requantize is not None and second.requantize.to_float:
+        if second.out_dtype or first.out_dtype or (second.requantize is not None and second.requantize.to_float):
             continue
         packed[node.output] = FusedDepthwise(packed.pop(source.name), second, source.name)
         del made[source.name]

@@ -80,6 +80,43 @@ INLINE void bf16_store(uint16_t *out, const vf32 *x, int vectors, int count) {
 
 #include "bf16_vector.h"
 
+/* For each pair of taps; with stride 1 one for all. */
+typedef struct {
+    __mmask32 part[4];
+} window_span;
+
+INLINE __mmask32 numbers_between(ptrdiff_t from, ptrdiff_t to) {
+    from = from < 0 ? 0 : from > 32 ? 32 : from;
+    to = to < from ? from : to > 32 ? 32 : to;
+    return (__mmask32)(((uint64_t)1 << to) - ((uint64_t)1 << from));
+}
+
+enum { EVEN = 0x55555555 };
+
+INLINE window_span window_between(ptrdiff_t from, ptrdiff_t to, int taps, int stride) {
+    window_span span = {{0}};
+    for (int j = 0; 2 * j < taps; j++) {
+        const ptrdiff_t first = stride == 1 ? 0 : 2 * j;
+        span.part[j] = numbers_between(from - first, to - first);
+        if (stride == 2 && 2 * j + 1 == taps) span.part[j] &= EVEN;
+    }
+    return span;
+}
+
+/* With stride 2 a row's numbers are words of taps as they are. */
+INLINE void window_load(vword *words, const uint16_t *p, const window_span *span, int taps, int stride) {
+    const __m512i pair = _mm512_setr_epi32(0x10000, 0x20001, 0x30002, 0x40003, 0x50004, 0x60005, 0x70006, 0x80007,
+                                           0x90008, 0xa0009, 0xb000a, 0xc000b, 0xd000c, 0xe000d, 0xf000e, 0x10000f);
+    const __m512i row = stride == 1 ? _mm512_maskz_loadu_epi16(span->part[0], p) : pair;
+    UNROLL for (int j = 0; 2 * j < taps; j++) {
+        const __m512i order = _mm512_add_epi16(pair, _mm512_set1_epi16((short)(2 * j)));
+        words[j] = stride == 2 ? _mm512_maskz_loadu_epi16(span->part[j], p + 2 * j)
+                               : _mm512_maskz_permutexvar_epi16(2 * j + 1 < taps ? ~0u : EVEN, order, row);
+    }
+}
+
+#include "bf16_window.h"
+
 BF16_DEFINE_INTERLEAVE(avx512bf16)
 BF16_DEFINE_PEAK(avx512bf16)
 
@@ -89,6 +126,15 @@ BF16_DEFINE_KERNEL(avx512bf16, 8, 48, 3, 2, WORDS_AHEAD(8, 3) WORDS_ODD(8, 3))
 BF16_DEFINE_KERNEL(avx512bf16, 4, 96, 6, 3, )
 BF16_DEFINE_KERNEL(avx512bf16, 2, 128, 8, 4, )
 BF16_DEFINE_KERNEL(avx512bf16, 1, 128, 8, 4, )
+
+/* Seven rows divide the planes of networks for 224x224 images. */
+SUBP_DEFINE_BF16_DEPTHWISE(avx512bf16)
+BF16_DEFINE_DEPTHWISE(avx512bf16, 3, 1, 7)
+BF16_DEFINE_DEPTHWISE(avx512bf16, 3, 2, 7)
+BF16_DEFINE_DEPTHWISE(avx512bf16, 5, 1, 7)
+BF16_DEFINE_DEPTHWISE(avx512bf16, 5, 2, 4)
+BF16_DEFINE_DEPTHWISE(avx512bf16, 7, 1, 7)
+BF16_DEFINE_DEPTHWISE(avx512bf16, 7, 2, 4)
 
 /* Every second number, and nothing behind the last. */
 static void halve_row(const uint16_t *in, ptrdiff_t count, uint16_t *out) {

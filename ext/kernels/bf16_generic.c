@@ -1,6 +1,7 @@
 /* The bfloat16 kernels of any CPU: plain loops. Products are exact in float32. */
 #include <string.h>
 
+#include "bf16_depthwise.h"
 #include "bfloat16.h"
 #include "words.h"
 
@@ -65,6 +66,8 @@ void bf16_interleave__generic(const subp_interleave *s) {
             }
         }
 }
+
+SUBP_DEFINE_BF16_DEPTHWISE(generic)
 
 void bf16_halve__generic(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
                          ptrdiff_t out_step) {
