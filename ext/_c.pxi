@@ -63,6 +63,7 @@ cdef extern from "kernels.h" nogil:
                                             int32_t *row) noexcept nogil
     ctypedef void (*subp_quantized_mean_fn)(const subp_rescale *rescale, const void *input, Py_ssize_t count,
                                             void *out) noexcept nogil
+    ctypedef void (*subp_cast_fn)(const void *input, Py_ssize_t count, void *out) noexcept nogil
     ctypedef union subp_run_functions:
         subp_interleave_fn interleave
         subp_depthwise_fn depthwise
@@ -80,6 +81,7 @@ cdef extern from "kernels.h" nogil:
         subp_quantized_binary_fn quantized_binary
         subp_quantized_pool_fn quantized_pool
         subp_quantized_mean_fn quantized_mean
+        subp_cast_fn cast
     ctypedef struct subp_row:
         const char *name
         int op, dtype, weight_dtype, out_dtype, set

@@ -47,9 +47,9 @@ def bind_pool(
         row_counts = _array("counts of rows", counts[0], "float32", (window.out_h,))
         column_counts = _array("counts of columns", counts[1], "float32", (window.out_w,))
         call.pool.row_counts, call.pool.column_counts = <float *>row_counts.data, <float *>column_counts.data
-    rows = _array("row", np.empty((call.threads, window.width), _FORMATS[dtype][0]), dtype, (None, None), True)
+    rows = _array("row", np.empty((call.threads, window.width + window.out_w), np.float32), "float32", (None, None), True)
     call.x, call.out, call.row = <char *>source.data, <char *>target.data, <char *>rows.data
-    call.size, call.row_size = window.height * window.width * source.itemsize, window.width * source.itemsize
+    call.size, call.row_size = window.height * window.width * source.itemsize, rows.shape[1] * rows.itemsize
     call.out_size = window.out_h * window.out_w * source.itemsize
     call.held = (source, target, row_counts, column_counts, rows)
     return call
@@ -157,6 +157,39 @@ def bind_activate(
     call.activation, call.size = _activation_number(activation), source.shape[0]
     call.items = (call.size + CHUNK - 1) // CHUNK
     call.element = source.itemsize
+    call.x, call.out, call.held = <char *>source.data, <char *>target.data, (source, target)
+    return call
+
+
+cdef class _Cast(_Bound):
+    cdef subp_cast_fn run
+    cdef const char *x
+    cdef char *out
+    cdef Py_ssize_t size, element, out_element
+
+    cdef void _item(self, Py_ssize_t i, int thread) noexcept nogil:
+        cdef Py_ssize_t at = i * CHUNK
+        self.run(self.x + at * self.element, min(CHUNK, self.size - at), self.out + at * self.out_element)
+
+
+def bind_cast(
+    kernel_set,
+    x,  # IN [n]
+    out,  # OUT [n]
+    threads,
+    dtype="float32",  # of x
+    out_dtype="bfloat16",
+):
+    """Binds the same numbers in another type, each to the nearest, ties to even."""
+    cdef _Cast call = _Cast.__new__(_Cast)
+    cdef _Array source = _array("x", x, dtype, (None,))
+    cdef _Array target = _array("out", out, out_dtype, source.shape, True)
+    cdef const subp_row *row = _choose(kernel_set, _Request("cast", dtype))
+    if _DTYPES[row.out_dtype] != out_dtype:
+        raise ValueError(f"no kernel casts {dtype} to {out_dtype}")
+    call.threads, call.size, call.run = _threads(threads), source.shape[0], row.run.cast
+    call.items = (call.size + CHUNK - 1) // CHUNK
+    call.element, call.out_element = source.itemsize, target.itemsize
     call.x, call.out, call.held = <char *>source.data, <char *>target.data, (source, target)
     return call
 

@@ -40,6 +40,7 @@ enum { /* of each set */
 #define RUN_quantized_binary(name) name
 #define RUN_quantized_pool(name) name
 #define RUN_quantized_mean(name) name
+#define RUN_cast(name) name
 
 #define SUBP_ROW(operator, own_name, type, weights, outputs, own_set, tile_channels, tile_pixels, interleaved, packed, \
                  bound, window_size, window_stride)                                                                  \

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "activation.h"
+#include "bfloat16.h"
 
 #define SUBP_DTYPE(name, type, letter, to_double, from_double) SUBP_DTYPE_##name,
 enum subp_dtype {
@@ -29,7 +30,7 @@ enum subp_set {
     OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool)              \
     OPERATOR(mean) OPERATOR(binary) OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run)              \
     OPERATOR(halve) OPERATOR(peak) OPERATOR(quantize) OPERATOR(dequantize) OPERATOR(lookup)                  \
-    OPERATOR(quantized_binary) OPERATOR(quantized_pool) OPERATOR(quantized_mean)
+    OPERATOR(quantized_binary) OPERATOR(quantized_pool) OPERATOR(quantized_mean) OPERATOR(cast)
 
 #define SUBP_OPERATOR(name) SUBP_OP_##name,
 enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
@@ -161,7 +162,7 @@ enum { SUBP_POOL_SLACK = 384, SUBP_FACTOR_SLACK = 31 };
 
 enum { SUBP_NORM_PIXELS = 64 };
 
-/* The functions of each operator. Of `pool`, row is room for one input row. `binary` is a + b or a * b, with b one
+/* The functions of each operator. Of `pool`, row is room for width + out_w sums. `binary` is a + b or a * b, with b one
  * number or as many as a. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
  * channels that are `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus
  * bias[c]. `halve` takes every second element of each row and reads nothing beyond the last it takes. `peak` is a
@@ -170,7 +171,7 @@ enum { SUBP_NORM_PIXELS = 64 };
  * Of uint8: `quantize` is clamp(rne(x * inverse) + zero), NaN giving 0, `dequantize` (x - zero) * scale. `lookup` is
  * table[x], 256 results of uint8 or float32. `quantized_binary` is a sum of two operands of one size, or a product,
  * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for
- * 2 * width + out_w + SUBP_POOL_SLACK sums. Where an operand and the result have elements of one size, they may be in the
+ * 2 * width + out_w + SUBP_POOL_SLACK sums. `cast` is from the row's type of activations to that of outputs. Where an operand and the result have elements of one size, they may be in the
  * same place. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
 typedef void (*subp_interleave_fn)(const subp_interleave *planes);
@@ -200,6 +201,7 @@ typedef void (*subp_quantized_binary_fn)(int multiply, const subp_rescale *resca
                                          int one_b, ptrdiff_t count, void *out);
 typedef void (*subp_quantized_pool_fn)(const subp_quantized_pool *pool, const void *in, void *out, int32_t *row);
 typedef void (*subp_quantized_mean_fn)(const subp_rescale *rescale, const void *in, ptrdiff_t count, void *out);
+typedef void (*subp_cast_fn)(const void *in, ptrdiff_t count, void *out);
 
 typedef union {
     subp_conv2d_fn conv2d;
@@ -220,6 +222,7 @@ typedef union {
     subp_quantized_binary_fn quantized_binary;
     subp_quantized_pool_fn quantized_pool;
     subp_quantized_mean_fn quantized_mean;
+    subp_cast_fn cast;
 } subp_run_functions;
 
 /* A kernel; what the fields mean is told in the lists. */
@@ -260,6 +263,7 @@ typedef struct {
     void name(int, const subp_rescale *, const void *, const void *, int, ptrdiff_t, void *);
 #define SUBP_DECLARE_quantized_pool(name) void name(const subp_quantized_pool *, const void *, void *, int32_t *);
 #define SUBP_DECLARE_quantized_mean(name) void name(const subp_rescale *, const void *, ptrdiff_t, void *);
+#define SUBP_DECLARE_cast(name) void name(const void *, ptrdiff_t, void *);
 #define SUBP_ROW(operator, name, ...) SUBP_DECLARE_##operator(name)
 #include "dtypes.inc"
 
