@@ -45,7 +45,7 @@ class Step:
     macs: int | None = None
     dense_macs: int | None = None
     sparse_macs: int = 0
-    int8_macs: int = 0
+    products: str = ""  # the type of the numbers that are multiplied
     passed_over: tuple[str, ...] = ()  # faster kernels that exist, each with why it does not run
     in_place: list[Tensor] = field(default_factory=list)  # those read whose memory the first written may take over
     concatenates: bool = False  # whether it writes its operands one after the other

@@ -23,7 +23,7 @@ class ReportRow:
         macs: multiply-accumulates on kept weights; None where they are not counted.
         dense_macs: those of the same layer without zeros.
         sparse_macs: of `macs`, those on sparse kernels.
-        int8_macs: of `macs`, those of integers.
+        products: type of the numbers that are multiplied, "float32", "bfloat16" or "int8"; empty where none are counted.
         ms: best of the runs so far; None unless profiled.
         dtype: of the result's elements.
         passed_over: faster kernels that exist for this step, each with why it does not run here.
@@ -38,7 +38,7 @@ class ReportRow:
     macs: int | None
     dense_macs: int | None
     sparse_macs: int
-    int8_macs: int
+    products: str
     ms: float | None
     dtype: str
     passed_over: tuple[str, ...]
@@ -88,10 +88,19 @@ class Report:
         return {name: macs / total if total else 0.0 for name, macs in groups.items()}
 
     @property
+    def product_shares(self) -> dict[str, float]:
+        """Of all kept MACs those in float32, in bfloat16 and in int8; 0 without any."""
+        total = sum(row.macs or 0 for row in self.rows)
+        shares = dict.fromkeys(("float32", "bfloat16", "int8"), 0.0)
+        for row in self.rows:
+            if row.macs:
+                shares[row.products or "float32"] += row.macs / total
+        return shares
+
+    @property
     def int8_share(self) -> float:
         """Of all kept MACs those of integers; 0 without any."""
-        total = sum(row.macs or 0 for row in self.rows)
-        return sum(row.int8_macs for row in self.rows) / total if total else 0.0
+        return self.product_shares["int8"]
 
     @property
     def fallbacks(self) -> tuple[ReportRow, ...]:
@@ -113,6 +122,7 @@ class Report:
             "rows": rows,
             "input_shapes": [list(shape) for shape in self.input_shapes],
             "shares": self.shares,
+            "product_shares": self.product_shares,
             "int8_share": self.int8_share,
             "fallbacks": len(self.fallbacks),
             "part": self.part,
@@ -148,7 +158,7 @@ class Report:
             f"MACs: {totals['macs'] / 1e6:.1f} M of {totals['dense_macs'] / 1e6:.1f} M; "
             + ", ".join(f"{share:.1%} on {name} kernels" for name, share in list(shares.items())[:2])
             + f", {shares['fallback']:.1%} on fallbacks"
-            + (f"; {self.int8_share:.1%} in int8" if self.int8_share else ""),
+            + "".join(f"; {share:.1%} in {name}" for name, share in list(self.product_shares.items())[1:] if share),
             f"steps on the reference: {len(self.fallbacks)} of {len(self.rows)}",
             *(f"faster, but not here: {reason}" for reason in self.passed_over),
         ]
@@ -186,7 +196,7 @@ def report_rows(plan: Plan, seconds: list[float] | None) -> tuple[ReportRow, ...
             step.macs,
             step.dense_macs,
             step.sparse_macs,
-            step.int8_macs,
+            step.products,
             None if seconds is None else seconds[number] * 1e3,
             str(step.writes[0].type),
             step.passed_over,

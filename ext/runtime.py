@@ -88,6 +88,19 @@ def winograd() -> bool:
     return value == "1"
 
 
+def dtype(asked: str | None = None) -> str | None:
+    """Returns the type that a session computes in: the argument, else `SUBP_DTYPE`; None for what each file says.
+
+    Raises:
+        ValueError: it is none of "float32" and "bfloat16".
+    """
+    found = asked or os.environ.get("SUBP_DTYPE") or None
+    if found not in (None, "float32", "bfloat16"):
+        source = "dtype" if asked else "SUBP_DTYPE"
+        raise ValueError(f"{source} is {found!r}; expected 'bfloat16' or 'float32', or none for what the file says")
+    return found
+
+
 def thread_count(threads: int | None = None) -> int:
     """Returns the threads to use: the argument, else `SUBP_NUM_THREADS`, else the CPUs this process may use.
 

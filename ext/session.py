@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext import operators, runtime
+from subp_ext.bfloat16 import as_asked
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import TypedArray, ValueType
 from subp_ext.format import FormatError, load
@@ -46,6 +47,9 @@ class Session:
         threads: per run; by default `SUBP_NUM_THREADS`, else the CPUs this process may use. The result does not
             depend on it.
         profile: measures every step of every run, for `report`.
+        dtype: "bfloat16" runs a network in float32 so, converted when it is loaded; "float32" computes in float32 what is
+            stored in bfloat16. By default what `SUBP_DTYPE` says, else what the file says. A CPU without products of
+            bfloat16 multiplies in float32; the report says so.
 
     Attributes:
         inputs: TensorSpecs of the inputs, in the order `run` takes them; None in a shape is any size.
@@ -60,10 +64,14 @@ class Session:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | Graph, threads: int | None = None, profile: bool = False
+        self,
+        model: str | os.PathLike[str] | Graph,
+        threads: int | None = None,
+        profile: bool = False,
+        dtype: str | None = None,
     ) -> None:
         runtime.kernel_set(), runtime.winograd()  # missing kernels and wrong choices show before anything is read
-        self.threads, self._profile = runtime.thread_count(threads), profile
+        self.threads, self._profile, dtype = runtime.thread_count(threads), profile, runtime.dtype(dtype)
         self._closed, self._lock = False, threading.Lock()
         self._limit = runtime.memory_limit() // 2  # as much again for weights, and what the reference takes
         self._entries: OrderedDict[tuple[tuple[int, ...], ...], _Entry] = OrderedDict()
@@ -71,10 +79,11 @@ class Session:
         _sessions.add(self)
         if isinstance(model, Graph):
             model.validate()
-            self._build(model)
+            self._build(as_asked(model, dtype))
             return
         graph = load(model)
         try:
+            graph = as_asked(graph, dtype)
             self._build(graph, owned=True)
         except ValueError as error:
             raise FormatError(f"{os.fspath(model)}: the network cannot run: {error}; export it again") from error

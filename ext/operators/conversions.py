@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subp_ext.planner import Planner
 
 UINT8 = DTYPES["uint8"]
+BFLOAT16 = ValueType(DTYPES["bfloat16"])
 
 # Every uint8: what tables are made from.
 BYTES = np.arange(256, dtype=np.uint8)
@@ -60,6 +61,8 @@ def recast(planner: Planner, op: str, tensor: Tensor, type: ValueType, why: str 
         return None
     if is_quantized(tensor.type, UINT8) and is_quantized(type, UINT8):
         return look_up(planner, op, tensor, type.from_float(tensor.type.to_float(BYTES)), type, why)
+    if BFLOAT16 in (tensor.type, type):
+        return _cast(planner, op, tensor, type, why)
     if tensor.type.dtype is FLOAT32 and is_quantized(type, UINT8):
         operator, quantization = "quantize", type.quantization
     elif is_quantized(tensor.type, UINT8) and type.dtype is FLOAT32:
@@ -77,6 +80,25 @@ def recast(planner: Planner, op: str, tensor: Tensor, type: ValueType, why: str 
         return bound(f"bind_{operator}", source, *factors, target, threads)
 
     return plan_kernel(planner, op, operator, bind, [tensor], out, dtype="uint8", why=why).value
+
+
+def _cast(planner: Planner, op: str, tensor: Tensor, type: ValueType, why: str) -> Tensor | None:
+    """As `recast`, from bfloat16 or to it; by way of float32 where the other type is none of the two."""
+    real = ValueType(FLOAT32)
+    if real not in (tensor.type, type):
+        between = recast(planner, op, tensor, real, why)
+        return None if between is None else recast(planner, op, between, type, why)
+    if no_kernel("cast", tensor):
+        return None
+    tensor, order = ordered(planner, tensor)
+    out, threads = planner.empty(tensor.view.shape, type, order), planner.threads
+    types = tensor.type.dtype.name, type.dtype.name
+
+    def bind(at: At) -> Call:
+        source, target = (flat(at(value), order, -1) for value in (tensor, out))
+        return bound("bind_cast", source, target, threads, *types)
+
+    return plan_kernel(planner, op, "cast", bind, [tensor], out, dtype=types[0], why=why).value
 
 
 def look_up(planner: Planner, op: str, tensor: Tensor, table: Array, type: ValueType, why: str = "kernel") -> Tensor:
@@ -150,10 +172,10 @@ def activation(
     if refused := no_kernel("activate", self):
         return refused
     self, order = ordered(planner, self)
-    out, threads = planner.empty(self.view.shape, order=order), planner.threads
+    out, threads = planner.empty(self.view.shape, self.type, order), planner.threads
 
     def bind(at: At) -> Call:
         source, target = (flat(at(tensor), order, -1) for tensor in (self, out))
-        return bound("bind_activate", source, name, target, threads)
+        return bound("bind_activate", source, name, target, threads, out.type.dtype.name)
 
     return plan_kernel(planner, op, "activate", bind, [self], out, in_place=[self])

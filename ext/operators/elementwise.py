@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array, ValueType
+from subp_ext.dtypes import FLOAT32, Array, ValueType
 from subp_ext.operators.arguments import Number, Operand, like_torch
-from subp_ext.operators.conversions import UINT8, is_quantized, quantization_of, tabulated
+from subp_ext.operators.conversions import BFLOAT16, UINT8, is_quantized, quantization_of, tabulated
 from subp_ext.operators.record import ELEMENTWISE, Lowered, Lowering, Unsupported, operator
 from subp_ext.operators.steps import bound, flat, memory_order, no_kernel, on_numpy, plan_kernel, ufunc
 from subp_ext.requantize import of_product, of_sum
@@ -37,15 +37,19 @@ def _lower_binary(
     a, b = (self, other) if _size(self) >= _size(other) else (other, self)
     if quantization_of(a) is not None and out_type is not None and is_quantized(out_type, UINT8):
         return _lower_integers(planner, op, a, b, out_type)
-    laid = _meet(a, b) if no_kernel("binary", a) is None and _is_array(b) and type_of(b) == a.type else None
+    if isinstance(a, Tensor) and a.type == BFLOAT16 and isinstance(b, (int, float)):
+        b = np.full((1,) * a.view.ndim, b, np.float32)
+    laid = _meet(a, b) if no_kernel("binary", a) is None and _is_array(b) and _one_type(a, b) else None
     if laid is None:
         return on_numpy(planner, op, np.multiply if op == "mul" else np.add, self, other)
     order, b, runs = laid
-    out, threads = planner.empty(a.view.shape, order=order), planner.threads
+    if isinstance(b, np.ndarray) and not a.type.plain:
+        b = a.type.from_float(b)
+    out, threads = planner.empty(a.view.shape, a.type, order), planner.threads
 
     def bind(at: At) -> Call:
         views = [flat(at(value), order, runs, -1) for value in (a, b, out)]
-        return bound("bind_binary", op == "mul", *views[:2], None, views[2], threads)
+        return bound("bind_binary", op == "mul", *views[:2], None, views[2], threads, a.type.dtype.name)
 
     same = [a, b] if isinstance(b, Tensor) and b.view.shape == a.view.shape else [a]
     return plan_kernel(planner, op, "binary", bind, [a, b], out, in_place=same)
@@ -88,6 +92,11 @@ def _runs_of(a: Array, b: Array) -> bool:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
+
+
+def _one_type(a: Tensor, b: Tensor | Array) -> bool:
+    """Whether a kernel takes both: known numbers are rounded to bfloat16 once."""
+    return type_of(b) in (a.type, ValueType(FLOAT32)) if isinstance(b, np.ndarray) else b.type == a.type
 
 
 def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subp_ext.dtypes import FLOAT32, Array, TypedArray, ValueType, as_type
-from subp_ext.operators.conversions import converted
+from subp_ext.operators.conversions import BFLOAT16, converted
 from subp_ext.operators.record import (
     OPERATORS,
     STORAGE_ARGS,
     VIEW,
     Lowered,
     Lowering,
+    Operator,
     Unsupported,
     check_arguments,
 )
@@ -61,18 +62,18 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
     if form is None:
         check_arguments(node.op, args)  # once more: now it is known what references stand for
     outcome = _lowered(planner, node, args, form)
-    if isinstance(outcome, Unsupported) and record.lower is not None and any(map(_quantized, tensors_in(args))):
-        # What no kernel does with integers float32 kernels may do, between two conversions.
-        args = _map(args, partial(_as_float32, planner, outcome.reason))
+    if isinstance(outcome, Unsupported) and any(_convertible(record, value) for value in tensors_in(args)):
+        # What no kernel does with other types float32 kernels may do, between two conversions.
+        args = _map(args, partial(_as_float32, planner, record, outcome.reason))
         outcome = _lowered(planner, node, args, form)
-    if isinstance(outcome, Unsupported):
-        if form is not None:  # its weight is in no form that the reference knows
-            raise ValueError(outcome.reason)
-        return _reference(planner, node, args, outcome.reason)
-    if node.type is None or outcome.value.type == node.type:
-        return outcome.value
-    why = f"the kernel returns {outcome.value.type}, the node declares {node.type}"
-    return converted(planner, outcome.value, node.type, why)
+    if isinstance(outcome, Unsupported) and form is not None:  # its weight is in no form that the reference knows
+        raise ValueError(outcome.reason)
+    lowered = isinstance(outcome, Lowered)
+    value = outcome.value if isinstance(outcome, Lowered) else _reference(planner, node, args, outcome.reason)
+    if node.type is None or not isinstance(value, Tensor) or value.type == node.type:
+        return value
+    found = "kernel" if lowered else "reference"
+    return converted(planner, value, node.type, f"the {found} returns {value.type}, the node declares {node.type}")
 
 
 def _lowered(planner: Planner, node: Node, args: dict[str, Any], form: Any) -> Lowered | Unsupported:
@@ -92,13 +93,17 @@ def _asks_for_type(lowering: Lowering) -> bool:
     return "out_type" in inspect.signature(lowering).parameters
 
 
-def _quantized(tensor: Tensor) -> bool:
-    return tensor.type.quantization is not None
+def _convertible(record: Operator, tensor: Tensor) -> bool:
+    """Whether a tensor that no kernel takes is worth a step that makes it float32.
+
+    The reference converts for itself, but bfloat16 it converts more slowly than a kernel does.
+    """
+    return tensor.type == BFLOAT16 or (tensor.type.quantization is not None and record.lower is not None)
 
 
-def _as_float32(planner: Planner, why: str, value: Any) -> Any:
-    """A quantized tensor as float32, by a step of its own; anything else as it is."""
-    if not isinstance(value, Tensor) or not _quantized(value):
+def _as_float32(planner: Planner, record: Operator, why: str, value: Any) -> Any:
+    """A tensor of another type as float32, by a step of its own; anything else as it is."""
+    if not isinstance(value, Tensor) or not _convertible(record, value):
         return value
     return converted(planner, value, ValueType(FLOAT32), why)
 
@@ -109,7 +114,7 @@ def pack(node: Node, constants: Mapping[str, Any], types: Mapping[str, ValueType
     Args:
         node: of a graph.
         constants: by name.
-        types: of the values that are quantized, by name.
+        types: of the values that are quantized or bfloat16, by name.
 
     Returns:
         None for an operator that has no packed form, or an argument that has to be known and is not.
@@ -132,8 +137,8 @@ def pack(node: Node, constants: Mapping[str, Any], types: Mapping[str, ValueType
 
 
 def value_types(graph: Graph) -> dict[str, ValueType]:
-    """The types of a graph's quantized values, by name: what inputs and nodes declare, and views pass on."""
-    found = {spec.name: spec.type for spec in graph.inputs if spec.quantization is not None}
+    """The types of a graph's quantized or bfloat16 values, by name: what inputs and nodes declare, and views pass on."""
+    found = {spec.name: spec.type for spec in graph.inputs if not spec.type.plain}
     for node in graph.nodes:
         if node.type is not None:
             found[node.output] = node.type
@@ -144,7 +149,7 @@ def value_types(graph: Graph) -> dict[str, ValueType]:
         elif node.op == "quantize":
             with contextlib.suppress(ValueError, KeyError, TypeError):  # planning says what is wrong, and where
                 found[node.output] = ValueType.from_json({name: node.args[name] for name in QUANTIZE_ARGS})
-    return {name: type for name, type in found.items() if type.quantization is not None}
+    return {name: type for name, type in found.items() if not type.plain}
 
 
 def _reference(planner: Planner, node: Node, args: dict[str, Any], why: str) -> Any:
@@ -156,7 +161,7 @@ def _reference(planner: Planner, node: Node, args: dict[str, Any], why: str) -> 
     specs = infer(node.op, as_meta(_map(args, _real_meta)))
     several = isinstance(specs, list)
     found = [(shape, as_type(type)) for shape, type in (specs if isinstance(specs, list) else [specs])]
-    declared = None if several else node.type
+    declared = None if several or node.type == BFLOAT16 else node.type
     outs = [planner.empty(shape, declared or type) for shape, type in found]
 
     def bind(at: At) -> Call:

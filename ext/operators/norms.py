@@ -125,7 +125,7 @@ def _lower_layer_norm(
     eps: float = 1e-5, **rest: Any,
 ) -> Lowered | Unsupported:  # fmt: skip
     """Over the last axis wherever it lies in memory, or over several in C order."""
-    if refused := no_kernel("norm_pixels", input) or no_kernel("norm_run", input):
+    if refused := no_kernel("norm_pixels", input):
         return refused
     count, shape = len(normalized_shape), input.view.shape
     sizes = shape[len(shape) - count :]
@@ -136,17 +136,20 @@ def _lower_layer_norm(
         return Unsupported("weight or bias is not known before the run, or of another shape")
     order = memory_order(input.view)
     if order is None or count > 1:
-        input, order = planner.contiguous(input), tuple(range(len(shape)))
-    laid, at = input.view.transpose(order).shape, order.index(len(shape) - 1)
-    pixels = math.prod(laid[at + 1 :])
+        order = tuple(range(len(shape)))
+    pixels = math.prod(shape[axis] for axis in order[order.index(len(shape) - 1) + 1 :])
+    if pixels == 1 and (refused := no_kernel("norm_run", input)):
+        return refused
+    if order == tuple(range(len(shape))):
+        input = planner.contiguous(input)
     if pixels == 1:
         runs = [value.reshape(1, -1) for value in affine]
         return _lower_norm_runs(planner, op, input, order, runs, math.prod(sizes), eps)
-    out, threads = planner.empty(shape, order=order), planner.threads
+    out, threads = planner.empty(shape, input.type, order), planner.threads
 
     def bind(where: At) -> Call:
         source, target = (flat(where(tensor), order, -1, sizes[0], pixels) for tensor in (input, out))
-        return bound("bind_norm_pixels", source, *affine, eps, target, threads)
+        return bound("bind_norm_pixels", source, *affine, eps, target, threads, out.type.dtype.name)
 
     return plan_kernel(planner, op, "norm_pixels", bind, [input], out, in_place=[input])
 

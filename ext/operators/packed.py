@@ -13,10 +13,10 @@ from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, FLOAT32, Array, Quantization, TypedArray, ValueType
 from subp_ext.geometry import MAX_SIZE, Layer, resolve_padding
 from subp_ext.operators.arguments import sizes
-from subp_ext.operators.conversions import converted
+from subp_ext.operators.conversions import BFLOAT16, converted
 from subp_ext.operators.record import Lowered, MetaTensor, Spec, Unsupported
 from subp_ext.operators.shape_inference import of_shape
-from subp_ext.operators.steps import no_kernel, told, viewed
+from subp_ext.operators.steps import no_fast_bfloat16, no_kernel, told, viewed
 from subp_ext.requantize import Requantization, of_convolution
 from subp_ext.sparse import UniformBlockSparse
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
@@ -80,8 +80,8 @@ def pack(
 ) -> Convolution | None:
     """Packs a convolution with known arguments; None where no kernel takes the weight's dtype.
 
-    It computes with integers if weight, input and residual are quantized, and the result too or not at all. Weights of
-    other types that no kernel takes as they are become float32.
+    It computes with integers if weight, input and residual are quantized, and the result too or not at all; with bfloat16
+    if weight, input and residual are. Weights of other types that no kernel takes as they are become float32.
 
     Args:
         weight, bias, groups, activation, args: of the node.
@@ -102,6 +102,14 @@ def pack(
             if isinstance(found, Requantization):
                 convolution.requantize = found
                 return convolution
+    if _is_bfloat16(weight):
+        found = _not_bfloat16(operands or {})
+        if not found:
+            convolution = Convolution(weight, bias, groups=groups, activation=activation, **args)
+            # A residual is of the type that results are stored in.
+            stored = out_type == BFLOAT16 or "residual" in (operands or {})
+            convolution.out_dtype = "" if stored else "float32"
+            return convolution
     if isinstance(weight, UniformBlockSparse):
         weight = weight.to_float32()
     else:
@@ -111,6 +119,19 @@ def pack(
     convolution = Convolution(weight, bias, groups=groups, activation=activation, **args)
     convolution.note = f" in float32: {found}" if found else ""
     return convolution
+
+
+def _is_bfloat16(weight: Any) -> bool:
+    if isinstance(weight, UniformBlockSparse):
+        return weight.dtype == BFLOAT16.dtype.name
+    return isinstance(weight, TypedArray) and weight.type == BFLOAT16
+
+
+def _not_bfloat16(operands: Mapping[str, ValueType | None]) -> str:
+    """Why a layer with a bfloat16 weight does not multiply bfloat16; empty if it does."""
+    if why := no_fast_bfloat16():
+        return why
+    return "" if all(type == BFLOAT16 for type in operands.values()) else "an operand is no bfloat16"
 
 
 def _not_integers(weight: Any, operands: Mapping[str, ValueType | None], out_type: ValueType | None) -> str:
@@ -219,7 +240,7 @@ def lower_conv2d(
         return Lowered(_convolve(planner, op, second, value, shape, residual))
     work = _work(first, between)
     for name, number in _work(second, shape).items():
-        work[name] = work[name] if name == "kept_share" else work[name] + number
+        work[name] = work[name] if name in ("kept_share", "products") else work[name] + number
     work["passed_over"] = told([*first.algorithms[0].passed_over, *second.algorithms[0].passed_over])
     why = f"{'sparse' if first.kept_share < 1 else 'dense'}, and the depthwise one after it"
     out = planner.empty(shape, _result_type(second, out_type))
@@ -278,22 +299,33 @@ def _out_shape(planner: Planner, layer: Layer, shape: Sequence[int]) -> tuple[in
 
 def _operand(value: Any, convolution: Convolution) -> Any:
     """A tensor as the convolution will get it: of a type that its kernels do not take it will be converted."""
-    typed = isinstance(value, Tensor) and not value.type.plain and convolution.requantize is None
-    return replace(value, type=ValueType(FLOAT32), view=of_shape(value.view.shape)) if typed else value
+    type = _converted_to(value, convolution)
+    if type is None:
+        return value
+    return replace(value, type=type, view=of_shape(value.view.shape, type.dtype.storage))
 
 
 def _ready(planner: Planner, value: Any, convolution: Convolution) -> Any:
     """The same value in the type that the kernels take, converted by a step of its own where it is of another."""
-    if not isinstance(value, Tensor) or convolution.requantize is not None:
+    type = _converted_to(value, convolution)
+    if type is None:
         return value
-    return converted(planner, value, ValueType(FLOAT32), f"no {value.type.dtype.name} kernel for conv2d")
+    return converted(planner, value, type, f"the layer computes in {type}{convolution.note}")
+
+
+def _converted_to(value: Any, convolution: Convolution) -> ValueType | None:
+    """The type that kernels of floats want a tensor in; None if it is of that, or of one that is not converted."""
+    if not isinstance(value, Tensor) or convolution.requantize is not None:
+        return None
+    wanted = ValueType(DTYPES[convolution.layer.dtype])
+    return wanted if value.type != wanted and (value.type.dtype is FLOAT32 or not value.type.plain) else None
 
 
 def _misfit(residual: Any, convolution: Convolution, shape: Sequence[int]) -> Unsupported | None:
     """Why a residual cannot be added to an output of this shape."""
     if residual is None:
         return None
-    found, wanted = _operand(residual, convolution), FLOAT32 if convolution.requantize is None else UINT8
+    found, wanted = _operand(residual, convolution), DTYPES[convolution.layer.dtype]
     if as_meta(found).shape == tuple(shape) and type_of(found).dtype is wanted:
         return None
     return Unsupported("the residual has another shape or dtype")
@@ -301,8 +333,9 @@ def _misfit(residual: Any, convolution: Convolution, shape: Sequence[int]) -> Un
 
 def _result_type(convolution: Convolution, declared: ValueType | None) -> ValueType:
     """What the kernels of a convolution store."""
-    requantize = convolution.requantize
-    return declared if declared is not None and requantize is not None else ValueType(FLOAT32)
+    if convolution.requantize is not None:
+        return ValueType(FLOAT32) if declared is None else declared
+    return ValueType(DTYPES[convolution.out_dtype or convolution.layer.dtype])
 
 
 def _convolve(
@@ -351,11 +384,10 @@ def _work(convolution: Convolution, shape: Sequence[int]) -> dict[str, Any]:
     macs, kept_share = convolution.macs(shape), convolution.kept_share
     dense_macs = math.prod(shape) * math.prod(convolution.layer.shape[1:])
     sparse_macs = macs if kept_share < 1 else 0
-    int8_macs = 0 if convolution.requantize is None else macs
     return {
         "kept_share": kept_share,
         "macs": macs,
         "dense_macs": dense_macs,
         "sparse_macs": sparse_macs,
-        "int8_macs": int8_macs,
+        "products": "int8" if convolution.requantize is not None else convolution.layer.dtype,
     }

@@ -135,7 +135,7 @@ def lower_pool(
         return refused
     geometry = check_pool(self.view.shape[2:], **window)
     x = planner.contiguous(self)
-    out, threads = planner.empty((*x.view.shape[:2], *geometry.out)), planner.threads
+    out, threads = planner.empty((*x.view.shape[:2], *geometry.out), x.type), planner.threads
     counts = geometry.counts if op == "avg_pool2d" else None
 
     def bind(at: At) -> Call:
@@ -150,6 +150,7 @@ def lower_pool(
             counts,
             target.reshape(-1, *geometry.out),
             threads,
+            x.type.dtype.name,
         )
 
     return plan_kernel(planner, op, "pool", bind, [x], out)

@@ -63,7 +63,12 @@ def _cast_spec(self: MetaTensor, dtype: str) -> Spec:
     return self.shape, as_type(dtype)
 
 
-@operator("cast", shape=_cast_spec)
+def _lower_cast(planner: Planner, op: str, *, self: Any, dtype: str) -> Lowered | Unsupported:
+    type = as_type(dtype)
+    return Lowered(self) if isinstance(self, Tensor) and self.type == type else _recast(planner, op, self, type)
+
+
+@operator("cast", shape=_cast_spec, lower=_lower_cast)
 def cast(self: Array, dtype: str) -> Any:
     """To a type by name: to the nearest, ties to even; integers saturate. `to` cuts off instead, as torch does."""
     type = as_type(dtype)

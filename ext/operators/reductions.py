@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import FLOAT32, Array, ValueType
+from subp_ext.dtypes import Array, ValueType
 from subp_ext.operators.arguments import Ints, astype, axes
 from subp_ext.operators.conversions import UINT8, is_quantized, quantization_of
 from subp_ext.operators.record import DRY_RUN, Lowered, Unsupported, operator
@@ -42,12 +42,12 @@ def lower_mean(
     if isinstance(rescale, str):
         return Unsupported(rescale)
     x, parameters = planner.contiguous(self), [] if rescale is None else [rescale]
-    out = planner.empty((*x.view.shape[:2], 1, 1), FLOAT32 if out_type is None or not integers else out_type)
-    threads = planner.threads
+    out = planner.empty((*x.view.shape[:2], 1, 1), out_type if integers else x.type)
+    threads, types = planner.threads, [] if integers else [x.type.dtype.name]
 
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
-        return bound(f"bind_{kernel}", source.reshape(target.size, -1), *parameters, target.reshape(-1), threads)
+        return bound(f"bind_{kernel}", source.reshape(target.size, -1), *parameters, target.reshape(-1), threads, *types)
 
     plan_kernel(planner, op, kernel, bind, [x], out)
     return Lowered(out if keepdim else viewed(planner, out, lambda v: v[..., 0, 0]))

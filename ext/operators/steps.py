@@ -48,6 +48,19 @@ def find_kernel(operator: str, dtype: str) -> Kernel | None:
     return None if found is None else Kernel(found[0], told(found[1]))
 
 
+def no_fast_bfloat16() -> str:
+    """Why products of bfloat16 are slower here than those of float32; empty if they are not.
+
+    Kernels that every CPU runs emulate them.
+    """
+    forced = runtime.forced_kernel_set()
+    found = runtime.kernels().choose(forced, "conv2d", "bfloat16")
+    row = None if found is None else next(row for row in runtime.rows() if row["name"] == found[0])
+    if row is not None and row["features"]:
+        return ""
+    return f"SUBP_KERNEL={forced} has no products of bfloat16" if forced else "this CPU has no products of bfloat16"
+
+
 def told(better: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """What a report says of faster kernels that do not run."""
     return tuple(f"{name}: {why}" for name, why in better)

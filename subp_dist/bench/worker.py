@@ -61,7 +61,7 @@ def load_subp(path: str, threads: int) -> Engine:
 
 def _subp_layers(session: Any) -> dict[str, int]:
     rows = [row for row in session.report().rows if row.op in ("conv2d", "linear", "matmul")]
-    return Counter("int8" if row.int8_macs else "float32" for row in rows)
+    return Counter(_OWN_NAMES.get(row.products, "float32") for row in rows)
 
 
 def load_onnxruntime(path: str, threads: int) -> Engine:
@@ -121,6 +121,9 @@ def _openvino_layers(compiled: Any) -> dict[str, int]:
             counts[_OPENVINO_PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])] += 1
     return counts
 
+
+# As the results name what this engine reports.
+_OWN_NAMES = {"bfloat16": "bf16", "int8": "int8"}
 
 _OPENVINO_NAMES = {"f32": ("f32", "float32"), "bf16": ("bf16", "bfloat16")}
 _OPENVINO_PRECISIONS = {"f32": "float32", "u8": "int8", "i8": "int8"}
