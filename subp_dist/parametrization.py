@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .blocks import add_pruned_part, apply_mask, num_block_rows, row_of_channel
+from .lost_writes import hand_out
 from .torch_compat import count_writes
 
 # timm convolutions that standardise every filter of their weight in their forward.
@@ -63,7 +64,8 @@ class BlockMask(nn.Module):
         self.register_buffer("mask", torch.ones(rows, weight.shape[1], dtype=torch.bool, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return _StraightThrough.apply(weight, self.mask, self.block_size, self.groups)
+        masked = _StraightThrough.apply(weight, self.mask, self.block_size, self.groups)
+        return hand_out(self, masked, weight)
 
     def add_pruned_part(self, target: Tensor, weight: Tensor, factor: float) -> None:
         """Add ``factor`` times the latent weight to ``target``, in place, where the weight is masked."""
@@ -113,7 +115,7 @@ class StandardisedBlockMask(BlockMask):
 
     def forward(self, weight: Tensor) -> Tensor:
         standardised = _standardise(_CentredStraightThrough.apply(weight, *self._where()), self)
-        return _StraightThrough.apply(standardised, *self._where())
+        return hand_out(self, _StraightThrough.apply(standardised, *self._where()), weight)
 
     @torch.no_grad()
     def timm_weight(self, weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from . import masks
 from .agreement import compute_shared, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
 from .layer_report import LayerReport
+from .lost_writes import check_written
 from .parametrization import BlockMask, block_mask_of, find_copy, is_sharded, mask_weight, written_copies
 from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
@@ -22,6 +23,7 @@ from .scores import CRITERIA, RANDOM
 from .transfers import to_host
 
 _logger = logging.getLogger(__name__)
+_UNDERWAY = 0.4  # of the blocks that will be pruned: between start and target of a linear course as of a cubic one
 SHARDED = (
     "the weights are DTensors, shards of FSDP2 (fully_shard), which block masks and their scores do not know: use "
     "DistributedDataParallel, or FSDP1 (FullyShardedDataParallel with use_orig_params=True), after the pruner"
@@ -37,8 +39,8 @@ class MaskUpdate:
         actual: share of blocks of the pruned layers that is pruned now.
         flip_rate: share of blocks whose mask bit changed.
         regrown: blocks that were pruned before and are kept now.
-        milestone: ``first`` where a model without pruned blocks gets some, ``half`` where half of the blocks are pruned
-            that will be, ``target`` where all layers come to their target rates, else None.
+        milestone: ``first`` where a model without pruned blocks gets some, ``underway`` where two fifths of the blocks
+            are pruned that will be, ``target`` where all layers come to their target rates, else None.
         scores: block scores ``[R, I]`` per layer, as they were before the update.
     """
 
@@ -146,6 +148,7 @@ class SUBPPruner:
         self.layers = {layer.name: layer.module for layer in self.plan if layer.reason is None}
         check_prunable(self.plan, type(model).__name__)
         self._drawn_by = {layer.name: layer.drawn_by for layer in self.plan}
+        self._copies_seen = False
         self._masks: dict[str, BlockMask] = {name: mask_weight(m, block_size) for name, m in self.layers.items()}
         _logger.info(
             "1x%d masks on %d of %d %s, target rate %g", block_size, len(self.layers), len(self.plan),
@@ -186,8 +189,12 @@ class SUBPPruner:
 
         Raises:
             DivergedError: the ranks' weights or masks differ.
+            ValueError: a masked weight was written to, or masks of a copy were mixed, both of which would be lost.
         """
+        for name, module in self.layers.items():
+            check_written(module, self._masks[name], name)
         self._check_copies()
+        self._copies_seen = False
         latents = {name: self._latent(name) for name in self.layers}
         device = next(iter(latents.values())).device
         verify_identical(latents, "weights", device)
@@ -211,8 +218,8 @@ class SUBPPruner:
         milestone = "first" if before == 0 and flipped else None
         if self._all_at_rate(new) and not self._all_at_rate(old):
             milestone = "target"
-        elif milestone is None and before < self._final_share() / 2 <= actual:
-            milestone = "half"
+        elif milestone is None and before < _UNDERWAY * self._final_share() <= actual:
+            milestone = "underway"
         blocks, target = sum(mask.numel() for mask in new.values()), self.schedule.pruned_rate(epoch)
         return MaskUpdate(target, actual, flipped / blocks, regrown, milestone, scores)
 
@@ -246,7 +253,12 @@ class SUBPPruner:
         """SR-STE: add ``sr_ste_decay * W`` to the gradient of every masked weight.
 
         To be called once per optimizer step, after gradients are averaged over ranks, unscaled and clipped.
+
+        Raises:
+            ValueError: masks of a copy were mixed by an average of buffers.
         """
+        if not self._copies_seen:  # once an update, for it costs a GPU a wait
+            self._copies_seen = self._check_copies()
         if self.sr_ste_decay == 0:
             return
         for name in self.layers:
@@ -282,17 +294,20 @@ class SUBPPruner:
 
         return [layer(name, dense) for name, dense in macs.items()]
 
-    def _check_copies(self) -> None:
+    def _check_copies(self) -> bool:
         """Refuse to go on where a copy of the model has masks that an average of buffers has mixed.
 
-        Such a mask was written to since the last update, and keeps all that the model keeps, and more.
+        Such a mask was written to since this was last looked at, and keeps all that the model keeps, and more.
+
+        Returns:
+            Whether any mask of a copy was written to.
 
         Raises:
             ValueError: in place of an average that is denser than the model, found out at the end.
         """
         written = [(name, copied.mask) for name, mask in self._masks.items() for copied in written_copies(mask)]
         if not written:
-            return
+            return False
         own_masks, others = self._masks_on_host(), to_host([other for _, other in written])
         for (name, _), other in zip(written, others, strict=True):
             own = own_masks[name]
@@ -303,6 +318,7 @@ class SUBPPruner:
                     "(AveragedModel(use_buffers=False)) and call pruner.copy_masks_to(average) after each "
                     "pruner.step, or use timm's ModelEmaV3"
                 )
+        return True
 
     def _latent(self, name: str) -> Tensor:
         latent = self.layers[name].parametrizations.weight.original

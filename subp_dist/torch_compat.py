@@ -34,6 +34,11 @@ def count_writes(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for others within a transform such as ``vmap``, and is nothing outside of it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def operator_schema(target: object) -> torch.FunctionSchema | None:
     """The signature of an ATen operator in an exported graph (name, arguments); None for a function of Python."""
     return getattr(target, "_schema", None)

@@ -51,7 +51,7 @@ def events(tmp_path_factory) -> EventAccumulator:
     return read(folder)
 
 
-def test_masks_are_drawn_when_pruning_starts_halfway_at_the_target_and_at_the_end(events):
+def test_masks_are_drawn_when_pruning_starts_on_the_way_at_the_target_and_at_the_end(events):
     assert events.Tags()["images"] == ["sparsity_masks/1"]
     pictures = events.Images("sparsity_masks/1")
     assert [picture.step for picture in pictures] == [20, 30, 40, 59]

@@ -104,6 +104,56 @@ def test_a_second_pruner_is_refused():
         SUBPPruner(Wrapper(model), SCHEDULE)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [nn.init.kaiming_normal_, lambda weight: nn.init.zeros_(weight.data), lambda weight: weight.detach().mul_(2)],
+    ids=["init", "init of data", "detached"],
+)
+@pytest.mark.parametrize("then", ["step", "forward"])
+def test_a_write_into_a_masked_weight_is_refused(write, then):
+    model = network()
+    pruner = SUBPPruner(model, SCHEDULE)
+    train(model, pruner, range(2))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            write(module.weight)
+    if then == "step":
+        with pytest.raises(ValueError, match=r"pruned layer .*is lost: .*before SUBPPruner, or with model.apply"):
+            pruner.step(2)
+    elif write is nn.init.kaiming_normal_:
+        with pytest.raises(ValueError, match=r"the weight \[.*\] of a pruned layer .*is lost"):
+            model(torch.ones(2, 3, 32, 32))
+
+
+def test_writes_into_what_is_trained_are_no_lost_ones():
+    model = network()
+    pruner = SUBPPruner(model, SCHEDULE)
+    pruner.step(4)
+    for module in model.modules():
+        if block_mask_of(module) is not None:
+            module.weight.mean()
+            nn.init.normal_(module.parametrizations.weight.original)
+    model(torch.ones(2, 3, 32, 32))
+    model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
+    copied = copy.deepcopy(model).half()
+    assert copied.get_submodule(next(iter(pruner.layers))).weight.dtype == torch.float16
+    with torch.inference_mode():
+        model(torch.ones(2, 3, 32, 32))
+    torch.func.functional_call(model, dict(model.named_parameters()), torch.ones(2, 3, 32, 32))
+    pruner.step(5)
+
+
+def test_an_average_of_buffers_is_refused_in_the_next_training_step():
+    model = network()
+    pruner = SUBPPruner(model, SCHEDULE)
+    average = AveragedModel(model, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
+    average.update_parameters(model)
+    pruner.step(5)
+    average.update_parameters(model)
+    with pytest.raises(ValueError, match="an average of buffers has mixed masks"):
+        pruner.decay_gradients()
+
+
 @pytest.mark.parametrize("first_average", [0, 1])
 def test_an_average_of_buffers_is_refused_at_the_next_update(first_average):
     model = network()

@@ -772,13 +772,13 @@ def test_the_report_refuses_rows_that_are_not_uniform():
         pruner.report(MACS)
 
 
-HALFWAY = [None, None, None, "first", "half", "target", None]
+UNDERWAY = [None, None, None, "first", "underway", "target", None]
 
 
 @pytest.mark.parametrize(
     ("schedule", "epochs", "milestones"),
     [
-        (SCHEDULE, (0, 1, 2, 3, 4, 5, 6), HALFWAY),
+        (SCHEDULE, (0, 1, 2, 3, 4, 5, 6), UNDERWAY),
         (PruneSchedule(0.6, 1, 1), range(3), [None, "target", None]),
         (PruneSchedule(0.0, 1, 2), range(4), [None] * 4),
     ],

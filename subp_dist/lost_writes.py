@@ -1,0 +1,66 @@
+"""Writes into a masked weight, which would be lost: it is computed for each use, and what is written to is nobody's.
+
+``for m in model.modules(): nn.init.kaiming_normal_(m.weight)`` after the pruner does nothing, and says nothing. So what
+was handed out last is kept, and looked at when the weight is next used, and before masks are updated.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .torch_compat import count_writes, is_transformed
+
+_ADVICE = (
+    "is computed from a latent weight and its mask for each use, so what is written into it is lost: initialise before "
+    "SUBPPruner, or with model.apply(function), or write to parametrizations.weight.original, the latent weight"
+)
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """A weight that was handed out, without its graph, and how often it and what it is made of had been written to."""
+
+    weight: Tensor
+    writes: int
+    sources: tuple[int, int]
+
+
+_handed: weakref.WeakKeyDictionary[nn.Module, _Handed] = weakref.WeakKeyDictionary()
+
+
+def hand_out(block_mask: nn.Module, weight: Tensor, latent: Tensor) -> Tensor:
+    """The weight, kept in mind; subclasses (shards, fakes of a tracer) and compiled code are left alone.
+
+    Raises:
+        ValueError: the one before was written to, by its own methods; ``weight.data`` does not tell.
+    """
+    if torch.compiler.is_compiling() or type(weight) is not Tensor or is_transformed(weight):
+        return weight
+    before = _handed.pop(block_mask, None)
+    if before is not None and count_writes(before.weight) != before.writes:
+        raise ValueError(f"the weight {list(weight.shape)} of a pruned layer {_ADVICE}")
+    kept = weight.detach()
+    _handed[block_mask] = _Handed(kept, count_writes(kept), _writes(block_mask, latent))
+    return weight
+
+
+@torch.no_grad()
+def check_written(module: nn.Module, block_mask: nn.Module, name: str) -> None:
+    """Refuse to go on where the weight that a module last gave is not the one that it gives now.
+
+    Raises:
+        ValueError: it was written to, while the latent weight and the mask were not.
+    """
+    latent, last = module.parametrizations.weight.original, _handed.get(block_mask)
+    if last is None or last.sources != _writes(block_mask, latent):
+        return
+    if not torch.allclose(module.weight, last.weight, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(f"{name}: the weight of a pruned layer {_ADVICE}")
+
+
+def _writes(block_mask: nn.Module, latent: Tensor) -> tuple[int, int]:
+    return count_writes(latent), count_writes(block_mask.mask)
