@@ -12,10 +12,13 @@ venv=$(realpath -m "${VENV:-$root/.venv}")
 cd "$root"
 bin=$venv/bin
 
-arguments=(-m "not slow")
+# Each file of tests in one of as many processes as there are cores.
+arguments=(-n "$(nproc)" --dist loadfile --no-loadscope-reorder -m "not slow")
 if [[ ${1:-} == --slow ]]; then
     arguments=()
     shift
+elif (($#)); then
+    arguments=(-m "not slow")
 fi
 echo "=== style"
 [[ -w $root ]] || export RUFF_NO_CACHE=true # set up by another user

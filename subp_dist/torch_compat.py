@@ -80,6 +80,9 @@ def reason_of_lost_rank(error: RuntimeError) -> str | None:
     return reason.rpartition("] ")[2] if reason.startswith("[") else reason
 
 
+_PATIENCE = 8  # seconds that ranks have to end after another one failed: enough to finish most checkpoints
+
+
 class WatchedAgent(LocalElasticAgent):
     """torchrun's agent, which starts the ranks of a machine, with names for what it keeps to itself."""
 
@@ -103,6 +106,13 @@ class WatchedAgent(LocalElasticAgent):
     def leave_rendezvous_open(self) -> None:
         """Not close the rendezvous for all other machines when this agent ends."""
         self._worker_group.spec.rdzv_handler.shutdown = lambda: True
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, object]:
+        started = super()._start_workers(worker_group)
+        context, close = self._pcontext, self._pcontext.close
+        # torchrun would give the others of a rank that failed 30 s, and can be told of no other time.
+        context.close = lambda death_sig=None, timeout=_PATIENCE: close(death_sig, timeout)
+        return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)

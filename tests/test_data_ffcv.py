@@ -527,7 +527,7 @@ def judged(weights: Path, pictures: Path) -> dict[str, float]:
     return {"loss": loss.item(), "top1": 100 * (logits.argmax(1) == labels).double().mean().item()}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_runs_on_betons_count_every_validation_image_once(tmp_path, ranks):
     """13 pictures do not divide among two ranks, nor into batches of four."""
     pictures = write_photographs(tmp_path / "pictures", 16, 7)

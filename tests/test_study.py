@@ -15,11 +15,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import timm
 import torch
 import yaml
+from nursery import Fork
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -28,7 +31,7 @@ from subp_dist.data import digits
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
 from subp_dist.study import __main__ as command_line
-from subp_dist.study import evenness
+from subp_dist.study import evenness, runner
 from subp_dist.study.data import prepare
 from subp_dist.study.grid import Grid
 from subp_dist.study.runner import COLUMNS, Runner, read_results, results_of
@@ -156,6 +159,28 @@ def test_the_data_are_stored_for_ffcv_where_the_study_asks_for_it(pictures, tmp_
     assert (made / "train_32_0.00_90.beton").stat().st_mtime_ns == written
     # A study of pictures must not read files that are left from before.
     assert not list(prepare(pictures, tmp_path / "data", grid_of(tmp_path)).glob("*.beton"))
+
+
+class Forked(Fork):
+    """What a runner starts, as a fork instead of an interpreter; its output comes at the end."""
+
+    def __init__(self, command: list[str], env: dict[str, str], stdout: IO[str], **_) -> None:
+        super().__init__(command[1:], env)
+        self.log = stdout
+
+    def wait(self) -> int:
+        self.log.write("".join(self.communicate()))
+        return self.returncode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks():
+    """Runs that this process starts; those of a real study, below, are interpreters."""
+    before, runner.subprocess = runner.subprocess, SimpleNamespace(Popen=Forked, **{
+        name: getattr(subprocess, name) for name in ("STDOUT", "DEVNULL")
+    })  # fmt: skip
+    yield
+    runner.subprocess = before
 
 
 @pytest.fixture(scope="module")
