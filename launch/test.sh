@@ -3,6 +3,7 @@
 #
 #   launch/test.sh                 style, then the tests, without the full sweeps
 #   launch/test.sh --slow          everything
+#   launch/test.sh --gpu           what needs a GPU, and nothing else: minutes
 #   launch/test.sh tests/test_masks.py -k tau      what pytest takes
 set -euo pipefail
 
@@ -19,6 +20,10 @@ if [[ ${1:-} == --slow ]]; then
     shift
 elif (($#)); then
     arguments=(-m "not slow")
+fi
+if [[ ${1:-} == --gpu ]]; then
+    shift
+    exec "$bin/python" -m pytest -m gpu -rA tests/gpu "$@"
 fi
 echo "=== style"
 [[ -w $root ]] || export RUFF_NO_CACHE=true # set up by another user
