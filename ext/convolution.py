@@ -294,7 +294,8 @@ def _scale_of(weight: TypedArray) -> Array:
     q = weight.type.quantization
     if weight.type.dtype.name != "int8" or q is None or q.axis != 0 or q.zero_point.any():
         raise ValueError(
-            f"the weight is of {weight.type}; expected int8 with a scale per output channel, 0 standing for 0, or bfloat16"
+            f"the weight is of {weight.type}; expected int8 with a scale per output channel, 0 standing for 0, or "
+            "bfloat16"
         )
     return q.scale
 

@@ -136,16 +136,24 @@ BF16_DEFINE_DEPTHWISE(avx512bf16, 5, 2, 4)
 BF16_DEFINE_DEPTHWISE(avx512bf16, 7, 1, 7)
 BF16_DEFINE_DEPTHWISE(avx512bf16, 7, 2, 4)
 
-/* Every second number, and nothing behind the last. */
-static void halve_row(const uint16_t *in, ptrdiff_t count, uint16_t *out) {
-    for (; count >= 17; count -= 16, in += 32, out += 16)
-        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(_mm512_loadu_si512(in)));
-    const __m512i last = _mm512_maskz_loadu_epi16((__mmask32)(((uint64_t)1 << (2 * count - 1)) - 1), in);
-    _mm256_mask_storeu_epi16(out, (__mmask16)((1u << count) - 1), _mm512_cvtepi32_epi16(last));
+/* Every second of up to 63 numbers of each row, and nothing behind the last. */
+INLINE void halve_rows(const uint16_t *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, uint16_t *out,
+                       ptrdiff_t out_step) {
+    const __m512i even = _mm512_setr_epi32(0x20000, 0x60004, 0xa0008, 0xe000c, 0x120010, 0x160014, 0x1a0018, 0x1e001c,
+                                           0x220020, 0x260024, 0x2a0028, 0x2e002c, 0x320030, 0x360034, 0x3a0038,
+                                           0x3e003c);
+    const __mmask32 low = numbers_between(0, 2 * count - 1), high = numbers_between(0, 2 * count - 33);
+    const __mmask32 stored = numbers_between(0, count);
+    for (ptrdiff_t y = 0; y < rows; y++, in += in_step, out += out_step) {
+        const __m512i a = _mm512_maskz_loadu_epi16(low, in);
+        const __m512i b = high ? _mm512_maskz_loadu_epi16(high, in + 32) : a;
+        _mm512_mask_storeu_epi16(out, stored, _mm512_permutex2var_epi16(a, even, b));
+    }
 }
 
 void bf16_halve__avx512bf16(const void *in, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t count, void *out,
                             ptrdiff_t out_step) {
-    for (ptrdiff_t y = 0; y < rows; y++)
-        halve_row((const uint16_t *)in + y * in_step, count, (uint16_t *)out + y * out_step);
+    for (ptrdiff_t x = 0; x < count; x += 32)
+        halve_rows((const uint16_t *)in + 2 * x, in_step, rows, count - x < 32 ? count - x : 32, (uint16_t *)out + x,
+                   out_step);
 }

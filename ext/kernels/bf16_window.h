@@ -11,7 +11,7 @@
 #include "bf16_depthwise.h"
 #include "bf16_vector.h"
 
-enum { MAX_WINDOW = 7, MAX_PAIRS = 4, MAX_ROWS = 8 };
+enum { MAX_WINDOW = 7, MAX_PAIRS = 4, MAX_ROWS = 8, MAX_TILES = 16 };
 
 INLINE int pairs_of(int kernel) { return (kernel + 1) / 2; }
 
@@ -83,29 +83,40 @@ typedef void (*window_rows_fn)(const window_block *, const subp_window *, const 
             depthwise_block(b, g, tile, kernel, stride, height, 0);                                                  \
     }
 
-/* Blocks of `many` rows, then of 2 and 1. */
-INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, int many, window_rows_fn run_many,
-                             window_rows_fn run_2, window_rows_fn run_1) {
+/* The functions for blocks of `many` rows, of 2 and of 1. */
+typedef struct {
+    int many;
+    window_rows_fn run_many, run_2, run_1;
+} window_rows;
+
+/* One plane, some of its columns. */
+INLINE void depthwise_plane(const subp_depthwise *d, ptrdiff_t n, const window_tile *tiles, int count, int kernel,
+                            int stride, const window_rows rows) {
     const subp_window *g = d->window;
     const float none = 0.0f;
-    window_block b = {.out = {.out_stride = g->out_w, .activation = d->activation, .to_float = d->to_float}};
-    for (ptrdiff_t n = 0; n < d->count; n++) {
-        const uint16_t *in = (const uint16_t *)d->in + n * d->in_stride;
-        pair_weights(b.weights, (const uint16_t *)d->values + n * kernel * kernel, kernel);
-        b.out.bias = d->bias ? d->bias + n : &none;
-        for (ptrdiff_t y = 0; y < g->out_h; y += b.out.channels) {
-            b.out.channels = g->out_h - y >= many ? many : g->out_h - y >= 2 ? 2 : 1;
-            find_rows(b.rows, g, in, d->padding, y, (b.out.channels - 1) * stride + kernel);
-            const ptrdiff_t to = n * d->out_stride + y * g->out_w;
-            b.out.out = subp_at_out(d->out, to, d->to_float ? sizeof(float) : sizeof(uint16_t));
-            b.out.residual = subp_at_if(d->residual, to, sizeof(uint16_t));
-            for (ptrdiff_t column = 0; column < g->out_w; column += VF32_LANES) {
-                window_tile tile;
-                find_tile(&tile, g, column, kernel, stride);
-                (b.out.channels == many ? run_many : b.out.channels == 2 ? run_2 : run_1)(&b, g, &tile,
-                                                                                          tile.count < VF32_LANES);
-            }
-        }
+    window_block b = {.out = {.out_stride = g->out_w, .activation = d->activation, .to_float = d->to_float,
+                              .bias = d->bias ? d->bias + n : &none}};
+    pair_weights(b.weights, (const uint16_t *)d->values + n * kernel * kernel, kernel);
+    for (ptrdiff_t y = 0; y < g->out_h; y += b.out.channels) {
+        const ptrdiff_t left = g->out_h - y, to = n * d->out_stride + y * g->out_w;
+        const window_rows_fn run = left >= rows.many ? rows.run_many : left >= 2 ? rows.run_2 : rows.run_1;
+        b.out.channels = left >= rows.many ? rows.many : left >= 2 ? 2 : 1;
+        find_rows(b.rows, g, (const uint16_t *)d->in + n * d->in_stride, d->padding, y,
+                  (b.out.channels - 1) * stride + kernel);
+        b.out.out = subp_at_out(d->out, to, d->to_float ? sizeof(float) : sizeof(uint16_t));
+        b.out.residual = subp_at_if(d->residual, to, sizeof(uint16_t));
+        for (int i = 0; i < count; i++) run(&b, g, &tiles[i], tiles[i].count < VF32_LANES);
+    }
+}
+
+INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, const window_rows rows) {
+    const subp_window *g = d->window;
+    for (ptrdiff_t column = 0; column < g->out_w;) {
+        window_tile tiles[MAX_TILES];
+        int count = 0;
+        for (; count < MAX_TILES && column < g->out_w; column += VF32_LANES)
+            find_tile(&tiles[count++], g, column, kernel, stride);
+        for (ptrdiff_t n = 0; n < d->count; n++) depthwise_plane(d, n, tiles, count, kernel, stride, rows);
     }
 }
 
@@ -114,8 +125,9 @@ INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, in
     DEFINE_WINDOW_ROWS(kernel, stride, 2)                                                                            \
     DEFINE_WINDOW_ROWS(kernel, stride, 1)                                                                            \
     void bf16_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                              \
-        depthwise_planes(d, kernel, stride, many, window_##kernel##s##stride##x##many, window_##kernel##s##stride##x2, \
-                         window_##kernel##s##stride##x1);                                                            \
+        depthwise_planes(d, kernel, stride,                                                                          \
+                         (window_rows){many, window_##kernel##s##stride##x##many, window_##kernel##s##stride##x2,    \
+                                       window_##kernel##s##stride##x1});                                             \
     }
 
 #endif
