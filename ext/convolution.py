@@ -218,9 +218,10 @@ class Convolution:
             raise ValueError("out overlaps the input, which is still read while out is written; pass another array")
         if residual is not None:
             try:
-                residual = _stored(np.broadcast_to(residual, shape), storage, "residual")
+                residual = np.broadcast_to(residual, shape)
             except ValueError as error:
                 raise ValueError(f"residual has shape {np.shape(residual)}; expected {shape}") from error
+            residual = _stored(residual, storage, "residual")
         compiled.run(x, residual, out, scratch(compiled.scratch * threads), threads)
         return out
 
