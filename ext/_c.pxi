@@ -4,6 +4,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct subp_window:
         Py_ssize_t height, width, out_h, out_w
         Py_ssize_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left
+    Py_ssize_t subp_pool_row(const subp_window *w)
     ctypedef struct subp_requantize:
         int32_t zero, low, high, residual_zero
         float residual_factor

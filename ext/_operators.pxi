@@ -47,7 +47,7 @@ def bind_pool(
         row_counts = _array("counts of rows", counts[0], "float32", (window.out_h,))
         column_counts = _array("counts of columns", counts[1], "float32", (window.out_w,))
         call.pool.row_counts, call.pool.column_counts = <float *>row_counts.data, <float *>column_counts.data
-    rows = _array("row", np.empty((call.threads, window.width + window.out_w), np.float32), "float32", (None, None), True)
+    rows = _array("row", np.empty((call.threads, subp_pool_row(window)), np.float32), "float32", (None, None), True)
     call.x, call.out, call.row = <char *>source.data, <char *>target.data, <char *>rows.data
     call.size, call.row_size = window.height * window.width * source.itemsize, rows.shape[1] * rows.itemsize
     call.out_size = window.out_h * window.out_w * source.itemsize

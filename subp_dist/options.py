@@ -287,7 +287,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--log-interval", type=COUNT, metavar="STEPS", help="optimizer steps between TensorBoard scalars")
     add("--image-interval", type=COUNT, metavar="EPOCHS", help="epochs between mask pictures")
     add("--no-export", action="store_true", help="do not write model.subp at the end")
-    add("--export-dtype", choices=["float32", "int8"], help="int8: model-int8.subp as well, beside model.subp")
+    add("--export-dtype", choices=["float32", "bfloat16", "int8"], help="of a second file, beside model.subp: "
+        "model-bfloat16.subp or model-int8.subp")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -425,9 +426,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
     if args.data_dir == "builtin":
         _check_for_digits(args)
-    if args.export_dtype == "int8" and args.no_export:
+    if args.export_dtype != "float32" and args.no_export:
         raise UsageError(
-            "--export-dtype int8 with --no-export: int8 is made of what is exported; leave one of them out"
+            f"--export-dtype {args.export_dtype} with --no-export: {args.export_dtype} is made of what is exported; leave "
+            "one of them out"
         )
     check_order("prune-start", args.prune_start, "prune-end", args.prune_end)
     check_order("min-lr", args.min_lr, "lr", args.lr)

@@ -34,7 +34,7 @@ def run_report(training: Training, folder: Path, checkpoint: dict, int8: dict | 
     total = sum(parameter.numel() for parameter in training.model.parameters())
     pruned = sum(layer.pruned_parameters for layer in layers)
     rates, data_shares = sorted(training.image_rates), sorted(training.data_shares)
-    names = ("model.safetensors", "model.subp", "model-int8.subp")
+    names = ("model.safetensors", "model.subp", "model-bfloat16.subp", "model-int8.subp")
     exported = [path for name in names if (path := folder / name).exists()]
     val = checkpoint["val"]
     report = {

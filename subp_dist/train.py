@@ -279,19 +279,9 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     }  # fmt: skip
     text = {key: json.dumps(value) for key, value in metadata.items() if value is not None}
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
-    if not config.run.no_export:
-        from .export import export_subp  # and with it the runtime, which a training without an export does not need
-
-        export_subp(model, folder / "model.subp", data.input_size, metadata)
-    int8 = folder / "model-int8.subp"
-    int8.unlink(missing_ok=True)  # of the weights before this part of the run
-    quantization = None
-    if config.run.export_dtype == "int8":
-        from .export import Network
-        from .export.of_run import export_run_int8
-
-        arguments = model_arguments(config.model, data.num_classes, config.data.in_chans)
-        quantization = export_run_int8(Network(model, data.input_size, arguments, metadata), data, int8)
+    for name in ("model-int8.subp", "model-bfloat16.subp"):
+        (folder / name).unlink(missing_ok=True)  # of the weights before this part of the run
+    quantization = None if config.run.no_export else _export(training, data, folder, metadata)
     report = run_report(training, folder, checkpoint, quantization)
     monitor = training.monitor
     results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
@@ -301,6 +291,23 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
         f"kept {report['macs']['kept'] / 1e6:.1f} of {report['macs']['dense'] / 1e6:.1f} M MACs; best top-1 "
         f"{report['accuracy']['top1']:.2f} % (epoch {checkpoint['epoch']}); everything is in {folder}"
     )
+
+
+def _export(training: Training, data: Data, folder: Path, metadata: dict) -> dict | None:
+    """Write the network in float32, and in the second type that was asked for; returns what int8 came to, if that."""
+    # With them comes the runtime, which a training without an export does not need.
+    from .export import Network, export_subp
+    from .export.of_run import export_run_bfloat16, export_run_int8
+
+    config, model = training.config, training.model
+    export_subp(model, folder / "model.subp", data.input_size, metadata)
+    arguments = model_arguments(config.model, data.num_classes, config.data.in_chans)
+    network = Network(model, data.input_size, arguments, metadata)
+    if config.run.export_dtype == "bfloat16":
+        export_run_bfloat16(network, folder / "model-bfloat16.subp")
+    elif config.run.export_dtype == "int8":
+        return export_run_int8(network, data, folder / "model-int8.subp")
+    return None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Evaluate a finished run, in torch and as exported: ``python -m subp_dist.validate RUN [--dense RUN]``.
 
-Prints one table: accuracy, whether torch and the exported network, in float32 and in int8, predict the same for every
-image, MACs, parameters, file sizes, and latency at equal threads.
+Prints one table: accuracy, whether torch and the exported network, in float32, in bfloat16 and in int8, predict the same
+for every image, MACs, parameters, file sizes, and latency at equal threads.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ from .models import create_model, model_arguments, to_channels_last
 from .process_group import Rank
 from .report import read_report, write_report
 from .run_folder import read_config
+
+# Precisions below float32, each with a file of its own.
+LOWER = ("bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ def cli() -> None:
     parser.add_argument(
         "--exported", type=as_path, metavar="FILE", help="the network in float32; RUN/model.subp by default"
     )
-    parser.add_argument(
-        "--int8", type=as_path, metavar="FILE", help="and in int8; RUN/model-int8.subp, if there is one"
-    )
+    for dtype in LOWER:
+        own = f"RUN/model-{dtype}.subp, if there is one"
+        parser.add_argument(f"--{dtype}", type=as_path, metavar="FILE", help=f"and in {dtype}; {own}")
     parser.add_argument(
         "--data-dir", type=as_path_text, metavar="DIR", help="where the data is now, if not where it was in training"
     )
@@ -94,7 +98,7 @@ def cli() -> None:
         raise UsageError(str(error)) from error
     run = Run.open(args.run, args.data_dir)
     dense = Run.open(args.dense, args.data_dir) if args.dense else None
-    files = Files.of(run.folder, args.exported, args.int8)
+    files = Files.of(run.folder, args.exported, {dtype: getattr(args, dtype) for dtype in LOWER})
     comparison = compare(run, dense, threads, args.limit, files)
     print(as_table(comparison))
     write_report(run.folder, run.report | {"comparison": comparison})
@@ -102,20 +106,24 @@ def cli() -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """The exported network in float32, and in int8 where there is such a file."""
+    """The exported network in float32, and in each of ``LOWER`` that there is a file of."""
 
     float32: Path
-    int8: Path | None = None
+    lower: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, float32: Path | None = None, int8: Path | None = None) -> Files:
+    def of(cls, folder: Path, float32: Path | None = None, lower: Mapping[str, Path | None] | None = None) -> Files:
         """The files that are named, else those of a run's folder."""
-        own = folder / "model-int8.subp"
-        return cls(float32 or folder / "model.subp", int8 or (own if own.exists() else None))
+        named = {dtype: (lower or {}).get(dtype) or folder / f"model-{dtype}.subp" for dtype in LOWER}
+        given = {dtype for dtype, path in (lower or {}).items() if path}
+        return cls(
+            float32 or folder / "model.subp",
+            {dtype: path for dtype, path in named.items() if dtype in given or path.exists()},
+        )
 
 
 def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None, files: Files | None = None) -> dict:
-    """Run a model in torch and on ``subp_ext``, in float32 and in int8, over its validation images, and time all.
+    """Run a model in torch and on ``subp_ext``, in every precision there is, over its validation images, and time all.
 
     Args:
         run: whose images are looked at.
@@ -126,8 +134,8 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None,
 
     Returns:
         ``columns``, by engine, each with what ``as_table`` prints; ``images``, ``same_predictions``, and
-        ``max_logit_difference``; with an int8 file ``int8``: ``same_predictions`` as in float32 on ``subp_ext``, and
-        ``macs_share``, that of products of integers.
+        ``max_logit_difference``; by each of ``LOWER`` that there is a file of ``same_predictions`` as in float32 on
+        ``subp_ext``, and ``macs_share``, that of products in it.
 
     Raises:
         UsageError: the run was not exported, a file is damaged or takes other images, or the dense run has other
@@ -136,8 +144,8 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None,
     files = files or Files.of(run.folder)
     torch.set_num_threads(threads)
     session = _session(files.float32, run, threads)
-    int8 = None if files.int8 is None else _session(files.int8, run, threads)
-    in_torch, labels, exported, *of_int8 = predict(run, [session] if int8 is None else [session, int8], limit)
+    lower = {dtype: _session(path, run, threads) for dtype, path in files.lower.items()}
+    in_torch, labels, exported, *of_lower = predict(run, [session, *lower.values()], limit)
     if dense is not None:
         dense_logits, dense_labels = predict(dense, limit=limit)
         if not np.array_equal(labels, dense_labels):
@@ -148,8 +156,7 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None,
         dense_top1 = top1(dense_logits, labels)
     image = np.zeros((1, *run.data.input_size), np.float32)
     contenders = {"sparse, torch": torch_runner(run.model, image), "sparse, subp_ext": lambda: session.run(image)}
-    if int8 is not None:
-        contenders["sparse, int8"] = lambda: int8.run(image)
+    contenders |= {f"sparse, {dtype}": partial(found.run, image) for dtype, found in lower.items()}
     if dense is not None:
         contenders["dense, torch"] = torch_runner(dense.model, image)
     times = time_in_turns(contenders)
@@ -165,8 +172,8 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None,
     shared = {"macs": report["macs"]["kept"], "parameters": report["parameters"]["kept"]}
     columns["sparse, torch"] = shared | {"top1": top1(in_torch, labels), "bytes": report["files"]["model.safetensors"]}
     columns["sparse, subp_ext"] = shared | {"top1": top1(exported, labels), "bytes": files.float32.stat().st_size}
-    if int8 is not None:
-        columns["sparse, int8"] = shared | {"top1": top1(of_int8[0], labels), "bytes": files.int8.stat().st_size}
+    for (dtype, path), logits in zip(files.lower.items(), of_lower, strict=True):
+        columns[f"sparse, {dtype}"] = shared | {"top1": top1(logits, labels), "bytes": path.stat().st_size}
     for name, column in columns.items():
         column["best_ms"], column["median_ms"] = min(times[name]), statistics.median(times[name])
     comparison = {
@@ -177,9 +184,9 @@ def compare(run: Run, dense: Run | None, threads: int, limit: int | None = None,
         "max_logit_difference": absolute_difference(exported, in_torch),
         "kernels": subp_ext.cpu_info()["kernel_set"],
     }
-    if int8 is not None:
-        share = int8.report(image).int8_share
-        comparison["int8"] = {"same_predictions": _same(exported, of_int8[0]), "macs_share": share}
+    for (dtype, found), logits in zip(lower.items(), of_lower, strict=True):
+        share = found.report(image).product_shares[dtype]
+        comparison[dtype] = {"same_predictions": _same(exported, logits), "macs_share": share}
     return comparison
 
 
@@ -281,23 +288,21 @@ def as_table(comparison: dict) -> str:
             # The best first: on a busy machine the median measures the others' work.
             f"subp_ext is {best:.2f}x as fast as torch, by the median {median:.2f}x (batch 1, {comparison['threads']} "
             f"threads each, {comparison['kernels']} kernels)",
-            *_about_int8(comparison),
+            *(_about_lower(comparison, dtype) for dtype in LOWER if dtype in comparison),
         ]
     )
 
 
-def _about_int8(comparison: dict) -> list[str]:
-    """The int8 file beside that in float32."""
-    if "int8" not in comparison:
-        return []
-    int8, float32 = (comparison["columns"][f"sparse, {name}"] for name in ("int8", "subp_ext"))
-    best, median = (float32[key] / int8[key] for key in ("best_ms", "median_ms"))
-    found = comparison["int8"]
-    return [
-        f"int8 against float32 on subp_ext: same prediction on {found['same_predictions']} of {comparison['images']} "
-        f"images, top-1 {int8['top1'] - float32['top1']:+.2f} points, {best:.2f}x as fast (median {median:.2f}x), "
-        f"{int8['bytes'] / float32['bytes']:.2f} of the file; {found['macs_share']:.0%} of the MACs are of integers",
-    ]
+def _about_lower(comparison: dict, dtype: str) -> str:
+    """A file of lower precision beside that in float32."""
+    lower, float32 = (comparison["columns"][f"sparse, {name}"] for name in (dtype, "subp_ext"))
+    best, median = (float32[key] / lower[key] for key in ("best_ms", "median_ms"))
+    found = comparison[dtype]
+    return (
+        f"{dtype} against float32 on subp_ext: same prediction on {found['same_predictions']} of {comparison['images']} "
+        f"images, top-1 {lower['top1'] - float32['top1']:+.2f} points, {best:.2f}x as fast (median {median:.2f}x), "
+        f"{lower['bytes'] / float32['bytes']:.2f} of the file; {found['macs_share']:.0%} of the MACs are in {dtype}"
+    )
 
 
 if __name__ == "__main__":

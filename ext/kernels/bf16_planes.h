@@ -75,36 +75,52 @@ static inline int16_t subp_bf16_rank(uint16_t x) {
 }
 static inline uint16_t subp_bf16_of_rank(int16_t rank) { return (uint16_t)(rank ^ (int16_t)(rank >> 15 & 0x7fff)); }
 
+/* Loops over rows of ranks are over whole blocks of as many as a vector may hold; what lies behind a row is of any value
+ * and has room. */
+enum { SUBP_BLOCK = 32 };
+
+static inline ptrdiff_t subp_blocks(ptrdiff_t count) { return subp_ceil_div(count, SUBP_BLOCK) * SUBP_BLOCK; }
+
 static inline void subp_bf16_largest(int16_t *restrict best, const int16_t *restrict with, ptrdiff_t count,
                                      ptrdiff_t stride) {
-    if (stride == 1)
-        for (ptrdiff_t i = 0; i < count; i++) best[i] = with[i] > best[i] ? with[i] : best[i];
-    else if (stride == 2)
-        for (ptrdiff_t i = 0; i < count; i++) best[i] = with[2 * i] > best[i] ? with[2 * i] : best[i];
-    else
-        for (ptrdiff_t i = 0; i < count; i++) best[i] = with[i * stride] > best[i] ? with[i * stride] : best[i];
+    for (ptrdiff_t at = 0; at < count; at += SUBP_BLOCK, best += SUBP_BLOCK, with += stride * SUBP_BLOCK)
+        if (stride == 1)
+            for (int i = 0; i < SUBP_BLOCK; i++) best[i] = with[i] > best[i] ? with[i] : best[i];
+        else if (stride == 2)
+            for (int i = 0; i < SUBP_BLOCK; i++) best[i] = with[2 * i] > best[i] ? with[2 * i] : best[i];
+        else
+            for (int i = 0; i < SUBP_BLOCK; i++) best[i] = with[i * stride] > best[i] ? with[i * stride] : best[i];
 }
 
-/* One output row of maxima: down the columns first, so that one row alone is taken apart for the stride. */
-static inline void subp_bf16_maxima(const subp_window *p, const uint16_t *in, ptrdiff_t y, int16_t *row,
+static inline void subp_bf16_largest_ranks(int16_t *restrict best, const int16_t *restrict numbers, ptrdiff_t count) {
+    for (ptrdiff_t at = 0; at < count; at += SUBP_BLOCK, best += SUBP_BLOCK, numbers += SUBP_BLOCK)
+        for (int i = 0; i < SUBP_BLOCK; i++) {
+            const int16_t rank = subp_bf16_rank((uint16_t)numbers[i]);
+            best[i] = rank > best[i] ? rank : best[i];
+        }
+}
+
+/* One output row of maxima: down the columns first, so that one row alone is taken apart for the stride. The row of
+ * ranks has as many columns as the windows reach over, those outside of the input included. */
+static inline void subp_bf16_maxima(const subp_window *p, const uint16_t *in, ptrdiff_t y, int16_t *ranks,
                                     uint16_t *out) {
     const int16_t least = subp_bf16_rank(0xff80); /* minus infinity */
-    int16_t *best = row + p->width;
-    for (ptrdiff_t x = 0; x < p->width + p->out_w; x++) row[x] = least;
-    for (ptrdiff_t i = 0; i < p->kernel_h; i++) {
+    const ptrdiff_t columns = p->stride_w * subp_blocks(p->out_w) + (p->kernel_w - 1) * p->dilation_w;
+    const ptrdiff_t seen = subp_smaller(p->width, columns - p->pad_left);
+    int16_t *numbers = ranks + subp_blocks(columns + SUBP_BLOCK), *best = numbers + subp_blocks(p->width);
+    for (ptrdiff_t x = 0; x < columns; x++) ranks[x] = least;
+    for (ptrdiff_t i = 0; i < p->kernel_h && seen > 0; i++) {
         const ptrdiff_t source = y * p->stride_h - p->pad_top + i * p->dilation_h;
         if (source < 0 || source >= p->height) continue;
-        const uint16_t *from = in + source * p->width;
-        for (ptrdiff_t x = 0; x < p->width; x++) {
-            const int16_t rank = subp_bf16_rank(from[x]);
-            row[x] = rank > row[x] ? rank : row[x];
-        }
+        memcpy(numbers, in + source * p->width, (size_t)seen * sizeof(uint16_t));
+        for (ptrdiff_t x = seen; x < subp_blocks(seen); x++) numbers[x] = (int16_t)0xff80;
+        subp_bf16_largest_ranks(ranks + p->pad_left, numbers, seen);
     }
-    for (ptrdiff_t j = 0; j < p->kernel_w; j++) {
-        ptrdiff_t begin, end, s = p->stride_w, shift = subp_columns_inside(p, j, &begin, &end);
-        if (begin < end) subp_bf16_largest(best + begin, row + begin * s + shift, end - begin, s);
-    }
-    for (ptrdiff_t x = 0; x < p->out_w; x++) out[x] = subp_bf16_of_rank(best[x]);
+    for (ptrdiff_t x = 0; x < subp_blocks(p->out_w); x++) best[x] = least;
+    for (ptrdiff_t j = 0; j < p->kernel_w; j++)
+        subp_bf16_largest(best, ranks + j * p->dilation_w, p->out_w, p->stride_w);
+    for (ptrdiff_t x = 0; x < subp_blocks(p->out_w); x++) best[x] = (int16_t)subp_bf16_of_rank(best[x]);
+    memcpy(out, best, (size_t)p->out_w * sizeof(uint16_t));
 }
 
 /* One output row of averages, likewise. */

@@ -142,6 +142,12 @@ typedef struct {
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
 
+/* Enough for sums of an input row and an output row, or for the columns that a row of windows reaches over, in blocks of
+ * whole vectors. */
+static inline ptrdiff_t subp_pool_row(const subp_window *w) {
+    return w->width + (w->stride_w + 1) * (w->out_w + 32) + w->kernel_w * w->dilation_w + w->pad_left + 128;
+}
+
 /* From quantized operands to a quantized result, with the constants of requantize.py: zero points, factors that have the
  * result's scale in them, and bounds from 0 to 255. A product or mean has one factor, a_factor. */
 typedef struct {
@@ -162,7 +168,7 @@ enum { SUBP_POOL_SLACK = 384, SUBP_FACTOR_SLACK = 31 };
 
 enum { SUBP_NORM_PIXELS = 64 };
 
-/* The functions of each operator. Of `pool`, row is room for width + out_w sums. `binary` is a + b or a * b, with b one
+/* The functions of each operator. Of `pool`, row is room for subp_pool_row floats. `binary` is a + b or a * b, with b one
  * number or as many as a. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
  * channels that are `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus
  * bias[c]. `halve` takes every second element of each row and reads nothing beyond the last it takes. `peak` is a

@@ -39,7 +39,11 @@ def _lower_binary(
         return _lower_integers(planner, op, a, b, out_type)
     if isinstance(a, Tensor) and a.type == BFLOAT16 and isinstance(b, (int, float)):
         b = np.full((1,) * a.view.ndim, b, np.float32)
-    laid = _meet(a, b) if no_kernel("binary", a) is None and _is_array(b) and _one_type(a, b) else None
+    fits = no_kernel("binary", a) is None and _is_array(b) and _one_type(a, b)
+    laid = _meet(a, b) if fits else None
+    if laid is None and fits and a.type == BFLOAT16 and _runs_of(a.view, as_meta(b)):
+        a, b = planner.contiguous(a), planner.contiguous(b)  # two casts would cost more than the copies
+        laid = _meet(a, b)
     if laid is None:
         return on_numpy(planner, op, np.multiply if op == "mul" else np.add, self, other)
     order, b, runs = laid

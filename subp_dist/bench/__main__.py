@@ -1,11 +1,12 @@
 """A whole network on this package's engine, sparse and dense, against other engines on the same machine.
 
 The network has random weights, random uniform masks and batch-norm statistics measured on random images. The peers run
-the same weights as a dense network, on as many threads: in float32, and with ``--dtype int8`` also in int8 and bf16,
+the same weights as a dense network, on as many threads: in float32, and with another ``--dtype`` also in int8 and bf16,
 each in the way that is fastest on it. Engines are processes that take turns.
 
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --against onnxruntime openvino torch
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype int8
+python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype bfloat16
 python -m subp_dist.bench resnet50 --sweep --json resnet50.json    # speed-up for many rates and block sizes
 """
 
@@ -35,7 +36,13 @@ from .tables import accuracy, as_curves, as_table, speedups
 PEERS = ("onnxruntime", "openvino", "torch")
 # What is needed to quantize for a peer, beside itself.
 QUANTIZERS = {"openvino": "nncf", "onnxruntime": "onnx"}
-DTYPES = ("float32", "int8")
+DTYPES = ("float32", "bfloat16", "int8")
+# This engine by the precision that is measured: sparse, dense, and what stands beside them.
+OURS = {
+    "float32": ("subp", "subp_dense"),
+    "bfloat16": ("subp_bf16", "subp_bf16_dense", "subp", "subp_int8"),
+    "int8": ("subp_int8", "subp_int8_dense", "subp"),
+}
 SWEEP_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 SWEEP_BLOCK_SIZES = (8, 16, 32)
 
@@ -76,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="timm model")
-    add("--dtype", choices=DTYPES, default="float32", help="int8: quantized, and the peers in their best precisions")
+    add("--dtype", choices=DTYPES, default="float32", help="of this engine; the peers run in every precision")
     add("--prune-rate", type=float, default=0.5, metavar="P", help="share of blocks pruned in every row")
     add("--block-size", type=int, default=16, choices=BLOCK_SIZES, metavar="N", help="output channels per block")
     add("--skip", nargs="*", default=[], metavar="PATTERN", help="convolutions to keep dense, such as '*downsample*'")
@@ -112,7 +119,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 1 or more")
     args.against = tuple(dict.fromkeys(args.against))
     for peer in args.against:
-        for package in (peer, QUANTIZERS.get(peer, peer) if args.dtype == "int8" else peer):
+        for package in (peer, QUANTIZERS.get(peer, peer) if args.dtype != "float32" else peer):
             if importlib.util.find_spec(package) is None:
                 what = "it" if package == peer else f"{package}, which quantizes for it,"
                 raise UsageError(
@@ -149,16 +156,16 @@ def bench(settings: Settings, folder: Path) -> dict:
         What ``--json`` writes: the conditions; ``engines``, each with ``best_ms``, ``median_ms``, ``load_ms``,
         ``memory_mb``, ``layers`` (numbers by precision), and ``max_abs_diff`` and ``sqnr_db``, its largest difference
         from torch in float64 and the ratio of signal to difference; ``max_abs_diff``, the larger of the first two
-        engines', which are this one's, sparse and dense; ``speedup`` of these over the fastest peer. In int8
-        ``speedup`` is over the fastest int8 peer, ``speedup_any`` over the fastest peer, and ``speedup_float32`` over
-        this engine in float32.
+        engines', which are this one's, sparse and dense; ``speedup`` of these over the fastest peer. In bfloat16 and int8
+        ``speedup`` is over the fastest peer in that precision, ``speedup_any`` over the fastest peer, and
+        ``speedup_float32`` over this engine in float32.
 
     Raises:
         UsageError: an engine failed, or runs in another precision than its name says.
     """
     files = _files(settings, folder, settings.prune_rate, settings.block_size)
     images, expected = files.images(settings.batch_size)
-    ours = ("subp_int8", "subp_int8_dense", "subp") if settings.dtype == "int8" else ("subp", "subp_dense")
+    ours = OURS[settings.dtype]
     contenders = [Contender(name, "subp", files.path(name)) for name in ours] + _peers(settings, files)
     compete(contenders, images, settings.threads, settings.rounds, settings.seconds)
     engines = _faster_torch(
@@ -172,10 +179,11 @@ def bench(settings: Settings, folder: Path) -> dict:
     pair = dict(zip(("sparse", "dense"), ours, strict=False))
     if settings.dtype == "float32":
         return document | {"speedup": speedups(engines, pair, peers)}
+    suffix = ours[0].removeprefix("subp")
     return document | {
-        "speedup": speedups(engines, pair, [name for name in peers if name.endswith("_int8")]),
+        "speedup": speedups(engines, pair, [name for name in peers if name.endswith(suffix)]),
         "speedup_any": speedups(engines, pair, peers),
-        "speedup_float32": speedups(engines, {"sparse": "subp_int8"}, ["subp"]),
+        "speedup_float32": speedups(engines, {"sparse": ours[0]}, ["subp"]),
     }
 
 
@@ -195,8 +203,7 @@ def sweep(settings: Settings, folder: Path) -> dict:
     for block_size, rate in tqdm(
         [(n, p) for n in SWEEP_BLOCK_SIZES for p in settings.sweep], desc="export", leave=False
     ):
-        ours = "subp_int8" if settings.dtype == "int8" else "subp"
-        path = _files(settings, folder, rate, block_size).path(ours)
+        path = _files(settings, folder, rate, block_size).path(OURS[settings.dtype][0])
         points[block_size, rate] = Contender(f"1x{block_size} {rate:g}", "subp", path)
     compete([*peers, *points.values()], images, settings.threads, settings.rounds, settings.seconds)
     engines = _faster_torch({peer.name: peer.summary() for peer in peers})
@@ -233,7 +240,7 @@ def engines_of(against: Sequence[str], dtype: str, bf16: bool) -> list[str]:
     ]
     if dtype == "float32":
         return float32
-    lower = ["openvino_int8", "onnxruntime_int8", *(["openvino_bf16"] if bf16 else [])]
+    lower = ["openvino_int8", "onnxruntime_int8", *(["openvino_bf16", "torch_bf16"] if bf16 else [])]
     return [engine for engine in lower if engine.rpartition("_")[0] in against] + float32
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import subp_ext
+from subp_ext.bfloat16 import convert
 
 from ..checkpoint import write_atomically
 from ..export import Network, build_graph
@@ -26,6 +27,8 @@ from .quantized import quantize_for_onnxruntime, quantize_for_openvino
 SUFFIX = {
     "subp": "subp",
     "subp_dense": "dense.subp",
+    "subp_bf16": "bf16.subp",
+    "subp_bf16_dense": "dense.bf16.subp",
     "subp_int8": "int8.subp",
     "subp_int8_dense": "dense.int8.subp",
     "onnxruntime": "onnx",
@@ -34,6 +37,7 @@ SUFFIX = {
     "openvino_bf16": "onnx",
     "openvino_int8": "int8.xml",
     "torch": "pt",
+    "torch_bf16": "pt",
     "torch_channels_last": "pt",
 }
 
@@ -111,7 +115,7 @@ class NetworkFiles:
         graph = build_graph(model, self.network.input_size)
         if "int8" in contender:
             graph, _ = quantize_graph(graph, self.calibration)
-        subp_ext.save(path, graph)
+        subp_ext.save(path, convert(graph) if "bf16" in contender else graph)
 
     def _plain(self) -> nn.Module:
         return plain_copy(self.network.model).eval().requires_grad_(False)

@@ -45,17 +45,17 @@ def speedups(engines: Mapping[str, dict], ours: Mapping[str, str], rivals: Seque
 
 def as_table(document: dict) -> str:
     """The document of a measurement as text, the ratios first."""
-    is_int8 = document["dtype"] == "int8"
-    lines = _int8_ratios(document) if is_int8 else _ratios(document["speedup"], "the fastest dense peer, ")
+    lower = document["dtype"] != "float32"
+    lines = _lower_ratios(document) if lower else _ratios(document["speedup"], "the fastest dense peer, ")
     lines.append(
         f"{document['model']}, {document['prune_rate']:.1%} pruned in 1x{document['block_size']} blocks, batch "
         f"{document['batch_size']}, {document['threads']} thread{'s' * (document['threads'] > 1)}, "
         f"{document['kernel_set']} kernels, {document['cpu']}"
     )
-    last = "SQNR dB" if is_int8 else "max diff"
+    last = "SQNR dB" if lower else "max diff"
     lines += ["", f"{'engine':17}{'best ms':>9}{'median ms':>11}{'load ms':>10}{'peak MB':>10}{last:>10}  layers"]
-    lines += [_row(name, engine, is_int8) for name, engine in document["engines"].items()]
-    return "\n".join([*lines, "", _about_accuracy(document, is_int8)])
+    lines += [_row(name, engine, lower) for name, engine in document["engines"].items()]
+    return "\n".join([*lines, "", _about_accuracy(document, lower)])
 
 
 def _ratios(ratios: dict | None, whom: str) -> list[str]:
@@ -67,17 +67,17 @@ def _ratios(ratios: dict | None, whom: str) -> list[str]:
     return [line]
 
 
-def _int8_ratios(document: dict) -> list[str]:
+def _lower_ratios(document: dict) -> list[str]:
     return [
-        *_ratios(document["speedup"], "the fastest dense int8 peer, "),
+        *_ratios(document["speedup"], f"the fastest dense {document['dtype']} peer, "),
         *_ratios(document["speedup_any"], "the fastest dense peer of any precision, "),
         *_ratios(document["speedup_float32"], "this engine in float32, "),
     ]
 
 
-def _row(name: str, engine: dict, is_int8: bool) -> str:
+def _row(name: str, engine: dict, lower: bool) -> str:
     sqnr = engine["sqnr_db"]
-    error = f"{math.inf if sqnr is None else sqnr:10.1f}" if is_int8 else f"{engine['max_abs_diff']:10.1e}"
+    error = f"{math.inf if sqnr is None else sqnr:10.1f}" if lower else f"{engine['max_abs_diff']:10.1e}"
     layers = ", ".join(f"{count} {precision}" for precision, count in engine["layers"].items())
     return (
         f"{name:17}{engine['best_ms']:9.2f}{engine['median_ms']:11.2f}{engine['load_ms']:10.0f}"
@@ -85,9 +85,9 @@ def _row(name: str, engine: dict, is_int8: bool) -> str:
     )
 
 
-def _about_accuracy(document: dict, is_int8: bool) -> str:
+def _about_accuracy(document: dict, lower: bool) -> str:
     layers = "layers: convolutions and matrix products by the precision they ran in"
-    if is_int8:
+    if lower:
         return f"SQNR: of the logits, against torch in float64; {layers}"
     return f"max diff: from torch in float64; the logits' range is {document['logits_range']:.2f}; {layers}"
 

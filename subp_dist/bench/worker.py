@@ -108,7 +108,7 @@ def load_openvino(path: str, threads: int, precision: str = "f32") -> Engine:
     request = compiled.create_infer_request()
     return Engine(
         lambda images: request.infer({0: images}, share_inputs=True)[0],
-        openvino.__version__,
+        f"{openvino.__version__}, INFERENCE_PRECISION_HINT {found}",
         lambda: _openvino_layers(compiled),
     )
 
@@ -122,7 +122,7 @@ def _openvino_layers(compiled: Any) -> dict[str, int]:
     return counts
 
 
-# As the results name what this engine reports.
+# How results name the types of this engine and of torch.
 _OWN_NAMES = {"bfloat16": "bf16", "int8": "int8"}
 
 _OPENVINO_NAMES = {"f32": ("f32", "float32"), "bf16": ("bf16", "bfloat16")}
@@ -141,29 +141,34 @@ def load_openvino_int8(path: str, threads: int) -> Engine:
     return load_openvino(path, threads, "bf16" if "BF16" in capabilities else "f32")
 
 
-def load_torch(path: str, threads: int, channels_last: bool = False) -> Engine:
+def load_torch(path: str, threads: int, channels_last: bool = False, dtype: str = "float32") -> Engine:
     import torch
 
     torch.set_num_threads(threads)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model = torch.load(path, weights_only=False).to(memory_format=memory_format)
+    form = {"memory_format": torch.channels_last if channels_last else torch.contiguous_format}
+    form["dtype"] = getattr(torch, dtype)
+    model = torch.load(path, weights_only=False).to(**form)
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        return model(torch.from_numpy(images).to(memory_format=memory_format)).numpy()
+        return model(torch.from_numpy(images).to(**form)).float().numpy()
 
     return Engine(run, torch.__version__, lambda: _torch_layers(model))
 
 
 def _torch_layers(model: Any) -> dict[str, int]:
     weights = [module.weight for module in model.modules() if hasattr(module, "weight")]
-    return Counter(
-        str(weight.dtype).removeprefix("torch.") for weight in weights if weight is not None and weight.ndim > 1
-    )
+    names = [str(weight.dtype).removeprefix("torch.") for weight in weights if weight is not None and weight.ndim > 1]
+    return Counter(_OWN_NAMES.get(name, name) for name in names)
 
 
 def load_torch_channels_last(path: str, threads: int) -> Engine:
     return load_torch(path, threads, channels_last=True)
+
+
+def load_torch_bf16(path: str, threads: int) -> Engine:
+    """The whole network in bfloat16, which oneDNN's kernels want in channels-last."""
+    return load_torch(path, threads, channels_last=True, dtype="bfloat16")
 
 
 LOADERS: dict[str, Callable[[str, int], Engine]] = {
@@ -174,6 +179,7 @@ LOADERS: dict[str, Callable[[str, int], Engine]] = {
     "openvino_int8": load_openvino_int8,
     "torch": load_torch,
     "torch_channels_last": load_torch_channels_last,
+    "torch_bf16": load_torch_bf16,
 }
 
 # What to import before the load is timed, where it is not the engine's own name: a pickled model needs its classes.
@@ -183,6 +189,7 @@ MODULES = {
     "openvino_int8": ("openvino",),
     "torch": ("torch", "timm"),
     "torch_channels_last": ("torch", "timm"),
+    "torch_bf16": ("torch", "timm"),
 }
 
 

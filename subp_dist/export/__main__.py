@@ -2,7 +2,7 @@
 
 python -m subp_dist.export RUN_OR_CHECKPOINT --format subp|timm|onnx --output FILE
 python -m subp_dist.export --model NAME --prune-rate P --block-size N --format ... --output FILE
-python -m subp_dist.export RUN_OR_CHECKPOINT --dtype int8 --output FILE
+python -m subp_dist.export RUN_OR_CHECKPOINT --dtype bfloat16|int8 --output FILE
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..blocks import BLOCK_SIZES
 from ..checkpoint import check_writable
 from ..errors import UsageError, report_usage_errors
 from ..flag_values import as_path
+from .bfloat16 import export_bfloat16
 from .calibrate import FEWEST_IMAGES
 from .formats import FORMATS, export
 from .int8 import KINDS, export_int8, images_of_folder, images_of_run, random_images
@@ -61,9 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, metavar="PIXELS", help="square image size; the model's own by default")
     add("--num-classes", type=int, help="classes; the model's own by default")
     add("--seed", type=int, help="seed of everything random; 0")
-    group = parser.add_argument_group("int8, by static quantization after training")
+    group = parser.add_argument_group("bfloat16, or int8 by static quantization after training")
     add = group.add_argument
-    add("--dtype", choices=["float32", "int8"], default="float32", help="of weights and activations; float32")
+    add("--dtype", choices=["float32", "bfloat16", "int8"], default="float32", help="of weights and activations; "
+        "bfloat16 halves the file and needs no calibration, which the other flags here are for; float32")  # fmt: skip
     add(
         "--data-dir",
         type=as_path,
@@ -119,6 +121,8 @@ def _check_int8(args: argparse.Namespace) -> None:
             raise UsageError(f"--{flag.replace('_', '-')} belongs to --dtype int8; {args.dtype} needs no calibration")
         if getattr(args, flag) is None:
             setattr(args, flag, default)
+    if args.dtype == "bfloat16" and args.format != "subp":
+        raise UsageError(f"--dtype bfloat16 --format {args.format}: expected --format subp")
     if args.dtype != "int8":
         return
     if args.format not in KINDS:
@@ -145,12 +149,20 @@ def _export_int8(args: argparse.Namespace, network: Network) -> str:
     return export_int8(network, args.output, images, labels, options, args.uint8_input, args.format).summary()
 
 
+def _export_bfloat16(args: argparse.Namespace, network: Network) -> str:
+    """Writes a file in bfloat16, and says how near it is to float32."""
+    return export_bfloat16(network, args.output)
+
+
 def _export_float32(args: argparse.Namespace, network: Network) -> str:
     """Writes a file in float32, and says how it was checked."""
     difference = export(network, args.format, args.output)
     if difference is None:
         return "not checked against torch: pip install 'subp-dist[onnx]' installs what runs it"
     return f"largest difference from torch {difference:.1e} of the logits' range, on random images"
+
+
+_EXPORTS = {"float32": _export_float32, "bfloat16": _export_bfloat16, "int8": _export_int8}
 
 
 @report_usage_errors
@@ -172,7 +184,7 @@ def cli() -> None:
             seed=args.seed,
         )
     try:
-        said = (_export_int8 if args.dtype == "int8" else _export_float32)(args, network)
+        said = _EXPORTS[args.dtype](args, network)
     except OSError as error:
         raise UsageError(str(error)) from error
     kind = args.format if args.dtype == "float32" else f"{args.format}, {args.dtype}"

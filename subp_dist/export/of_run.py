@@ -1,4 +1,4 @@
-"""The int8 file that a training writes beside its float32 one."""
+"""The file in bfloat16 or int8 that a training writes beside its float32 one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data import Data
 from ..errors import UsageError
+from .bfloat16 import export_bfloat16
 from .calibrate import FEWEST_IMAGES, value_shapes
 from .int8 import calibration_images, export_int8
 from .network import Network
@@ -58,3 +59,17 @@ def export_run_int8(network: Network, data: Data, path: Path) -> dict | None:
         return None
     _logger.info("%s: %s", path.name, report.summary())
     return report.to_json()
+
+
+def export_run_bfloat16(network: Network, path: Path) -> None:
+    """Write a trained network in bfloat16; a failure is told, and does not end the run.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        said = export_bfloat16(network, path)
+    except UsageError as error:
+        _logger.warning("there is no %s: %s", path.name, error)
+        return
+    _logger.info("%s: %s", path.name, said)

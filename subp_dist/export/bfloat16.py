@@ -1,0 +1,80 @@
+"""A network in bfloat16: half the file, and products of bfloat16 where the CPU has them; nothing to calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import subp_ext
+from subp_ext import Graph
+from subp_ext.bfloat16 import convert
+
+from ..checkpoint import write_atomically
+from ..errors import UsageError
+from .network import Network
+from .quantize_report import sqnr
+from .subp import checked_graph
+from .verify import random_images, run_session
+
+# Random images that bfloat16 is compared with float32 on, and the decibels of signal over difference that it must keep:
+# rounding leaves 30 to 50.
+_IMAGES, _LEAST_SQNR = 8, 15.0
+
+
+def export_bfloat16(network: Network, path: Path) -> str:
+    """Write a network as a ``.subp`` file in bfloat16, whole or not at all.
+
+    It is traced and compared with torch in float32, then converted, and the file is compared with what it was.
+
+    Returns:
+        What was found, for people.
+
+    Raises:
+        UsageError: the network cannot be exported, has no layer that bfloat16 is for, or computes something else in it.
+        OSError: the file cannot be written.
+    """
+    graph = checked_graph(network.model, network.input_size, network.metadata)
+    converted = in_bfloat16(graph)
+    said: list[str] = []
+
+    def write(temporary: Path) -> None:
+        subp_ext.save(temporary, converted)
+        said.append(compared(graph, temporary, network.input_size))
+
+    write_atomically(path, write)
+    return said[0]
+
+
+def in_bfloat16(graph: Graph) -> Graph:
+    """The graph with weights and planes in bfloat16.
+
+    Raises:
+        UsageError: it has no layer for it.
+    """
+    converted = convert(graph)
+    if converted is graph:
+        raise UsageError(
+            "bfloat16 changes nothing: the network has no convolution or linear layer with a weight in float32; export "
+            "it with --dtype float32"
+        )
+    return converted
+
+
+def compared(graph: Graph, path: Path, input_size: tuple[int, int, int]) -> str:
+    """Says how near a file in bfloat16 is to its graph in float32, on random images.
+
+    Raises:
+        UsageError: its results have little to do with those in float32.
+    """
+    count = _IMAGES if graph.inputs[0].shape[0] is None else 1
+    images = random_images(count, input_size)
+    expected = run_session(subp_ext.Session(graph, dtype="float32"), images)
+    found = run_session(subp_ext.Session(path), images)
+    noise = min((sqnr(a, b) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"), default=np.inf)
+    if not noise >= _LEAST_SQNR:
+        raise UsageError(
+            f"the network loses too much in bfloat16: {noise:.0f} dB of signal over the difference from float32, "
+            f"expected {_LEAST_SQNR:g} or more; it was not written, export it in float32"
+        )
+    return f"{noise:.0f} dB of signal over the difference from float32 on random images"
