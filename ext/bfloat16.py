@@ -1,8 +1,8 @@
 """Networks in bfloat16: which values and weights of a graph become it, and what a CPU without it does instead.
 
-Products are of bfloat16 and summed in float32, where bias, residual and activation are added, too; the result is rounded
-once. `convert` decides by what a value is read as: planes between layers become bfloat16, while inputs and outputs of the
-graph and what only operators in float32 read stay float32.
+Products are of bfloat16 and summed in float32, where bias, residual and activation are added, too; the result is
+rounded once. `convert` decides by what a value is read as: planes between layers become bfloat16, while inputs and
+outputs of the graph and what only operators in float32 read stay float32.
 """
 
 from __future__ import annotations
@@ -84,19 +84,17 @@ def in_float32(graph: Graph) -> Graph:
     """
     if graph.metadata.get(PRECISION) != NAME:
         return graph
-    declared = {spec.name for spec in graph.outputs if spec.type == BFLOAT16}
+    outputs = {spec.name: spec.type for spec in graph.outputs}
     same: dict[str, str] = {}  # casts that go, by what they cast
     nodes = []
     for node in graph.nodes:
         args = _renamed(node.args, same, node.args)
         source = args.get("self")
-        if node.op == "cast" and args.get("dtype") == NAME and isinstance(source, Ref) and node.output not in declared:
+        if node.op == "cast" and args.get("dtype") == NAME and isinstance(source, Ref) and node.output not in outputs:
             same[node.output] = source.name
             continue
-        nodes.append(replace(node, args=args, type=None if node.type == BFLOAT16 else node.type))
-    for number, node in enumerate(nodes):
-        if node.output in declared:
-            nodes[number] = replace(node, type=BFLOAT16)
+        free = node.type == BFLOAT16 and outputs.get(node.output) != BFLOAT16
+        nodes.append(replace(node, args=args, type=None if free else node.type))
     return replace(graph, nodes=nodes)
 
 

@@ -23,7 +23,7 @@ class ReportRow:
         macs: multiply-accumulates on kept weights; None where they are not counted.
         dense_macs: those of the same layer without zeros.
         sparse_macs: of `macs`, those on sparse kernels.
-        products: type of the numbers that are multiplied, "float32", "bfloat16" or "int8"; empty where none are counted.
+        products: of what numbers, "float32", "bfloat16" or "int8"; empty where none are counted.
         ms: best of the runs so far; None unless profiled.
         dtype: of the result's elements.
         passed_over: faster kernels that exist for this step, each with why it does not run here.

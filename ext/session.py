@@ -47,8 +47,8 @@ class Session:
         threads: per run; by default `SUBP_NUM_THREADS`, else the CPUs this process may use. The result does not
             depend on it.
         profile: measures every step of every run, for `report`.
-        dtype: "bfloat16" runs a network in float32 so, converted when it is loaded; "float32" computes in float32 what is
-            stored in bfloat16. By default what `SUBP_DTYPE` says, else what the file says. A CPU without products of
+        dtype: "bfloat16" runs a network in float32 so, converted when it is loaded; "float32" computes in float32 what
+            is stored in bfloat16. By default what `SUBP_DTYPE` says, else what the file says. A CPU without products of
             bfloat16 multiplies in float32; the report says so.
 
     Attributes:

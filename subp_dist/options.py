@@ -428,8 +428,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         _check_for_digits(args)
     if args.export_dtype != "float32" and args.no_export:
         raise UsageError(
-            f"--export-dtype {args.export_dtype} with --no-export: {args.export_dtype} is made of what is exported; leave "
-            "one of them out"
+            f"--export-dtype {args.export_dtype} with --no-export: {args.export_dtype} is made of what is exported; "
+            "leave one of them out"
         )
     check_order("prune-start", args.prune_start, "prune-end", args.prune_end)
     check_order("min-lr", args.min_lr, "lr", args.lr)

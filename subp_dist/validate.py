@@ -1,7 +1,7 @@
 """Evaluate a finished run, in torch and as exported: ``python -m subp_dist.validate RUN [--dense RUN]``.
 
-Prints one table: accuracy, whether torch and the exported network, in float32, in bfloat16 and in int8, predict the same
-for every image, MACs, parameters, file sizes, and latency at equal threads.
+Prints one table: accuracy, whether torch and the exported network, in float32, in bfloat16 and in int8, predict the
+same for every image, MACs, parameters, file sizes, and latency at equal threads.
 """
 
 from __future__ import annotations
@@ -299,8 +299,8 @@ def _about_lower(comparison: dict, dtype: str) -> str:
     best, median = (float32[key] / lower[key] for key in ("best_ms", "median_ms"))
     found = comparison[dtype]
     return (
-        f"{dtype} against float32 on subp_ext: same prediction on {found['same_predictions']} of {comparison['images']} "
-        f"images, top-1 {lower['top1'] - float32['top1']:+.2f} points, {best:.2f}x as fast (median {median:.2f}x), "
+        f"{dtype} against float32 on subp_ext: same prediction on {found['same_predictions']} of "
+        f"{comparison['images']} images, top-1 {lower['top1'] - float32['top1']:+.2f} points, {best:.2f}x as fast (median {median:.2f}x), "
         f"{lower['bytes'] / float32['bytes']:.2f} of the file; {found['macs_share']:.0%} of the MACs are in {dtype}"
     )
 

@@ -28,7 +28,8 @@ def bfloat16_graph(seed: int = 0, classes: int = 10) -> Graph:
     constants = {
         "stem": normal(16, 3, 3, 3) / 5, "bias": normal(16) / 4, "sparse": uniform(rng, 32, 16, 1, 8),
         "depthwise": normal(32, 1, 3, 3) / 3, "back": uniform(rng, 16, 32, 3, 16), "squeeze": normal(8, 16, 1, 1) / 4,
-        "gate": normal(16, 8, 1, 1) / 3, "scale": normal(16, 1, 1), "factor": 1 + normal(16) / 8, "summand": normal(16) / 8,
+        "gate": normal(16, 8, 1, 1) / 3, "scale": normal(16, 1, 1), "factor": 1 + normal(16) / 8,
+        "summand": normal(16) / 8,
         "wide": normal(40, 16) / 4, "narrow": normal(16, 40) / 6, "classes": normal(classes, 16) / 4,
         "class bias": normal(classes),
     }  # fmt: skip

@@ -21,6 +21,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from bfloat16_graphs import bfloat16_graph
 from int8_graphs import int8_graph
 from test_ext_format import small_graph, typed_graph
 from test_ext_planner import GRAPHS
@@ -28,6 +29,7 @@ from test_ext_planner import GRAPHS
 import subp_ext
 from subp_ext import FormatError, Graph, Session
 from subp_ext import format as subp_format
+from subp_ext.bfloat16 import convert
 
 SECONDS = 20  # beyond is a hang; the process may have to wait for its turn
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 65536, 2**31 - 1, 2**31, 2**40, 2**62, 2**63, 2**64, 10**30, 0.5, -0.0, 1e300]
@@ -36,7 +38,8 @@ OTHERS = [None, True, "", "x", "float64", "S1000000000", [], [1], [[1, 2], [3, 4
 
 def networks() -> list[Graph]:
     many = small_graph()
-    return [many, typed_graph(), int8_graph(size=8), int8_graph(1, size=8), *(make() for make in GRAPHS)]
+    low = convert(bfloat16_graph())
+    return [many, typed_graph(), int8_graph(size=8), int8_graph(1, size=8), low, *(make() for make in GRAPHS)]
 
 
 def parse(raw: bytes):

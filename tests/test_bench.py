@@ -164,6 +164,25 @@ def test_the_peer_of_openvino_has_depthwise_weights_of_int8_per_channel(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir() if path.stem == "model") == ["model.bin", "model.xml"]
 
 
+@pytest.mark.skipif(not has_bf16(subp_ext.cpu_info()["features"]), reason="this CPU has no products of bfloat16")
+def test_bfloat16_meets_the_peers_bfloat16(folder):
+    document = bench(parse_args([*COMMON, "--dtype", "bfloat16", "--against", "torch"]), folder)
+    engines = document["engines"]
+    ours = ["subp_bf16", "subp_bf16_dense", "subp", "subp_int8"]
+    assert list(engines) == [*ours, "torch_bf16", "torch"]
+    for name in ("subp_bf16", "subp_bf16_dense", "torch_bf16"):
+        assert set(engines[name]["layers"]) == {"bf16"} and engines[name]["sqnr_db"] > 20, name
+    assert document["speedup"]["over"] == "torch_bf16" and document["speedup_float32"]["over"] == "subp"
+    best = {name: engine["best_ms"] for name, engine in engines.items()}
+    assert document["speedup"]["sparse"] == pytest.approx(best["torch_bf16"] / best["subp_bf16"])
+    assert document["speedup_any"]["dense"] == pytest.approx(
+        min(best["torch_bf16"], best["torch"]) / best["subp_bf16_dense"]
+    )
+    assert as_table(document).startswith(f"{document['speedup']['sparse']:.2f}x as fast as the fastest dense bfloat16")
+    sizes = [path.stat().st_size for path in sorted(folder.glob("*.subp")) if path.name.count(".") == 2]
+    assert min(sizes) < 0.6 * max(sizes)
+
+
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -192,6 +211,9 @@ def test_bfloat16_runs_where_the_cpu_has_it_alone():
     ]
     assert engines_of(PEERS, "int8", bf16=True) == every
     assert engines_of(["openvino"], "int8", bf16=False) == ["openvino_int8", "openvino"]
+    lower = ["openvino_bf16", "torch_bf16", "openvino_int8"]
+    assert engines_of(["openvino", "torch"], "bfloat16", bf16=True)[:3] == lower
+    assert engines_of(["torch"], "bfloat16", bf16=False) == ["torch", "torch_channels_last"]
     assert engines_of(["torch"], "float32", bf16=True) == ["torch", "torch_channels_last"]
     assert [has_bf16({"avx512bf16": False, "amx_bf16": has}) for has in (True, False)] == [True, False]
 

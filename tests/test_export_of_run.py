@@ -1,4 +1,4 @@
-"""subp_dist.export.of_run: the int8 file that a training writes, and what is refused before the training starts."""
+"""subp_dist.export.of_run: files that a training writes in int8 or bfloat16, and what is refused before it starts."""
 
 import json
 import logging
@@ -51,10 +51,14 @@ def test_a_training_with_int8_writes_its_file_and_what_became_of_each_layer(few_
     for name, constant in sparse.items():
         np.testing.assert_array_equal(constant.indices, float32.constants[name].indices)
 
-    again = train.main(parse_args([*flags, "--epochs", "2", "--resume", "auto"]))
+    again = train.main(parse_args([*flags, "--epochs", "2", "--resume", "auto", "--export-dtype", "bfloat16"]))
     assert again == folder and (folder / "model.subp").exists()
     assert not (folder / "model-int8.subp").exists(), "it held the weights of the epoch before"
-    assert json.loads((folder / "report.json").read_text())["int8"] is None
+    report = json.loads((folder / "report.json").read_text())
+    assert report["int8"] is None
+    bfloat16 = folder / "model-bfloat16.subp"
+    assert report["files"][bfloat16.name] == bfloat16.stat().st_size < 0.6 * report["files"]["model.subp"]
+    assert subp_ext.load(bfloat16).metadata["class_names"] == float32.metadata["class_names"]
 
 
 def test_a_network_that_cannot_be_quantized_after_all_is_told_and_ends_no_run(monkeypatch, tmp_path, caplog):
@@ -66,4 +70,7 @@ def test_a_network_that_cannot_be_quantized_after_all_is_told_and_ends_no_run(mo
     network = Network(nn.Conv2d(3, 16, 3), (3, 4, 4), {}, {})
     with caplog.at_level(logging.WARNING, "subp_dist"):
         assert of_run.export_run_int8(network, data(8), tmp_path / "model-int8.subp") is None
+        monkeypatch.setattr(of_run, "export_bfloat16", fails)
+        of_run.export_run_bfloat16(network, tmp_path / "model-bfloat16.subp")
     assert "there is no model-int8.subp: values are not numbers; python -m subp_dist.export --dtype int8" in caplog.text
+    assert "there is no model-bfloat16.subp: values are not numbers" in caplog.text

@@ -1,4 +1,4 @@
-"""Networks in bfloat16: what becomes it, every step against an oracle on its own operands, and what a session does with it.
+"""Networks in bfloat16: what becomes it, every step against an oracle on its own operands, and what a session does.
 
 The oracle is torch in float64. A stored result is the nearest bfloat16 to it, or a neighbour where the sum in float32
 lies on the other side of a tie; sums are of at most 144 products. Accuracy on pictures is in test_validate.py.
@@ -242,8 +242,6 @@ def stored(*shape, seed=0):
     numbers = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     numbers.reshape(-1)[:: max(1, numbers.size // 9)] *= np.float32(1e30)
     return BFLOAT16.from_float(numbers)
-
-
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 511, 512, 513, 16385])

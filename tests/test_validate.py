@@ -14,7 +14,9 @@ from subp_dist import train, validate
 from subp_dist.data.digits import Digits
 from subp_dist.errors import UsageError
 from subp_dist.export import Network, build_graph
+from subp_dist.export.bfloat16 import export_bfloat16
 from subp_dist.options import parse_args
+from subp_ext.operators.steps import no_fast_bfloat16
 
 FLAGS = ["test_resnet", "--data-dir", "builtin", "--batch-size", "128", "--lr", "0.05", "--epochs", "1"]
 
@@ -77,9 +79,26 @@ def test_the_int8_file_of_the_run_stands_beside_float32(runs):
     assert line.startswith("int8 against float32 on subp_ext: same prediction on ") and "of the file" in line
 
 
+def test_bfloat16_predicts_what_float32_does(runs, tmp_path):
+    """On at least 99 % of the pictures, as no calibration could have seen to."""
+    run = validate.Run.open(runs / "sparse")
+    file = tmp_path / "model-bfloat16.subp"
+    export_bfloat16(Network.open(run.folder), file)
+    files = validate.Files.of(run.folder, lower={"bfloat16": file})
+    comparison = validate.compare(run, None, threads=1, files=files)
+    assert list(comparison["columns"])[2:] == ["sparse, bfloat16", "sparse, int8"]
+    float32, bfloat16 = (comparison["columns"][f"sparse, {name}"] for name in ("subp_ext", "bfloat16"))
+    assert comparison["bfloat16"]["same_predictions"] >= 990
+    assert abs(bfloat16["top1"] - float32["top1"]) <= 0.5
+    assert comparison["bfloat16"]["macs_share"] == (0 if no_fast_bfloat16() else 1)
+    assert bfloat16["bytes"] < 0.6 * float32["bytes"]
+    lines = [line for line in validate.as_table(comparison).splitlines() if line.startswith("bfloat16 against float32")]
+    assert len(lines) == 1 and f"same prediction on {comparison['bfloat16']['same_predictions']} of 1000" in lines[0]
+
+
 def test_files_can_be_named(runs):
     run, dense = validate.Run.open(runs / "sparse"), validate.Run.open(runs / "dense")
-    named = validate.Files.of(run.folder, runs / "dense/model.subp", runs / "sparse/model.subp")
+    named = validate.Files.of(run.folder, runs / "dense/model.subp", {"int8": runs / "sparse/model.subp"})
     comparison = validate.compare(run, None, threads=1, limit=100, files=named)
     assert comparison["columns"]["sparse, subp_ext"]["bytes"] == (runs / "dense/model.subp").stat().st_size
     assert comparison["columns"]["sparse, int8"]["bytes"] == (runs / "sparse/model.subp").stat().st_size

@@ -137,7 +137,7 @@ def pack(node: Node, constants: Mapping[str, Any], types: Mapping[str, ValueType
 
 
 def value_types(graph: Graph) -> dict[str, ValueType]:
-    """The types of a graph's quantized or bfloat16 values, by name: what inputs and nodes declare, and views pass on."""
+    """The types of quantized and bfloat16 values, by name: what inputs and nodes declare, and views pass on."""
     found = {spec.name: spec.type for spec in graph.inputs if not spec.type.plain}
     for node in graph.nodes:
         if node.type is not None:

@@ -80,8 +80,8 @@ def pack(
 ) -> Convolution | None:
     """Packs a convolution with known arguments; None where no kernel takes the weight's dtype.
 
-    It computes with integers if weight, input and residual are quantized, and the result too or not at all; with bfloat16
-    if weight, input and residual are. Weights of other types that no kernel takes as they are become float32.
+    It computes with integers if weight, input and residual are quantized, and the result too or not at all; with
+    bfloat16 if weight, input and residual are. Weights of other types that no kernel takes as they are become float32.
 
     Args:
         weight, bias, groups, activation, args: of the node.

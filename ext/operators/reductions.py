@@ -47,7 +47,9 @@ def lower_mean(
 
     def bind(at: At) -> Call:
         source, target = at(x), at(out)
-        return bound(f"bind_{kernel}", source.reshape(target.size, -1), *parameters, target.reshape(-1), threads, *types)
+        return bound(
+            f"bind_{kernel}", source.reshape(target.size, -1), *parameters, target.reshape(-1), threads, *types
+        )
 
     plan_kernel(planner, op, kernel, bind, [x], out)
     return Lowered(out if keepdim else viewed(planner, out, lambda v: v[..., 0, 0]))

