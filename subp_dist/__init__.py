@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .export.model import export_model
     from .pruner import MaskUpdate, SUBPPruner
     from .schedule import PruneSchedule
 
@@ -23,12 +24,13 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["MaskUpdate", "PruneSchedule", "SUBPPruner", "__version__"]
+__all__ = ["MaskUpdate", "PruneSchedule", "SUBPPruner", "__version__", "export_model"]
 
 
 def __getattr__(name: str) -> object:
     """Import on first use: timm takes seconds, and the launcher, which is in this package too, does not need it."""
     modules = {"MaskUpdate": ".pruner", "PruneSchedule": ".schedule", "SUBPPruner": ".pruner"}
+    modules["export_model"] = ".export.model"
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(modules[name], __name__), name)

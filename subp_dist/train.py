@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 from timm.utils import distribute_bn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
@@ -296,11 +297,11 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
 def _export(training: Training, data: Data, folder: Path, metadata: dict) -> dict | None:
     """Write the network in float32, and in the second type that was asked for; returns what int8 came to, if that."""
     # With them comes the runtime, which a training without an export does not need.
-    from .export import Network, export_subp
+    from .export import Network, export_model
     from .export.of_run import export_run_bfloat16, export_run_int8
 
     config, model = training.config, training.model
-    export_subp(model, folder / "model.subp", data.input_size, metadata)
+    export_model(model, torch.zeros(2, *data.input_size), folder / "model.subp", metadata=metadata)
     arguments = model_arguments(config.model, data.num_classes, config.data.in_chans)
     network = Network(model, data.input_size, arguments, metadata)
     if config.run.export_dtype == "bfloat16":

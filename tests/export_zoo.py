@@ -29,6 +29,7 @@ from torch import nn
 import subp_ext
 from subp_dist.errors import UsageError
 from subp_dist.export import build_graph, random_network
+from subp_dist.export.example import Example
 from subp_dist.export.sizes import free_image_size
 from subp_dist.export.verify import (
     TOLERANCE,
@@ -79,7 +80,8 @@ def check(name: str) -> dict:
 def _compare(name: str) -> dict:
     model, input_size, rate = _network(name)
     plain = plain_copy(model)
-    graph = free_image_size(verified(build_graph(model, input_size), plain, input_size), plain, input_size)
+    example = Example.images(input_size)
+    graph = free_image_size(verified(build_graph(model, input_size), plain, example), plain, example)
     names = [spec.name for spec in graph.outputs]
     images = random_images(2 if graph.inputs[0].shape[0] is None else 1, input_size)
     expected, found = run_model(model, images), run_session(subp_ext.Session(graph, threads=1), images)

@@ -13,7 +13,8 @@ from torch import nn
 import subp_ext
 from subp_dist.errors import UsageError
 from subp_dist.export import build_graph, export_subp
-from subp_dist.export.subp import verified
+from subp_dist.export.example import Example
+from subp_dist.export.verify import verified
 
 SIZE = (3, 8, 8)
 
@@ -138,7 +139,7 @@ def test_images_that_are_computed_alone_are_found(name):
     model = model_of(APART[name])
     graph = build_graph(model, SIZE)
     assert graph.metadata["independent_images"] is True, graph.metadata["notes"]
-    assert verified(graph, model, SIZE) is graph
+    assert verified(graph, model, Example.images(SIZE)) is graph
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -175,7 +176,7 @@ def test_what_the_rules_miss_shows_in_numbers():
     model = model_of(lambda x: x - x.mean(0))
     graph = build_graph(model, SIZE)
     graph.metadata.update(independent_images=True, notes=[])
-    checked = verified(graph, model, SIZE)
+    checked = verified(graph, model, Example.images(SIZE))
     assert checked.metadata["independent_images"] is False
     assert "images of a batch run together: alone, the result differs by" in checked.metadata["notes"][0]
 
@@ -193,7 +194,7 @@ def test_code_that_depends_on_the_batch_size_is_exported_for_single_images(opera
     graph = build_graph(model, SIZE)
     assert graph.inputs[0].shape[0] == 1 and graph.metadata["independent_images"] is False
     assert "the batch size of input 'x' is fixed" in graph.metadata["notes"][0]
-    assert verified(graph, model, SIZE) is graph
+    assert verified(graph, model, Example.images(SIZE)) is graph
 
 
 def test_a_branch_on_the_batch_size_that_the_trace_misses_is_refused(tmp_path):

@@ -68,7 +68,7 @@ def test_one_image_is_compared_too(monkeypatch, tmp_path):
     model, run = nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), subp_ext.Session.run
 
     def wrong_for_one(session, images):
-        return run(session, images) + (len(images) == 1)
+        return run(session, images) + (len(images[0]) == 1)
 
     monkeypatch.setattr(subp_ext.Session, "run", wrong_for_one)
     with pytest.raises(UsageError, match="on images 1x3x16x24 the result differs"):
@@ -76,7 +76,7 @@ def test_one_image_is_compared_too(monkeypatch, tmp_path):
 
 
 class Baked(nn.Module):
-    """What is computed from the image's size is baked in when traced: a number, a shape, and a wish for one size."""
+    """What computes with the image's size: a number, a shape, a branch, and a wish for one size."""
 
     def __init__(self, kind):
         super().__init__()
@@ -88,23 +88,40 @@ class Baked(nn.Module):
             return y.sum((2, 3)) / x.shape[2]
         if self.kind == "shape":
             return F.interpolate(F.max_pool2d(y, 2), size=x.shape[2:])
+        if self.kind == "parity":
+            return F.max_pool2d(F.pad(y, (0, 0, 0, 1)) if x.shape[2] % 2 else y, 2)
         torch._assert(x.shape[2] == 16, "images of 16 rows")
         return y
 
 
+@pytest.mark.parametrize("kind", ["number", "shape"])
+def test_sizes_that_the_code_computes_with_stay_free(kind, tmp_path):
+    torch.manual_seed(0)
+    model = Baked(kind).eval()
+    graph = export_subp(model, tmp_path / "model.subp", SIZE, {})
+    assert graph.inputs[0].shape == (None, 3, None, None) and graph.metadata["independent_images"] is True
+    session, images = subp_ext.Session(tmp_path / "model.subp"), torch.randn(2, 3, 50, 34)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    np.testing.assert_allclose(session.run(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    "kind, reason",
+    "kind, shape, reason",
     [
-        ("number", r"height and width are fixed: at 48x88 the result differs by \d\.\de\+00 of its range"),
-        ("shape", r"height and width are fixed: at 48x88 the result has shape .* instead of"),
-        ("assert", r"height and width are fixed: at 11x21 the model itself fails: images of 16 rows"),
+        (
+            "assert",
+            (None, 3, 16, None),
+            r"size 2 of input 'x' is fixed at 16: with 48 there the model itself fails: images of 16 rows",
+        ),
+        ("parity", (None, *SIZE), r"height and width are fixed: at 17x42 the result has shape .* instead of"),
     ],
 )
-def test_why_the_image_size_is_fixed(kind, reason, tmp_path, caplog):
+def test_why_a_size_is_fixed(kind, shape, reason, tmp_path, caplog):
     torch.manual_seed(0)
     with caplog.at_level(logging.INFO, logger="subp_dist"):
         graph = export_subp(Baked(kind).eval(), tmp_path / "model.subp", SIZE, {"model": "baked"})
-    assert graph.inputs[0].shape == (None, *SIZE)
+    assert graph.inputs[0].shape == shape
     metadata = subp_ext.Session(tmp_path / "model.subp").metadata
     assert metadata["model"] == "baked" and metadata["independent_images"] is True
     (note,) = metadata["notes"]

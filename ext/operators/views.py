@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext.dtypes import Array
-from subp_ext.operators.arguments import Ints, axes, refuse_training
+from subp_ext.operators.arguments import Ints, Number, axes, refuse_training
 from subp_ext.operators.record import NUMBER, VIEW, operator
 
 
@@ -144,6 +144,36 @@ def sym_size(self: Array, dim: int) -> int:
 @operator("sym_numel", "numel", shape=NUMBER)
 def sym_numel(self: Array) -> int:
     return self.size
+
+
+@operator("sym_max", shape=NUMBER)
+def sym_max(self: Number, other: Number) -> Number:
+    return max(self, other)
+
+
+@operator("sym_min", shape=NUMBER)
+def sym_min(self: Number, other: Number) -> Number:
+    return min(self, other)
+
+
+@operator("sym_ceil", shape=NUMBER)
+def sym_ceil(self: Number) -> int:
+    return math.ceil(self)
+
+
+@operator("sym_floor", shape=NUMBER)
+def sym_floor(self: Number) -> int:
+    return math.floor(self)
+
+
+@operator("sym_trunc", shape=NUMBER)
+def sym_trunc(self: Number) -> int:
+    return math.trunc(self)
+
+
+@operator("sym_float", shape=NUMBER)
+def sym_float(self: Number) -> float:
+    return float(self)
 
 
 @operator(

@@ -20,6 +20,7 @@ from ..checkpoint import save_plain_weights, write_atomically
 from ..errors import UsageError
 from ..models import create_model
 from ..parametrization import plain_copy, plain_state_dict
+from .example import Example
 from .network import Network
 from .outputs import output_values
 from .subp import export_subp
@@ -134,7 +135,7 @@ def write_onnx(model: nn.Module, input_size: tuple[int, int, int], path: Path, m
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(f"ONNX export needs {error.name}: pip install 'subp-dist[onnx]'") from error
-    program = export_program(model, input_size)
+    program = export_program(model, Example.images(input_size))
     results = [name for _, name in output_values(program)]
     names = ["output"] if len(results) == 1 else [name or f"output.{at}" for at, name in enumerate(results)]
     # The exporter narrates; a failure says enough.

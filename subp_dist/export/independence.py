@@ -7,33 +7,43 @@ or why the operator mixes them. What has no rule is taken to mix: the answer may
 
 from __future__ import annotations
 
-from subp_ext import Graph, Node
+from collections.abc import Mapping
+from dataclasses import replace
 
-from .fuse import Shape
+from subp_ext import Graph, Node, Ref
+
+from .fuse import Argument, Shape
 from .image_rules import BATCH, COUNT, Call, Images, Mixed, State, refs_in, rule_of
 
 # Arguments that give a result its shape, and nothing else.
 _SHAPES = {"size", "shape", "sizes", "repeats", "N"}
 
 
-def why_dependent(graph: Graph, shapes: dict[str, Shape]) -> str | None:
+def why_dependent(graph: Graph, shapes: dict[str, Shape], numbers: Mapping[str, tuple[float, bool]]) -> str | None:
     """Says why the images of a batch may depend on each other.
 
     Args:
         graph: as ``trace`` returns it.
         shapes: of every tensor in it, at a batch of ``BATCH``.
+        numbers: those that follow from sizes, and whether the number of images is among these.
 
     Returns:
         The node and the reason; None if it is certain that every image is computed alone.
     """
+    known = {name: value for name, (value, counts) in numbers.items() if not counts}
     states: dict[str, State] = dict.fromkeys(graph.constants)
     for spec in graph.inputs:
         if spec.shape[:1] != (None,):
             return f"the batch size of input {spec.name!r} is fixed"
+        if shapes[spec.name][0] != BATCH or any(size % BATCH == 0 for size in shapes[spec.name][1:]):
+            return f"input {spec.name!r} does not have one entry per image"
         states[spec.name] = Images(0)
     for node in graph.nodes:
         try:
-            states[node.output] = _state(node, states, shapes)
+            if node.output in numbers:
+                states[node.output] = COUNT if numbers[node.output][1] else None
+            else:
+                states[node.output] = _state(_with_numbers(node, known), states, shapes)
         except Mixed as reason:
             return f"node {node.output!r} ({node.op}) {reason}"
     for spec in graph.outputs:
@@ -42,13 +52,24 @@ def why_dependent(graph: Graph, shapes: dict[str, Shape]) -> str | None:
     return None
 
 
+def _with_numbers(node: Node, known: Mapping[str, float]) -> Node:
+    """The node with numbers that are the same for any batch in place of their names."""
+
+    def known_or_same(value: Argument) -> Argument:
+        if isinstance(value, Ref):
+            return known.get(value.name, value)
+        return [known_or_same(item) for item in value] if isinstance(value, list) else value
+
+    return replace(node, args={name: known_or_same(value) for name, value in node.args.items()})
+
+
 def _state(node: Node, states: dict[str, State], shapes: dict[str, Shape]) -> State:
     read = {ref.name: states[ref.name] for ref in node.refs()}
     out = shapes.get(node.output)
     if all(state is None for state in read.values()):
         return None
     counts = any(state is COUNT for state in read.values())
-    if node.op in ("sym_size", "sym_numel", "numel") or (out is None and all(s is COUNT for s in read.values())):
+    if out is None and all(state is COUNT for state in read.values()):
         return COUNT
     if counts and node.op != "slice":
         for name, value in node.args.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, count
 
@@ -63,7 +64,7 @@ def _name(path: pytree.KeyPath) -> str | None:
     return ".".join(map(str, parts))
 
 
-def name_outputs(graph: Graph, names: list[str | None]) -> Graph:
+def name_outputs(graph: Graph, names: Sequence[str | None]) -> Graph:
     """The graph with its outputs named, each a value of its own.
 
     Where a name is taken by an input or a constant, the output is `output.NAME`.

@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import timm
-from torch import Tensor, nn
+from timm.layers import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
+from torch import nn
 
 import subp_ext
 from subp_ext import Graph, Node, Ref, UniformBlockSparse
 
 from .. import __version__
 from ..errors import UsageError
-from ..parametrization import block_mask_of, plain_copy
+from ..parametrization import block_mask_of
+from .deadline import within
+from .example import Example
 from .fuse import simplify, without_unused
 from .independence import why_dependent
 from .outputs import name_outputs
-from .sizes import free_image_size
-from .trace import trace
+from .plain import plain_module, unwrapped
+from .sizes import compare_at, first_line, free_image_size, sizes_of, why_fixed
+from .trace import Traced, trace
 from .verify import noted, verified
+from .zeros import Masks, zeros_found
 
 _logger = logging.getLogger(__name__)
 
-Masks = dict[str, tuple[Tensor, int]]  # by the weight's name: mask, block size
+# That torch.export may take for expressions of sizes.
+DERIVE_SECONDS = 60
 
 
 def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], metadata: dict[str, object]) -> Graph:
-    """Write a model, masked or plain, as a ``.subp`` file; the model itself stays as it is.
-
-    The file is written once it computes what torch does: at this size for several images and for one, and at other
-    sizes where it leaves them free.
+    """Write a model of images as a ``.subp`` file; see ``export_model``, which takes any inputs.
 
     Args:
-        model: its masks, if any, become the sparsity of the file; its results may be nested.
+        model: its masks, if any, become the sparsity of the file.
         path: the file; written whole or not at all.
         input_size: (C, H, W) of an image; the batch is free, and so are height and width where the network allows it.
-        metadata: kept in the file, for whoever serves it. Added are ``independent_images``, by which a session may
-            run a batch in parts, and ``notes``: why it may not, or why the image size is fixed.
+        metadata: kept in the file, for whoever serves it.
 
     Raises:
-        UsageError: the model cannot be traced, uses an operator that the runtime does not have, or would compute
-            something else there.
+        UsageError: as ``export_model``.
     """
     graph = checked_graph(model, input_size, metadata)
     subp_ext.save(path, graph)
@@ -52,8 +56,28 @@ def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], 
 
 def checked_graph(model: nn.Module, input_size: tuple[int, int, int], metadata: dict[str, object]) -> Graph:
     """The graph that ``export_subp`` writes; arguments and errors are its own."""
-    graph, plain = _checked(model, input_size)
-    graph = free_image_size(graph, plain, input_size)
+    return checked(model, Example.images(input_size), metadata)
+
+
+def checked(
+    model: nn.Module, example: Example, metadata: Mapping[str, object], names: Sequence[str] | None = None
+) -> Graph:
+    """The graph of a model, once it computes what torch does: for several images and for one, and at other sizes where
+    it leaves them free.
+
+    Args:
+        model: masked or plain; it stays as it is.
+        example: of its inputs.
+        metadata: kept in the graph. Added are ``independent_images``, by which a session may run a batch in parts, and
+            ``notes``: why it may not, or why a size is fixed.
+        names: of the outputs, in order; by default their keys.
+
+    Raises:
+        UsageError: the model cannot be traced, uses an operator that the runtime does not have, or would compute
+            something else there.
+    """
+    source = Source.of(model, names)
+    graph = _with_free_sizes(source, example)
     for note in graph.metadata.get("notes", []):
         _logger.info("exported: %s", note)
     given = {key: value for key, value in metadata.items() if value is not None}
@@ -69,46 +93,108 @@ def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None
         UsageError: it cannot; the message names the operator, or says why the runtime does not run it.
     """
     try:
-        _checked(model, input_size)
+        _checked(Source.of(model), Example.images(input_size))
     except UsageError as error:
         raise UsageError(f"{error}; pass --no-export to train without") from error
 
 
 def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
-    """The graph of a model with batch norms folded, operators fused and masked weights packed.
+    """The graph of a model with batch norms folded, operators fused and sparse weights packed.
 
     Raises:
         UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
     """
-    return _build(_plain(model), _masks(model), input_size)
+    source = Source.of(model)
+    return _build(source, trace(source.plain, Example.images(input_size)))
 
 
-def _checked(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Graph, nn.Module]:
-    """The graph of a model, which computes what the model does, and the model without masks.
+class Source(NamedTuple):
+    """What a graph is made from: a plain copy of the model, the masks it had, and names for its results."""
+
+    plain: nn.Module
+    masks: Masks
+    names: Sequence[str] | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Sequence[str] | None = None) -> Source:
+        """Copies the model onto the CPU, in evaluation mode and float32."""
+        model = unwrapped(model)
+        return cls(plain_module(model), _masks(model), names)
+
+
+def _with_free_sizes(source: Source, example: Example) -> Graph:
+    """The graph with every size free that may be: by trial for images, else as torch.export derives it.
+
+    Images come first at one size, because arithmetic on sizes can take torch.export very long, and most networks have
+    none in their graph.
+    """
+    graph = None
+    if len(example.tensors) == 1 and example.tensors[0].ndim == 4:
+        graph = free_image_size(_checked(source, example), source.plain, example)
+        if None in graph.inputs[0].shape[2:] or _pads_by_size(source.plain):
+            return graph
+    derived = _derived(source, example)
+    if isinstance(derived, Graph):
+        return derived
+    return noted(_checked(source, example), f"all sizes but the batch are fixed: {derived}") if graph is None else graph
+
+
+def _derived(source: Source, example: Example) -> Graph | str:
+    """The graph with the sizes free that torch.export leaves free, or why there is none."""
+    try:
+        traced = within(DERIVE_SECONDS, lambda: trace(source.plain, example, sizes=True))
+        if traced is None:
+            return f"torch.export did not get through the sizes in {DERIVE_SECONDS} s"
+        graph = verified(_build(source, traced), source.plain, example)
+        found = compare_at(graph, source.plain, example, list(sizes_of(traced.inputs, example)))
+    except (UsageError, ValueError, RuntimeError, ImportError) as error:
+        return first_line(error)
+    if isinstance(found, str):
+        return found
+    for note in why_fixed(graph, source.plain, example):
+        graph = noted(graph, note)
+    return graph
+
+
+def _pads_by_size(model: nn.Module) -> bool:
+    """Whether layers are padded as TensorFlow does it: by sizes of which torch.export makes expressions without end."""
+    return any(isinstance(module, (Conv2dSame, MaxPool2dSame, AvgPool2dSame)) for module in model.modules())
+
+
+def _checked(source: Source, example: Example) -> Graph:
+    """The graph of a model for inputs of these sizes, which computes what the model does.
 
     Raises:
-        UsageError: as ``export_subp``.
+        UsageError: as ``checked``.
     """
-    plain = _plain(model)
-    graph = _build(plain, _masks(model), input_size)
+    graph = _build(source, trace(source.plain, example))
     try:
-        return verified(graph, plain, input_size), plain
+        return verified(graph, source.plain, example)
     except UsageError:
         raise
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(f"subp_ext does not run {type(model).__name__}: {error}") from error
+        raise UsageError(f"subp_ext does not run {type(source.plain).__name__}: {error}") from error
 
 
-def _build(plain: nn.Module, masks: Masks, input_size: tuple[int, int, int]) -> Graph:
-    traced = trace(plain, input_size)
+def _build(source: Source, traced: Traced) -> Graph:
+    masks = zeros_found(traced.graph, source.masks) | source.masks
     graph = simplify(traced.graph, traced.shapes)
-    graph = name_outputs(_pack(graph, masks), traced.output_names)
-    _check_operators(graph, type(plain).__name__)
-    reason = why_dependent(without_unused(traced.graph), traced.shapes)
+    names = _output_names(traced.output_names, source.names)
+    graph = name_outputs(_pack(graph, masks), names)
+    _check_operators(graph, type(source.plain).__name__)
+    reason = why_dependent(without_unused(traced.graph), traced.shapes, traced.numbers)
     if reason is None:
         graph.metadata["independent_images"] = True
         return graph
     return noted(graph, f"images of a batch run together: {reason}", independent_images=False)
+
+
+def _output_names(found: list[str | None], given: Sequence[str] | None) -> Sequence[str | None]:
+    if given is None:
+        return found
+    if len(given) != len(found) or len(set(given)) != len(given):
+        raise UsageError(f"names has {', '.join(given)}; expected a name of its own for each of {len(found)} outputs")
+    return given
 
 
 def _check_operators(graph: Graph, model: str) -> None:
@@ -145,11 +231,6 @@ def _masks(model: nn.Module) -> Masks:
         for name, module in model.named_modules()
         if (block_mask := block_mask_of(module)) is not None
     }
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """A copy without masks, as export needs it."""
-    return plain_copy(model).cpu().float().eval().requires_grad_(False)
 
 
 def _pack(graph: Graph, masks: Masks) -> Graph:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Node as FxNode
 
 from subp_ext import Graph, Node, Ref, TensorSpec
 
 from ..errors import UsageError
 from ..torch_compat import operator_schema
+from .example import Example
 from .fuse import Argument, Shape
 from .image_rules import BATCH
 from .outputs import output_values
@@ -23,16 +26,30 @@ from .outputs import output_values
 if TYPE_CHECKING:
     import sympy
 
-# Bounds on the batch size beyond which a model is not traced again.
+# Bounds on a size beyond which a model is not traced again, or that leave no size free.
 MAX_BOUND = 256
 
-# Arithmetic on symbolic sizes arrives as Python operators.
+# Sizes other than the batch are taken at multiples of this, each with a prime of its own: strides and windows divide
+# them, and no two are equal, or equal to a number in the model, by chance.
+_DIVISIBLE, _PRIMES = 20160, (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179)
+
+# Arithmetic on symbolic sizes arrives as functions of Python and torch.
 _SYMBOLIC = {
     operator.add: "add",
     operator.sub: "sub",
     operator.mul: "mul",
+    operator.neg: "neg",
+    operator.mod: "remainder",
+    operator.truediv: "div",
     operator.floordiv: "floor_divide",
     operator.getitem: "getitem",
+    math.ceil: "sym_ceil",
+    math.floor: "sym_floor",
+    math.trunc: "sym_trunc",
+    torch.sym_int: "sym_trunc",
+    torch.sym_float: "sym_float",
+    torch.sym_max: "sym_max",
+    torch.sym_min: "sym_min",
 }
 
 
@@ -40,127 +57,175 @@ class Traced(NamedTuple):
     """A graph, with constants named like the model's state, and what else the trace knows.
 
     Attributes:
-        shapes: of every tensor, at a batch of ``BATCH``; -1 for a size that follows from more than the batch.
+        shapes: of every tensor, at a batch of ``BATCH`` and sizes that nothing else has; -1 for a size that does not
+            follow from those of the inputs.
+        numbers: values that are computed from sizes, at the same sizes, and whether the batch is among these.
+        inputs: the sizes of every input: numbers, and what is free as an expression.
         output_names: by the keys of the model's results; None where they have none.
     """
 
     graph: Graph
     shapes: dict[str, Shape]
+    numbers: dict[str, tuple[float, bool]]
+    inputs: list[tuple[int | sympy.Expr, ...]]
     output_names: list[str | None]
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
-    """Trace a model for images ``[B, C, H, W]`` of any batch size.
+def trace(model: nn.Module, example: Example, sizes: bool = False) -> Traced:
+    """Trace a model for any number of images, and with ``sizes`` for every size that its code leaves free.
 
     Args:
         model: on the CPU, in evaluation mode, with plain weights.
-        input_size: (C, H, W).
+        example: of its inputs.
+        sizes: whether sizes other than the batch are left free, too.
 
     Raises:
         UsageError: as ``export_program``; or the model returns what is no tensor, or changes its own state.
     """
-    program = export_program(model, input_size).run_decompositions({})
+    program = export_program(model, example, sizes).run_decompositions({})
     try:
-        return _convert(program)
+        return _convert(program, example.batched)
     except UsageError as error:
         raise UsageError(f"{type(model).__name__} cannot be exported: {error}") from error
 
 
 @torch.no_grad()
-def export_program(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
+def export_program(model: nn.Module, example: Example, sizes: bool = False) -> ExportedProgram:
     """A model through ``torch.export``, for any batch size.
 
-    A model whose code depends on the batch size is traced for batches of one, and says so in its input's shape.
+    A model whose code depends on the batch size is traced for batches of one, and says so in its input's shape; with
+    ``sizes`` it is refused.
 
     Raises:
         UsageError: torch.export cannot follow the model's code.
     """
-    try:
-        program = _export_free(model, 2, input_size)
-        if _takes_any_batch(model, program, input_size):
-            return program
-        reason = None
-    except Exception as error:  # a different type for each thing it cannot follow
-        reason = error
-    try:
-        return torch.export.export(model, (torch.zeros(1, *input_size),))
-    except Exception as error:
-        reason = reason or error
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+
+    def export_free(batch: int) -> ExportedProgram:
+        return _export_free(model, example.of_batch(batch), sizes)
+
+    attempts: list[Callable[[], ExportedProgram | None]] = [lambda: _of_any_batch(export_free, example)]
+    if not sizes:
+        attempts += [lambda: _export(model, example.of_batch(1), None), lambda: _export(model, example, None)]
+    reason: Exception | None = None
+    for attempt in attempts:
+        try:
+            if (program := attempt()) is not None:
+                return program
+        except Exception as error:  # a different type for each thing it cannot follow
+            reason = reason or error
+    lines = str(reason or "its code depends on the batch size").strip().splitlines() or [type(reason).__name__]
     raise UsageError(f"{type(model).__name__} cannot be traced for export: {lines[0]}") from reason
 
 
-def _export_free(model: nn.Module, batch: int, input_size: tuple[int, int, int]) -> ExportedProgram:
-    return torch.export.export(model, (torch.zeros(batch, *input_size),), dynamic_shapes=({0: Dim.AUTO},))
+def _export(model: nn.Module, example: Example, free: Any) -> ExportedProgram:
+    return torch.export.export(model, example.arguments, dict(example.keywords), dynamic_shapes=free)
 
 
-def _takes_any_batch(model: nn.Module, program: ExportedProgram, input_size: tuple[int, int, int]) -> bool:
-    """Whether the model does the same for every batch size, as far as torch.export bounds the one it was traced with.
+def _export_free(model: nn.Module, example: Example, sizes: bool) -> ExportedProgram:
+    free = torch.export.ShapesCollection()
+    for tensor, batched in zip(example.tensors, example.batched, strict=True):
+        dims = range(tensor.ndim) if sizes else range(int(batched))
+        free[tensor] = {dim: Dim.AUTO for dim in dims if tensor.shape[dim] > 1}
+    return _export(model, example, free)
+
+
+def _of_any_batch(export_free: Callable[[int], ExportedProgram], example: Example) -> ExportedProgram | None:
+    """A program, if the model does the same for every batch size, as far as torch.export bounds the one of the trace.
 
     A bound may come from how torch lays tensors out; beyond it the model is traced again, and must give the same code.
     """
-    code, expected = program.graph_module.code, 2
+    first = program = export_free(2)
+    expected = 2
     while True:
-        image = _input_node(program)
-        if _shape(image) != (None, *input_size) or program.graph_module.code != code:
-            return False
-        batch = image.meta["val"].shape[0].node.expr
+        inputs = _input_nodes(program)
+        if program.graph_module.code != first.graph_module.code or [_shape(fx) for fx in inputs] != [
+            _shape(fx) for fx in _input_nodes(first)
+        ]:
+            return None
+        batch = _batch_of([_symbolic(fx) for fx in inputs], example.batched)
         sizes = program.range_constraints.get(batch)
-        if not batch.is_Symbol or (sizes is not None and not sizes.lower <= expected <= sizes.upper):
-            return False
+        if batch is None or (sizes is not None and not sizes.lower <= expected <= sizes.upper):
+            return None
         if sizes is None or sizes.upper >= BATCH:
-            return True
+            return first
         expected = int(sizes.upper) + 1
         if expected > MAX_BOUND:
-            return False
-        program = _export_free(model, expected, input_size)
+            return None
+        program = export_free(expected)
 
 
-def _input_node(program: ExportedProgram) -> FxNode:
-    name = program.graph_signature.user_inputs[0]
-    return next(node for node in program.graph.nodes if node.name == name)
+def bounded_sizes(program: ExportedProgram) -> list[str]:
+    """What torch.export assumes of the sizes that it leaves free, where that bounds one from above."""
+    return [
+        f"{name} is at most {bound.upper}" for name, bound in program.range_constraints.items() if bound.upper < BATCH
+    ]
 
 
-def _shape(fx: FxNode) -> tuple[int | None, ...] | None:
-    value = fx.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return None
-    return tuple(size if isinstance(size, int) else None for size in value.shape)
+def _input_nodes(program: ExportedProgram) -> list[FxNode]:
+    names = [
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind == InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    ]
+    nodes = {node.name: node for node in program.graph.nodes}
+    return [nodes[name] for name in names]
 
 
-def _sizes(fx: FxNode, batch: sympy.Expr | None) -> Shape | None:
-    """The shape of a tensor at a batch of ``BATCH``; ``batch`` is the symbol, if the batch is free."""
-    value = fx.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return None
-    return tuple(size if isinstance(size, int) else _at_batch(size.node.expr, batch) for size in value.shape)
+def _batch_of(inputs: list[tuple[int | sympy.Expr, ...]], batched: tuple[bool, ...]) -> sympy.Symbol | None:
+    """The free size that stands for the images: of the first input that has some."""
+    first = next((sizes[0] for sizes, is_batched in zip(inputs, batched, strict=True) if is_batched), None)
+    return None if first is None or isinstance(first, int) or not first.is_Symbol else first
 
 
-def _at_batch(size: sympy.Expr, batch: sympy.Expr | None) -> int:
-    found = size.subs(batch, BATCH) if batch is not None else size
-    return int(found) if found.is_Integer else -1
+def _symbolic(fx: FxNode) -> tuple[int | sympy.Expr, ...]:
+    sizes = (size if isinstance(size, int) else size.node.expr for size in fx.meta["val"].shape)
+    return tuple(size if isinstance(size, int) or not size.is_Integer else int(size) for size in sizes)
 
 
-def _convert(program: ExportedProgram) -> Traced:
+def _shape(fx: FxNode) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in _symbolic(fx))
+
+
+def _generic(inputs: list[tuple[int | sympy.Expr, ...]], batch: sympy.Symbol | None) -> dict[sympy.Symbol, int]:
+    """Sizes for all that is free."""
+    symbols = [s for sizes in inputs for size in sizes if not isinstance(size, int) for s in size.free_symbols]
+    others = [symbol for symbol in dict.fromkeys(symbols) if symbol != batch]
+    values = {symbol: _DIVISIBLE * _PRIMES[at % len(_PRIMES)] for at, symbol in enumerate(others)}
+    return values if batch is None else values | {batch: BATCH}
+
+
+def _evaluate(size: Any, values: dict[sympy.Symbol, int]) -> float:
+    if not isinstance(size, torch.SymInt | torch.SymFloat):
+        return size
+    found = size.node.expr.subs(values)
+    return (int(found) if found.is_Integer else float(found)) if found.is_number else -1
+
+
+def _convert(program: ExportedProgram, batched: tuple[bool, ...]) -> Traced:
     constants, names = _constants(program)
-    image = _input_node(program)
-    size = image.meta["val"].shape[0]
-    batch = None if isinstance(size, int) else size.node.expr
+    inputs = _input_nodes(program)
+    symbolic = [_symbolic(fx) for fx in inputs]
+    batch = _batch_of(symbolic, batched)
+    values = _generic(symbolic, batch)
     nodes, shapes = [], {name: constant.shape for name, constant in constants.items()}
+    numbers: dict[str, tuple[float, bool]] = {}
     for fx in program.graph.nodes:
-        name = names.get(fx.name, fx.name)
-        if (shape := _sizes(fx, batch)) is not None:
-            shapes[name] = shape
+        name, value = names.get(fx.name, fx.name), fx.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            shapes[name] = tuple(int(_evaluate(size, values)) for size in value.shape)
+        elif isinstance(value, torch.SymInt | torch.SymFloat):
+            numbers[name] = (_evaluate(value, values), batch in value.node.expr.free_symbols)
         if fx.op == "call_function":
             nodes.append(Node(_operator_name(fx), fx.name, _arguments(fx, names)))
     by_name = {fx.name: fx for fx in program.graph.nodes}
     results = output_values(program)
-    outputs = [
-        TensorSpec(names.get(fx.name, fx.name), _shape(fx), _dtype_name(fx.meta["val"].dtype))
-        for fx in (by_name[value] for value, _ in results)
-    ]
-    graph = Graph([TensorSpec(image.name, _shape(image))], outputs, nodes, constants)
-    return Traced(graph, shapes, [name for _, name in results])
+    outputs = [_spec(by_name[value], names) for value, _ in results]
+    graph = Graph([_spec(fx, names) for fx in inputs], outputs, nodes, constants)
+    return Traced(graph, shapes, numbers, symbolic, [name for _, name in results])
+
+
+def _spec(fx: FxNode, names: dict[str, str]) -> TensorSpec:
+    return TensorSpec(names.get(fx.name, fx.name), _shape(fx), _dtype_name(fx.meta["val"].dtype))
 
 
 def _constants(program: ExportedProgram) -> tuple[dict[str, np.ndarray], dict[str, str]]:

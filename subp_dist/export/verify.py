@@ -13,11 +13,15 @@ import subp_ext
 from subp_ext import Graph
 
 from ..errors import UsageError
+from .example import Example
 from .outputs import flatten_outputs
 
 # Largest difference in float32, relative to the scale of the results. Sums in another order cost about 1e-6; a wrong
 # operator, or a size that is baked in, costs 1e-2 and more.
 TOLERANCE = 1e-3
+
+# Images of a large batch, and multiply-accumulates that trying it may take: seconds.
+LARGE_BATCH, LARGE_WORK = 33, 30_000_000_000
 
 # What a model refuses an image with.
 REFUSALS = (RuntimeError, AssertionError, ValueError, IndexError)
@@ -66,20 +70,19 @@ def describe_difference(
 
 def random_images(count: int, size: tuple[int, int, int]) -> torch.Tensor:
     """Images ``[count, C, H, W]``, each on another scale, so that statistics over all of them show."""
-    images = torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
-    return images * torch.linspace(0.4, 2.0, count)[:, None, None, None] if count > 1 else images
+    return Example.images(size, count).random().tensors[0]
 
 
 @torch.inference_mode()
-def run_model(model: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
+def run_model(model: nn.Module, inputs: torch.Tensor | Example) -> list[np.ndarray]:
     """A model's results as arrays, in the order of its file's outputs."""
-    return flatten_outputs(model(images))
+    return flatten_outputs(inputs.call(model) if isinstance(inputs, Example) else model(inputs))
 
 
-def run_session(session: subp_ext.Session, images: torch.Tensor) -> list[np.ndarray]:
+def run_session(session: subp_ext.Session, inputs: torch.Tensor | Example) -> list[np.ndarray]:
     """A session's results, one or several; overflow in a step shows in the result, not in warnings."""
     with np.errstate(all="ignore"):
-        results = session.run(images.numpy())
+        results = session.run(inputs.arrays if isinstance(inputs, Example) else [inputs.numpy()])
     return list(results) if isinstance(results, tuple) else [results]
 
 
@@ -89,15 +92,15 @@ def noted(graph: Graph, note: str, **metadata: object) -> Graph:
     return replace(graph, metadata=graph.metadata | metadata | {"notes": notes})
 
 
-def verified(graph: Graph, model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
-    """The graph, once it has computed what its model does at the traced size, for several images and for one.
+def verified(graph: Graph, model: nn.Module, example: Example) -> Graph:
+    """The graph, once it computes what its model does at the example's sizes: for it, for one image, several and many.
 
     Where images turn out to depend on each other, the graph no longer says that they are independent.
 
     Args:
-        graph: for images ``[B, C, H, W]``.
+        graph: of the model.
         model: what was traced, on the CPU, in evaluation mode.
-        input_size: (C, H, W).
+        example: of its inputs.
 
     Raises:
         UsageError: a result differs; the message says by how much.
@@ -105,32 +108,54 @@ def verified(graph: Graph, model: nn.Module, input_size: tuple[int, int, int]) -
     """
     session = subp_ext.Session(graph)
     names = [spec.name for spec in graph.outputs]
-    free = graph.inputs[0].shape[0] is None
-    images = random_images(3 if free else 1, input_size)
+    if not is_batch_free(graph, example):
+        images = example.of_batch(_traced_batch(graph, example))
+        for inputs in (images.random(), *([] if images.is_flat else [images])):
+            _check(model, inputs, describe_difference(names, run_session(session, inputs), run_model(model, inputs)))
+        return graph
+    images = example.of_batch(3).random()
     together = run_model(model, images)
     _check(model, images, describe_difference(names, run_session(session, images), together))
-    if not free:
-        return graph
-    try:
-        alone = run_model(model, images[:1])
-    except REFUSALS:
-        return graph  # one image is too few for its statistics
-    _check(model, images[:1], describe_difference(names, run_session(session, images[:1]), alone))
+    for inputs in (images.one(0), example.random() if example.is_flat else example):
+        try:
+            expected = run_model(model, inputs)
+        except REFUSALS:
+            continue  # one image is too few for its statistics
+        _check(model, inputs, describe_difference(names, run_session(session, inputs), expected))
+    _check_large_batch(session, model, example, names)
     if not graph.metadata.get("independent_images"):
         return graph
-    for number in range(len(images)):
-        one = slice(number, number + 1)
-        found = run_session(session, images[one])
-        if difference := describe_difference(names, found, [part[one] for part in together]):
+    for number in range(images.batch):
+        part = slice(number, number + 1)
+        found = run_session(session, images.one(number))
+        if difference := describe_difference(names, found, [whole[part] for whole in together]):
             note = f"images of a batch run together: alone, {difference}"
             return noted(graph, note, independent_images=False)
     return graph
 
 
-def _check(model: nn.Module, images: torch.Tensor, difference: str | None) -> None:
+def is_batch_free(graph: Graph, example: Example) -> bool:
+    """Whether a graph takes any number of images."""
+    first = (spec.shape[0] for spec, batched in zip(graph.inputs, example.batched, strict=True) if batched)
+    return next(first, 1) is None
+
+
+def _traced_batch(graph: Graph, example: Example) -> int:
+    first = (spec.shape[0] for spec, batched in zip(graph.inputs, example.batched, strict=True) if batched)
+    return next(first, 1) or 1
+
+
+def _check_large_batch(session: subp_ext.Session, model: nn.Module, example: Example, names: list[str]) -> None:
+    """Compares as many images as a session may run in parts, and no more than take a moment."""
+    report = session.report()
+    work = sum(row.macs or 0 for row in report.rows) // max(1, report.input_shapes[example.batched.index(True)][0])
+    images = example.of_batch(min(LARGE_BATCH, max(5, LARGE_WORK // max(1, work)))).random()
+    _check(model, images, describe_difference(names, run_session(session, images), run_model(model, images)))
+
+
+def _check(model: nn.Module, inputs: Example, difference: str | None) -> None:
     if difference is not None:
-        shape = "x".join(map(str, images.shape))
         raise UsageError(
-            f"{type(model).__name__} is not exported: on images {shape} {difference} when subp_ext runs it instead of "
-            "torch; please report it with the model"
+            f"{type(model).__name__} is not exported: on {inputs.described} {difference} when subp_ext runs it instead "
+            "of torch; please report it with the model"
         )

@@ -1,0 +1,178 @@
+"""Any model as a ``.subp`` file, in one call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import subp_ext
+from subp_ext import Graph
+
+from ..checkpoint import check_writable, write_atomically
+from ..errors import UsageError
+from .example import Example, ExampleInputs
+from .int8 import export_int8
+from .network import Network
+from .outputs import name_outputs
+from .subp import checked
+from .summary import ExportSummary, summarize
+from .verify import run_session
+
+_logger = logging.getLogger(__name__)
+
+Writer = Callable[[nn.Module, Example, Path, Mapping[str, object], Sequence[str] | None, Any], None]
+
+
+def export_model(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    path: str | PathLike[str],
+    *,
+    dtype: str = "float32",
+    calibration: Iterable[Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
+    names: Sequence[str] | None = None,
+) -> ExportSummary:
+    """Write a model as a ``.subp`` file, which ``subp_ext.Session`` runs without torch.
+
+    Any module that ``torch.export`` follows: with or without a pruner, in either mode, on any device, inside of
+    DistributedDataParallel or ``torch.compile``; it stays as it is. What runs is the model after ``eval()``. Masks
+    become the sparsity of the file, and so do zeros in blocks of 1xN that somebody else's training left.
+
+    The results of the file are compared with those of torch: for the example, one image, several and many, and at other
+    sizes where it leaves them free. The file has its name only then.
+
+    Args:
+        model: returns tensors, nested in lists, tuples and dicts as it likes.
+        example_inputs: a tensor or NumPy array; a tuple or list of the model's arguments, each nested as the model
+            takes it; or a dict of them by name. The first dimension of the first tensor is the batch, and that of those
+            with as many entries. A size of 1 stays 1, that of the batch aside.
+        path: the file; written whole or not at all.
+        dtype: a name in ``DTYPES``.
+        calibration: for int8: a dataset, a loader or any iterable of images `[C, H, W]` or batches `[B, C, H, W]`,
+            normalised, or of tuples that start with them; hundreds of images.
+        metadata: JSON values kept in the file for whoever serves it, such as ``mean`` and ``class_names``.
+        names: of the outputs, in order; by default the keys under which the model returns them.
+
+    Returns:
+        What the file takes, returns and runs on; as text it is a few lines.
+
+    Raises:
+        UsageError: torch.export cannot follow the model, the runtime has no operator for a part of it, its results
+            would be others than torch's, or an argument does not fit.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    check_writable(path)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    if (calibration is not None) != (dtype == "int8"):
+        raise UsageError(
+            "dtype 'int8' needs calibration: an iterable of images or batches, hundreds of images"
+            if dtype == "int8"
+            else f"calibration belongs to dtype 'int8'; {dtype} needs none"
+        )
+    example = Example.of(example_inputs, model)
+    given = {"input_size": list(example.tensors[0].shape[1:])} if len(example.tensors) == 1 else {}
+    DTYPES[dtype](model, example, path, given | dict(metadata or {}), names, calibration)
+    summary = summarize(path, example)
+    _logger.info("%s", summary)
+    return summary
+
+
+def _write_float32(
+    model: nn.Module,
+    example: Example,
+    path: Path,
+    metadata: Mapping[str, object],
+    names: Sequence[str] | None,
+    calibration: None,
+) -> None:
+    write_graph(checked(model, example, metadata, names), path, example)
+
+
+def write_graph(graph: Graph, path: Path, example: Example) -> None:
+    """Write a graph that was compared with its model, and compare what is read from the file with it.
+
+    Raises:
+        UsageError: the file computes other results than the graph.
+        OSError: it cannot be written.
+    """
+    inputs = example.of_batch(graph.inputs[example.batched.index(True)].shape[0] or example.batch)
+    expected = run_session(subp_ext.Session(graph), inputs)
+
+    def write(temporary: Path) -> None:
+        subp_ext.save(temporary, graph)
+        found = run_session(subp_ext.Session(temporary), inputs)
+        if not all(np.array_equal(ours, theirs, equal_nan=True) for ours, theirs in zip(found, expected, strict=True)):
+            raise UsageError(f"{path}: the file computes other results than its graph; please report it with the model")
+
+    write_atomically(path, write)
+
+
+def _write_int8(
+    model: nn.Module,
+    example: Example,
+    path: Path,
+    metadata: Mapping[str, object],
+    names: Sequence[str] | None,
+    calibration: Iterable[Any],
+) -> None:
+    """Static quantization after training."""
+    if len(example.tensors) != 1 or example.tensors[0].ndim != 4 or not example.tensors[0].is_floating_point():
+        raise UsageError(
+            f"dtype 'int8' takes models of one input of images [B, C, H, W]; this one takes {example.described}: "
+            "export it as float32"
+        )
+    _, channels, height, width = example.tensors[0].shape
+    network = Network(model, (channels, height, width), {}, dict(metadata))
+    if names is None:
+        report = export_int8(network, path, calibration_array(calibration))
+    else:
+        temporary = path.with_name(f".{path.name}.unnamed")
+        try:
+            report = export_int8(network, temporary, calibration_array(calibration))
+            write_graph(name_outputs(subp_ext.load(temporary), _checked_names(names, temporary)), path, example)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _logger.info("%s: %s", path.name, report.summary())
+
+
+def _checked_names(names: Sequence[str], path: Path) -> Sequence[str]:
+    outputs = subp_ext.load(path).outputs
+    if len(names) != len(outputs) or len(set(names)) != len(names):
+        raise UsageError(f"names has {', '.join(names)}; expected a name of its own for each of {len(outputs)} outputs")
+    return names
+
+
+def calibration_array(calibration: Iterable[Any]) -> np.ndarray:
+    """Images [n, C, H, W] float32 of a dataset, a loader or any other iterable.
+
+    Raises:
+        UsageError: an entry is no image and no batch, or they differ in size.
+    """
+    parts = []
+    for entry in calibration:
+        images = entry[0] if isinstance(entry, (tuple, list)) and len(entry) else entry
+        array = np.asarray(images.detach().cpu().float() if isinstance(images, torch.Tensor) else images)
+        if array.ndim not in (3, 4) or array.dtype.kind != "f":
+            raise UsageError(
+                f"calibration holds {array.dtype} of shape {list(array.shape)}; expected normalised images [C, H, W] "
+                "or batches [B, C, H, W] in floating point"
+            )
+        parts.append(array[None] if array.ndim == 3 else array)
+    if not parts or len({part.shape[1:] for part in parts}) > 1:
+        found = ", ".join(sorted({str(list(part.shape[1:])) for part in parts})) or "nothing"
+        raise UsageError(f"calibration holds {found}; expected images of one size")
+    return np.ascontiguousarray(np.concatenate(parts), np.float32)
+
+
+# How a model is written, by the type of its weights and activations.
+DTYPES: dict[str, Writer] = {"float32": _write_float32, "int8": _write_int8}

@@ -1,0 +1,89 @@
+"""Zeros in weights that no mask of ours tells of: found in blocks of 1xN, and kept as block rows of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subp_ext import Graph, Ref
+
+Masks = dict[str, tuple[Tensor, int]]  # by the weight's name: mask [R, I / groups], block size
+
+# Blocks longer than this share nothing that two shorter ones do not.
+MAX_BLOCK_SIZE = 64
+
+# Of a dense layer's time. Kernels compute up to 8 output channels together; fewer read every input more often.
+_PAYS = 0.95
+_COST_OF_TILE = {8: 1.0, 4: 1.2, 2: 1.7, 1: 2.7}
+
+
+def zeros_found(graph: Graph, known: Container[str]) -> Masks:
+    """Masks of all convolutions and linear layers whose zeros pay.
+
+    A row with fewer blocks than the longest of its layer keeps blocks of zeros, too, to have as many.
+
+    Args:
+        graph: with weights as they were trained.
+        known: names of weights that have a mask.
+    """
+    groups = {
+        weight.name: node.args.get("groups", 1)
+        for node in graph.nodes
+        if node.op in ("conv2d", "linear") and isinstance(weight := node.args.get("weight"), Ref)
+    }
+    masks: Masks = {}
+    for name, count in groups.items():
+        weight = graph.constants.get(name)
+        if name in known or not isinstance(weight, np.ndarray) or weight.ndim not in (2, 4):
+            continue
+        kept = weight.reshape(*weight.shape[:2], -1).any(2)
+        if (found := _best(kept, count)) is not None:
+            masks[name] = torch.from_numpy(found[0]), found[1]
+    return masks
+
+
+def _best(kept: np.ndarray, groups: int) -> tuple[np.ndarray, int] | None:
+    """The mask and block size that take the least time; None if a dense layer is as fast.
+
+    Args:
+        kept: [O, I / groups] where a kernel is not all zeros.
+        groups: of the convolution.
+    """
+    outputs, channels = kept.shape
+    if kept.all() or channels == 1:
+        return None
+    best, found = _PAYS, None
+    for block_size in range(min(MAX_BLOCK_SIZE, outputs // groups), 0, -1):
+        rows = _in_rows(kept, block_size, groups)
+        longest = max(1, int(rows.sum(1).max()))
+        share = longest / channels * len(rows) * block_size / outputs
+        if share * _cost(block_size) < best:
+            best, found = share * _cost(block_size), (_padded(rows, longest), block_size)
+    return found
+
+
+def _cost(block_size: int) -> float:
+    """Of an output channel, relative to one among eight."""
+    total, rest = 0.0, block_size
+    for tile, cost in _COST_OF_TILE.items():
+        total, rest = total + rest // tile * tile * cost, rest % tile
+    return total / block_size
+
+
+def _in_rows(kept: np.ndarray, block_size: int, groups: int) -> np.ndarray:
+    """[R, I / groups] where a block is not all zeros; block rows lie within groups."""
+    outputs, channels = kept.shape
+    per_group = outputs // groups
+    rows = -(-per_group // block_size)
+    padded = np.zeros((groups, rows * block_size, channels), bool)
+    padded[:, :per_group] = kept.reshape(groups, per_group, channels)
+    return padded.reshape(groups * rows, block_size, channels).any(1)
+
+
+def _padded(rows: np.ndarray, longest: int) -> np.ndarray:
+    """The rows with blocks of zeros added, the first there are, up to the longest."""
+    missing = longest - rows.sum(1, keepdims=True)
+    return rows | (~rows & (np.cumsum(~rows, 1) <= missing))

@@ -1,0 +1,212 @@
+"""subp_dist.export_model: any module in one call; several inputs, nested ones, free sizes, and what it refuses.
+
+Networks: a few small layers at 16 to 64 pixels; the oracle is torch, 1e-4 of the range. Out of scope: zeros of others
+(test_export_zeros.py), nesting of results (test_export_outputs.py), int8 itself (test_quantize_export.py).
+"""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+import subp_ext
+from subp_dist import PruneSchedule, SUBPPruner, export_model
+from subp_dist.errors import UsageError
+from subp_dist.export.deadline import within
+
+
+class Segments(nn.Module):
+    """Ends at the size of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x):
+        return F.interpolate(self.head(self.body(x).relu()), size=x.shape[-2:], mode="bilinear")
+
+
+class Pair(nn.Module):
+    """Two inputs, and results in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.mask = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(2, 8, 1)
+
+    def forward(self, image, mask):
+        y = self.image(image) + self.mask(mask)
+        return {"y": y, "of": [y.mean((2, 3)), y.argmax(1)]}
+
+
+class Neck(nn.Module):
+    """A feature pyramid: a list of maps, each half as large as the one before."""
+
+    def __init__(self):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, 8, 1) for channels in (4, 8))
+
+    def forward(self, maps):
+        low, high = (layer(level) for layer, level in zip(self.lateral, maps, strict=True))
+        return {"p0": low + F.interpolate(high, scale_factor=2), "p1": high}
+
+
+class Tokens(nn.Module):
+    """Whole numbers of any count."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 16), nn.Linear(16, 5)
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids).relu())
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def maps(batch, size):
+    return [torch.randn(batch, 4, size, size), torch.randn(batch, 8, size // 2, size // 2)]
+
+
+def ids(batch, count):
+    return torch.randint(0, 50, (batch, count))
+
+
+CASES = {
+    "segments": (Segments, lambda b, s: (torch.randn(b, 3, s, s + 8),), [(None, 3, None, None)]),
+    "pair": (
+        Pair,
+        lambda b, s: (torch.randn(b, 3, s, s), torch.randn(b, 2, s, s)),
+        [(None, 3, None, None), (None, 2, None, None)],
+    ),
+    "neck": (Neck, lambda b, s: (maps(b, s),), [(None, 4, None, None), (None, 8, None, None)]),
+    "tokens": (Tokens, lambda b, s: (ids(b, s),), [(None, None)]),
+    "channels_last": (ChannelsLast, lambda b, s: (torch.randn(b, s, s + 4, 3),), [(None, None, None, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_module_at_any_size(name, tmp_path):
+    torch.manual_seed(0)
+    make, inputs, shapes = CASES[name]
+    model = make().train()
+    summary = export_model(model, inputs(1, 16), tmp_path / "model.subp")
+    assert [spec.shape for spec in summary.inputs] == shapes and summary.independent_images, summary
+    assert model.training
+    session = subp_ext.Session(tmp_path / "model.subp")
+    for batch, size in ((1, 16), (3, 22), (2, 40)):
+        given = inputs(batch, size)
+        found = session.run([leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(given)])
+        with torch.inference_mode():
+            expected = torch.utils._pytree.tree_leaves(model.eval()(*given))
+        for ours, theirs in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_by_name_and_names_of_outputs(tmp_path):
+    named = {"mask": np.zeros((1, 2, 16, 16)), "image": np.ones((1, 3, 16, 16))}
+    summary = export_model(
+        Pair(), named, tmp_path / "model.subp", names=["sum", "mean", "class"], metadata={"by": "us"}
+    )
+    assert [spec.name for spec in summary.inputs] == ["image", "mask"]
+    session = subp_ext.Session(tmp_path / "model.subp")
+    assert [spec.name for spec in session.outputs] == ["sum", "mean", "class"] and session.metadata["by"] == "us"
+    assert [spec.shape for spec in session.outputs] == [(None, 8, None, None), (None, 8), (None, None, None)]
+
+
+def test_norms_of_weights_are_folded(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        weight_norm(nn.Conv2d(3, 16, 3)),
+        spectral_norm(nn.Conv2d(16, 16, 3)),
+        parametrizations.weight_norm(nn.Conv2d(16, 16, 3)),
+        parametrizations.spectral_norm(nn.Conv2d(16, 4, 3)),
+    )
+    images = torch.randn(2, 3, 16, 16)
+    model(images)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    export_model(model, images, tmp_path / "model.subp")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    graph = subp_ext.load(tmp_path / "model.subp")
+    assert [node.op for node in graph.nodes] == ["conv2d"] * 4
+    with torch.inference_mode():
+        expected = model.eval()(images).numpy()
+    np.testing.assert_allclose(subp_ext.Session(graph).run(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_model_and_what_the_summary_says(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 1))
+    SUBPPruner(model, PruneSchedule(0.5, 0, 0), block_size=16, only=["1", "3"]).step(0)
+    text = str(export_model(torch.compile(model), torch.randn(1, 3, 32, 32), tmp_path / "model.subp"))
+    assert "2 layers in 1x16 blocks, 50.0% kept" in text and "every image is computed alone" in text
+    assert "input input: float32 [any, 3, any, any]" in text and "output conv2d_2: float32 [any, 64, any, any]" in text
+    assert "of the MACs are on sparse kernels" in text
+
+
+def test_int8_with_names(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+    loader = [(torch.randn(16, 3, 24, 24), torch.zeros(16)) for _ in range(2)]
+    summary = export_model(
+        model, torch.randn(1, 3, 24, 24), tmp_path / "m.subp", dtype="int8", calibration=loader, names=["map"]
+    )
+    assert [spec.name for spec in summary.outputs] == ["map"]
+    images = torch.randn(2, 3, 24, 24)
+    with torch.inference_mode():
+        expected = model.eval()(images).numpy()
+    found = subp_ext.Session(tmp_path / "m.subp").run(images.numpy())
+    assert 1e-4 < np.abs(found - expected).max() / np.ptp(expected) < 0.05
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"dtype": "float8"}, "dtype 'float8': expected one of float32"),
+        ({"dtype": "int8"}, "'int8' needs calibration"),
+        ({"calibration": []}, "calibration belongs to dtype 'int8'"),
+        ({"dtype": "int8", "calibration": []}, "calibration holds nothing; expected images of one size"),
+        ({"dtype": "int8", "calibration": [torch.zeros(2, 2)]}, r"calibration holds float32 of shape \[2, 2\]"),
+        ({"names": ["a", "b"]}, "names has a, b; expected a name of its own for each of 1 outputs"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        export_model(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), tmp_path / "model.subp", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ((), "do not fit Pair.forward"),
+        ((1, "a"), "hold no tensor"),
+        ((torch.zeros(1, 3, 8, 8),), r"do not fit Pair.forward: missing a required argument: 'mask'"),
+    ],
+)
+def test_inputs_that_do_not_fit(inputs, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        export_model(Pair(), inputs, tmp_path / "model.subp")
+
+
+def test_int8_of_several_inputs_is_refused(tmp_path):
+    inputs = (torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 8, 8))
+    with pytest.raises(UsageError, match="'int8' takes models of one input of images"):
+        export_model(Pair(), inputs, tmp_path / "model.subp", dtype="int8", calibration=[inputs])
+
+
+def test_work_that_takes_too_long_is_given_up():
+    def for_ever():
+        while True:
+            pass
+
+    assert within(0.05, for_ever) is None
+    assert within(60, lambda: 3) == 3
