@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -19,6 +20,7 @@ from ..models import create_model, model_arguments
 from ..parametrization import block_mask_of, load_masked
 from ..plan import LayerPlan, plan_layers
 from .synthetic import random_network
+from .weights import model_of_weights
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,34 @@ class Network:
         image_size: int | None = None,
         num_classes: int | None = None,
         seed: int = 0,
+        **others: object,
     ) -> Network:
         """A network without a training; the arguments are those of ``random_network``."""
         model, input_size, arguments = random_network(
-            name, rate, block_size, skip=skip, image_size=image_size, num_classes=num_classes, seed=seed
+            name, rate, block_size, skip=skip, image_size=image_size, num_classes=num_classes, seed=seed, **others
         )
-        config = cast("dict[str, Any]", model.pretrained_cfg)
-        metadata = {
-            "model": name, "num_classes": num_classes or config["num_classes"], "input_size": list(input_size),
-            "mean": list(config["mean"]), "std": list(config["std"]), "block_size": block_size, "prune_rate": rate,
-            "init": f"random, seed {seed}",
-        }  # fmt: skip
+        metadata = _about(name, input_size, arguments)
+        metadata |= {"block_size": block_size, "prune_rate": rate, "init": f"random, seed {seed}"}
         return cls(model, input_size, arguments, metadata)
+
+    @classmethod
+    def of_weights(cls, path: Path, name: str, image_size: int | None = None, **arguments: Any) -> Network:
+        """A network with weights of another training; more arguments are those of ``model_of_weights``."""
+        model, given = model_of_weights(path, name, **arguments)
+        channels, height, width = timm.get_pretrained_cfg(name).input_size
+        input_size = (cast("int", given.get("in_chans", channels)), image_size or height, image_size or width)
+        return cls(model, input_size, given, _about(name, input_size, given))
+
+
+def _about(name: str, input_size: tuple[int, int, int], arguments: dict[str, object]) -> dict[str, object]:
+    """What is told of a timm model in its file; mean and std only where they are of as many channels."""
+    config = timm.get_pretrained_cfg(name)
+    about: dict[str, object] = {"model": name, "input_size": list(input_size)}
+    if not arguments.get("features_only"):
+        about["num_classes"] = arguments.get("num_classes", config.num_classes)
+    if len(config.mean) == input_size[0]:
+        about |= {"mean": list(config.mean), "std": list(config.std)}
+    return about
 
 
 def _at_target(model: nn.Module, layer: LayerPlan, pruning: PruningConfig) -> bool:
@@ -107,7 +125,8 @@ def _checkpoint_of(source: Path) -> Path:
         raise UsageError(f"{source}: no such run or checkpoint")
     if source.suffix in (".subp", ".onnx", ".safetensors"):
         raise UsageError(
-            f"{source} is an exported file, which holds no training: give the run's folder or a checkpoint"
+            f"{source} is an exported file, which holds no training: give the run's folder or a checkpoint, or, of "
+            "weights, their --model"
         )
     if not source.is_dir():
         return source

@@ -8,7 +8,6 @@ a say in the result, so a wrong operator shows, and activations keep their scale
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import timm
 import torch
@@ -31,6 +30,7 @@ def random_network(
     image_size: int | None = None,
     num_classes: int | None = None,
     seed: int = 0,
+    **others: object,
 ) -> tuple[nn.Module, tuple[int, int, int], dict[str, object]]:
     """A timm network in evaluation mode with random uniform masks.
 
@@ -42,6 +42,7 @@ def random_network(
         image_size: height and width; the model's own by default.
         num_classes: the model's own by default.
         seed: of weights, masks and the images that the statistics are measured on.
+        others: more arguments of ``timm.create_model``, such as ``in_chans`` and ``features_only``.
 
     Returns:
         The network, the size (C, H, W) of its images, and the arguments that timm creates its like with.
@@ -50,14 +51,14 @@ def random_network(
         UsageError: there is no such model, it cannot be pruned as asked, or it does not run on such images.
     """
     check_model_name(name)
-    arguments: dict[str, object] = {} if num_classes is None else {"num_classes": num_classes}
+    arguments = ({} if num_classes is None else {"num_classes": num_classes}) | others
     if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
         arguments["img_size"] = image_size  # its parameters depend on the size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_model(name, **arguments)
-        channels, height, width = cast("dict[str, Any]", model.pretrained_cfg)["input_size"]
-        input_size = (channels, image_size or height, image_size or width)
+        channels, height, width = timm.get_pretrained_cfg(name).input_size
+        input_size = (others.get("in_chans", channels), image_size or height, image_size or width)
         _vary_constants(model)
         if rate > 0:
             _put_random_masks(model, rate, block_size, skip, seed)
