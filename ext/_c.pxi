@@ -231,3 +231,32 @@ cdef extern from "winograd.h" nogil:
                             Py_ssize_t part, const void *planes, void *sums)
     void subp_winograd_pass(const subp_winograd *call, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *planes,
                             void *sums)
+
+
+cdef extern from "team.h" nogil:
+    int subp_team(int wanted)
+    void subp_team_released()
+
+
+cdef extern from "resample.h" nogil:
+    ctypedef struct subp_pairs:
+        const int32_t *low
+        const int32_t *high
+        const float *low_weight
+        const float *high_weight
+    ctypedef struct subp_bilinear:
+        Py_ssize_t width, out_h, out_w
+        subp_pairs rows, columns
+        int doubles
+    void subp_bilinear_plane(const subp_bilinear *call, const float *x, float *out, float *rows)
+    ctypedef struct subp_gather:
+        Py_ssize_t element, width, out_h, out_w
+        const int32_t *rows
+        const int32_t *columns
+        Py_ssize_t first, last
+    void subp_gather_plane(const subp_gather *call, const void *x, void *out)
+    ctypedef struct subp_weave:
+        Py_ssize_t element, out_h, out_w, step_h, step_w
+        const void *const *sources
+        const Py_ssize_t *strides
+    void subp_weave_plane(const subp_weave *call, Py_ssize_t plane, void *out)

@@ -132,11 +132,12 @@ cdef class _Bound:
     def __call__(self):
         """Runs it."""
         cdef Py_ssize_t i
+        cdef int threads = 1 if self.threads == 1 or self.items == 1 else _team(self.threads)
         # A parallel region costs microseconds, and even one of a single thread half of one.
-        if self.threads == 1 or self.items == 1:
+        if threads == 1:
             with nogil:
                 for i in range(self.items):
                     self._item(i, 0)
             return
-        for i in prange(self.items, nogil=True, schedule="static", num_threads=self.threads):
+        for i in prange(self.items, nogil=True, schedule="static", num_threads=threads):
             self._item(i, threadid())

@@ -132,6 +132,8 @@ cdef class _Passes:
         if what is None:
             raise ValueError("nothing is bound; use what `bind` returns")
         fills, size = what._fills, 4 * what.scratch
+        if threads > 1:
+            threads = _team(threads)
         if threads == 1:
             with nogil:
                 for i in range(passes):

@@ -14,19 +14,15 @@ from libc.stdint cimport int32_t, uint64_t
 
 from operator import index
 from sys import byteorder
+from warnings import warn
 
 import numpy as np
 
 include "_c.pxi"
+include "_threads.pxi"
 include "_checks.pxi"
-
-
-def release_threads():
-    """Ends the threads that OpenMP keeps for the calling one; the next run starts new ones."""
-    omp_pause_resource_all(omp_pause_soft)
-
-
 include "_rows.pxi"
 include "_requantize.pxi"
 include "_convolutions.pxi"
 include "_operators.pxi"
+include "_resample.pxi"

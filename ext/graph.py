@@ -143,7 +143,11 @@ class Graph:
                     f"{where}: reads {ref.name!r}, which is not an input, a constant or the output of an earlier node"
                 )
         activation = node.args.get("activation")
-        if node.op in ("conv2d", "linear") and activation is not None and activation not in ACTIVATIONS:
+        if (
+            node.op in ("conv2d", "conv_transpose2d", "linear")
+            and activation is not None
+            and activation not in ACTIVATIONS
+        ):
             raise ValueError(f"{where}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Cases are (operator, arguments, the torch call); a test holds that no operator i
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -50,6 +51,9 @@ case("gelu", None, self=X, approximate="tanh")
 case("elu", None, self=X, alpha=0.7)
 case("leaky_relu", None, self=X, negative_slope=0.2)
 case("hardtanh", None, self=X, min_val=0.0, max_val=6.0)
+case("celu", None, self=X)
+case("celu", None, self=X, alpha=1.7)
+case("threshold", None, self=X, threshold=0.1, value=20.0)
 case("softplus", None, self=X * 10, beta=2.0)
 case("prelu", None, self=X, weight=C)
 case("prelu", None, self=X, weight=C[:1])
@@ -124,6 +128,11 @@ for args in [
     {"groups": 2, "stride": 2},
 ]:
     case("conv_transpose2d", lambda input, **kw: F.conv_transpose2d(input, **kw), input=X, weight=T, **args)
+LAYERS = tensor(1, 2, 6, 7, 8)
+case("avg_pool3d", None, self=LAYERS, kernel_size=[3, 1, 1], stride=[1], padding=[1, 0, 0])
+case("avg_pool3d", None, self=LAYERS, kernel_size=[2], stride=[1, 2, 2], padding=[1], count_include_pad=False)
+case("avg_pool3d", None, self=LAYERS, kernel_size=[3], stride=[2], padding=[1], ceil_mode=True)
+case("avg_pool3d", None, self=LAYERS, kernel_size=[3], divisor_override=5)
 WINDOWS = {"kernel_size": [3, 2], "dilation": [1, 2], "padding": [1, 0], "stride": [2, 1]}
 case("im2col", None, self=X, **WINDOWS)
 case("im2col", lambda self, kernel_size: F.unfold(self, kernel_size), self=X, kernel_size=[2, 2])
@@ -260,6 +269,21 @@ for name, extra in (("nearest", {}), ("bilinear", {"align_corners": False}), ("b
     case(op, lambda vec=vec, **k: vec(**k), input=X, output_size=[4, 5], scale_factors=None, **extra)
     case(op, lambda vec=vec, **k: vec(**k), input=X, output_size=None, scale_factors=[2.0, 1.7], **extra)
     case(op, None, self=X, output_size=[18, 16], **extra)
+exact = aten._upsample_nearest_exact2d.vec
+case("_upsample_nearest_exact2d", lambda **k: exact(**k), input=X, output_size=[13, 20], scale_factors=None)
+case("_upsample_nearest_exact2d", lambda **k: exact(**k), input=X, output_size=None, scale_factors=[2.0, 0.6])
+GRID = tensor(2, 4, 7, 2, scale=0.8)
+for modes in itertools.product(range(3), range(3), (False, True)):
+    names = zip(("interpolation_mode", "padding_mode", "align_corners"), modes, strict=True)
+    case("grid_sampler", None, input=X, grid=GRID, **dict(names))
+case("grid_sampler_2d", None, input=X, grid=GRID, interpolation_mode=0, padding_mode=1, align_corners=False)
+for aligned in (False, True):
+    theta = tensor(2, 2, 3)
+    case("affine_grid_generator", None, theta=theta, size=[2, 3, 4, 5], align_corners=aligned)
+case("topk", None, self=X, k=3)
+case("topk", None, self=X, k=2, dim=1, largest=False)
+case("topk", None, self=np.where(np.arange(8) == 3, np.float32(np.nan), X), k=8, dim=-1)
+case("topk", None, self=WHOLE, k=1, dim=0)
 case("pixel_shuffle", None, self=tensor(2, 12, 3, 4), upscale_factor=2)
 case("pixel_unshuffle", None, self=tensor(2, 3, 6, 4), downscale_factor=2)
 for name in ("channel_shuffle", "native_channel_shuffle"):

@@ -12,11 +12,14 @@ from subp_ext.operators import (  # noqa: F401  (each records its operators; the
     indexing,
     linear,
     norms,
+    padding,
     pooling,
     quantization,
     reductions,
     resampling,
+    sampling,
     shaping,
+    transposed,
     views,
 )
 from subp_ext.operators.arguments import arrays_in

@@ -154,6 +154,17 @@ def elu(self: Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float 
     return scale * np.where(self > 0, self, alpha * np.expm1(np.minimum(self, 0.0) * input_scale))
 
 
+@operator("celu", shape=ELEMENTWISE)
+@_wide
+def celu(self: Array, alpha: float = 1.0) -> Array:
+    return np.maximum(self, 0.0) + np.minimum(0.0, alpha * np.expm1(self / alpha))
+
+
+@operator("threshold", shape=ELEMENTWISE)
+def threshold(self: Array, threshold: float, value: float) -> Array:
+    return np.where(self <= threshold, self.dtype.type(value), self)
+
+
 @operator("selu", shape=ELEMENTWISE)
 def selu(self: Array) -> Array:
     return elu(self, alpha=1.6732632423543772, scale=1.0507009873554805)

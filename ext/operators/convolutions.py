@@ -90,50 +90,6 @@ operator("conv1d", shape=convolution_spec)(_plain(1))
 operator("conv3d", shape=convolution_spec)(_plain(3))
 
 
-def _transposed_spec(
-    input: MetaTensor,
-    weight: MetaTensor,
-    bias: Any = None,
-    stride: Ints = 1,
-    padding: Ints = 0,
-    output_padding: Ints = 0,
-    groups: int = 1,
-    dilation: Ints = 1,
-) -> Spec:
-    parts = (sizes(pair(value)) for value in (stride, padding, output_padding, dilation))
-    out = [
-        (n - 1) * s + d * (k - 1) + 1 - 2 * p + extra
-        for n, k, s, p, extra, d in zip(input.shape[2:], weight.shape[2:], *parts, strict=True)
-    ]
-    return (input.shape[0], weight.shape[1] * groups, *sizes(out)), input.dtype
-
-
-@operator("conv_transpose2d", shape=_transposed_spec)
-def conv_transpose2d(
-    input: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Ints = 1,
-    padding: Ints = 0,
-    output_padding: Ints = 0,
-    groups: int = 1,
-    dilation: Ints = 1,
-) -> Array:
-    """Convolves the input, zeros put between its pixels, with the flipped kernel; weight `[I, O / groups, kh, kw]`."""
-    stride, padding, extra, dilation = (repeated(v, 2) for v in (stride, padding, output_padding, dilation))
-    batch, inputs, *size = input.shape
-    apart = np.zeros((batch, inputs, *((n - 1) * s + 1 for n, s in zip(size, stride, strict=True))), input.dtype)
-    apart[:, :, :: stride[0], :: stride[1]] = input
-    per_group, *kernel = weight.shape[1:]
-    flipped = weight[:, :, ::-1, ::-1].reshape(groups, inputs // groups, per_group, *kernel).swapaxes(1, 2)
-    edges = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    # A padding beyond the kernel's reach cuts the input instead.
-    cut = tuple(slice(max(-edge, 0), n - max(-edge, 0)) for edge, n in zip(edges, apart.shape[2:], strict=True))
-    zeros = tuple((max(edge, 0), max(edge, 0) + more) for edge, more in zip(edges, extra, strict=True))
-    flat = flipped.reshape(groups * per_group, inputs // groups, *kernel)
-    return convolve(apart[(slice(None), slice(None), *cut)], flat, bias, (1, 1), zeros, dilation, groups)
-
-
 def _im2col_spec(self: MetaTensor, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0, stride: Ints = 1) -> Spec:
     kernel = sizes(pair(kernel_size))
     template = of_shape((1, self.shape[1], *kernel), self.dtype)

@@ -85,3 +85,26 @@ def slice_scatter(
 def select_scatter(self: Array, src: Array, dim: int, index: int) -> Array:
     """A copy with `src` in the place of what `select` returns."""
     return slice_scatter(self, np.expand_dims(src, dim), dim, index, index + 1 or None)
+
+
+def _topk_spec(self: MetaTensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> list[Spec]:
+    (axis,) = axes(dim, self.ndim)
+    if not self.ndim or not 0 <= k <= self.shape[axis]:
+        raise ValueError(f"k is {k}; expected 0 to the size of dimension {dim} of {list(self.shape)}")
+    shape = (*self.shape[:axis], k, *self.shape[axis + 1 :])
+    return [(shape, self.dtype), (shape, np.dtype(np.int64))]
+
+
+@operator("topk", shape=_topk_spec)
+def topk(self: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Array, Array]:
+    """The k largest or smallest elements in order, and where they are; NaN counts as larger than any number.
+
+    Of equal elements that of the lower index comes first, and they are always sorted; torch promises neither.
+    """
+    if largest:  # a stable order from the end, read backwards
+        backwards = np.argsort(np.flip(self, dim), axis=dim, kind="stable")
+        order = self.shape[dim] - 1 - np.flip(backwards, dim)
+    else:
+        order = np.argsort(self, axis=dim, kind="stable")
+    places = np.take(order, np.arange(k), axis=dim)
+    return np.take_along_axis(self, places, axis=dim), places

@@ -288,3 +288,40 @@ def avg_pool1d(
 ) -> Array:
     size, step, zeros = pair(kernel_size)[0], pair(stride, kernel_size)[0], pair(padding)[0]
     return avg_pool2d(self[..., None, :], (1, size), (1, step), (0, zeros), ceil_mode, count_include_pad)[..., 0, :]
+
+
+def _triple(value: Any) -> tuple[int, int, int]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    depth, height, width = values * 3 if len(values) == 1 else values
+    return depth, height, width
+
+
+def _pool3d_spec(self: MetaTensor, kernel_size: Ints, stride: Ints | None = (), padding: Ints = 0, **rest: Any) -> Spec:
+    kernel, zeros = _triple(kernel_size), _triple(padding)
+    step, size = _triple(stride or kernel), self.shape[-3:]
+    planes = {"kernel_size": kernel[1:], "stride": step[1:], "padding": zeros[1:], **rest}
+    layers = {"kernel_size": (kernel[0], 1), "stride": (step[0], 1), "padding": (zeros[0], 0), **rest}
+    shape = _pooled(of_shape(size, self.dtype), **planes)
+    depth = _pooled(of_shape((size[0], 1), self.dtype), **layers)[0]
+    return (*self.shape[:-3], depth, *shape[-2:]), self.dtype
+
+
+@operator("avg_pool3d", shape=_pool3d_spec)
+def avg_pool3d(
+    self: Array,
+    kernel_size: Ints,
+    stride: Ints | None = (),
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """Averages over planes, then over layers: what a window is divided by is the product of both counts."""
+    kernel, zeros = _triple(kernel_size), _triple(padding)
+    step, rest = _triple(stride or kernel), (ceil_mode, count_include_pad, None if divisor_override is None else 1)
+    planes = avg_pool2d(self, kernel[1:], step[1:], zeros[1:], *rest)
+    *batch, depth, height, width = planes.shape
+    lines = planes.reshape(*batch, depth, height * width)
+    found = avg_pool2d(lines, (kernel[0], 1), (step[0], 1), (zeros[0], 0), *rest)
+    result = found.reshape(*batch, -1, height, width)
+    return result if divisor_override is None else result / self.dtype.type(divisor_override)

@@ -26,6 +26,7 @@ from subp_ext.operators.arguments import describe, fits
 if TYPE_CHECKING:
     from subp_ext.convolution import Convolution
     from subp_ext.tensor import Tensor
+    from subp_ext.transposed import Transposed
 
 MetaTensor = npt.NDArray[Any]  # shape and dtype count; its elements are never read
 Spec = tuple[tuple[int, ...], np.dtype[Any] | ValueType]  # of a result
@@ -81,7 +82,7 @@ class Operator:
     shape: ShapeRule
     lower: Lowering | None = None
     fused: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    pack: Callable[..., Convolution | None] | None = None
+    pack: Callable[..., Convolution | Transposed | None] | None = None
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -100,7 +101,7 @@ def operator(
     shape: ShapeRule,
     lower: Lowering | None = None,
     fused: str | Mapping[str, Mapping[str, Any]] | None = None,
-    pack: Callable[..., Convolution | None] | None = None,
+    pack: Callable[..., Convolution | Transposed | None] | None = None,
 ) -> Callable[[Function], Function]:
     """Records a function as the reference of an operator; arguments as `Operator`.
 

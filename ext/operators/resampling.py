@@ -4,21 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subp_ext.dtypes import Array
+from subp_ext import runtime
+from subp_ext.dtypes import FLOAT32, Array
 from subp_ext.operators.arguments import MAX_PAIRS, sizes
-from subp_ext.operators.record import DRY_RUN, Lowered, MetaTensor, Spec, Unsupported, operator
+from subp_ext.operators.plane_copies import gathered, woven
+from subp_ext.operators.record import DRY_RUN, Lowered, Lowering, MetaTensor, Spec, Unsupported, operator
 from subp_ext.tensor import At, Call, Tensor
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
 
-# Copies per pixel and axis beyond which a lowering on copies is none.
-MAX_COPIES = 64
+# The neighbours along an axis that each output is made of, and their weights: [out, taps] each.
+Taps = Callable[[Array], tuple[Array, Array]]
 
 
 def _scales(
@@ -46,7 +48,6 @@ def _upsample_spec(
     x = _source(input, self)
     scales = scale_factors if scale_factors is not None else [scales_h, scales_w]
     out = output_size if output_size is not None else [int(n * s) for n, s in zip(x.shape[-2:], scales, strict=True)]
-    # The reference interpolates with a matrix per axis.
     large = any(n * size > MAX_PAIRS for n, size in zip(x.shape[-2:], out, strict=False))
     if 0 in x.shape or len(out) != 2 or min(sizes(out)) < 1 or large:
         raise ValueError(f"sizes {out} do not fit the input {list(x.shape)}")
@@ -60,58 +61,66 @@ def _source(input: Any, self: Any) -> Any:
     return self if input is None else input
 
 
-def _lower_nearest(
-    planner: Planner, op: str, *, input: Any = None, self: Any = None, **scales: Any
-) -> Lowered | Unsupported:
-    """By whole factors: every column to its places, then every row."""
-    x = _source(input, self)
+def _refused(planner: Planner, x: Any, scales: dict[str, Any]) -> Unsupported | None:
+    """Why no kernel resizes a value; None if one does."""
     if not isinstance(x, Tensor) or x.view.ndim != 4 or not x.view.size:
         return Unsupported("the input is not a tensor of four dimensions, or empty")
-    shape, _ = _upsample_spec(input=x.view, **scales)
-    planner.check_room(shape, x.type)
-    height, width = x.view.shape[2:]
-    rows, columns = shape[2] // height, shape[3] // width
-    if max(rows, columns) > MAX_COPIES:
-        return Unsupported("every factor is a copy, and these are many")
-    # Which pixel goes where; a ratio that is not exact may pick a neighbour, as torch does.
-    pixels = np.arange(height * width).reshape(1, 1, height, width)
-    taken = upsample_nearest2d(input=pixels, **scales)
-    if not np.array_equal(taken, pixels.repeat(rows, axis=2).repeat(columns, axis=3)):
-        return Unsupported("the output's size is no multiple of the input's")
-    x = planner.contiguous(x)
-    out = planner.empty(shape, x.type)
-
-    def bind(at: At) -> Call:
-        source, target = at(x).reshape(-1, height, width), at(out).reshape(-1, height, rows, width, columns)
-        pairs = [(target[:, :, 0, :, column], source) for column in range(columns)]
-        pairs += [(target[:, :, row], target[:, :, 0]) for row in range(1, rows)]
-
-        def call() -> None:
-            for place, values in pairs:
-                np.copyto(place, values)
-
-        return call
-
-    planner.step(op, "numpy", "copies", bind, [x], [out])
-    return Lowered(out)
+    planner.check_room(_upsample_spec(input=x.view, **scales)[0], x.type)
+    return None
 
 
-@operator("upsample_nearest2d", shape=_upsample_spec, lower=_lower_nearest)
-def upsample_nearest2d(
-    input: Array | None = None,
-    output_size: Sequence[int] | None = None,
-    scale_factors: Sequence[float] | None = None,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
-    self: Array | None = None,
-) -> Array:
-    """Takes the `.vec` form (input, scale_factors) and the plain one (self, scales_h, scales_w)."""
-    x = _source(input, self)
-    rows, columns = (
-        np.minimum((np.arange(out) * np.float32(ratio)).astype(np.int64), size - 1)
-        for size, out, ratio in _scales(x, output_size, scale_factors, scales_h, scales_w)
-    )
-    return x[..., rows[:, None], columns]
+def _nearest(size: int, out: int, ratio: float, offset: float) -> Array:
+    """`[out]`, the input's index for each output along an axis, in torch's float32."""
+    at = (np.arange(out, dtype=np.float32) + np.float32(offset)) * np.float32(ratio)
+    return np.minimum(at.astype(np.int64), size - 1)
+
+
+def _lower_nearest(offset: float) -> Lowering:
+    """By whole factors every row and column is repeated; by others they are picked."""
+
+    def lower(
+        planner: Planner, op: str, *, input: Any = None, self: Any = None, **scales: Any
+    ) -> Lowered | Unsupported:
+        x = _source(input, self)
+        if refused := _refused(planner, x, scales):
+            return refused
+        axes = _scales(x.view, *(scales.get(name) for name in ("output_size", "scale_factors", "scales_h", "scales_w")))
+        rows, columns = (_nearest(*axis, offset) for axis in axes)
+        (height, tall, _), (width, wide, _) = axes
+        step = (tall // height, wide // width)
+        whole = all(
+            np.array_equal(picked, np.arange(size).repeat(factor))
+            for picked, (size, _, _), factor in zip((rows, columns), axes, step, strict=True)
+        )
+        if not whole or step[1] != 2:
+            return Lowered(gathered(planner, op, x, rows, columns))
+        x, shape = planner.contiguous(x), (*x.view.shape[:2], len(rows), len(columns))
+        return Lowered(woven(planner, op, [x] * (step[0] * step[1]), shape, step))
+
+    return lower
+
+
+def _nearest_by(offset: float) -> Any:
+    """The reference; takes the `.vec` form (input, scale_factors) and the plain one (self, scales_h, scales_w)."""
+
+    def run(
+        input: Array | None = None,
+        output_size: Sequence[int] | None = None,
+        scale_factors: Sequence[float] | None = None,
+        scales_h: float | None = None,
+        scales_w: float | None = None,
+        self: Array | None = None,
+    ) -> Array:
+        x = _source(input, self)
+        scales = _scales(x, output_size, scale_factors, scales_h, scales_w)
+        rows, columns = (_nearest(*axis, offset) for axis in scales)
+        return x[..., rows[:, None], columns]
+
+    return run
+
+
+for _name, _offset in (("upsample_nearest2d", 0.0), ("_upsample_nearest_exact2d", 0.5)):
+    operator(_name, shape=_upsample_spec, lower=_lower_nearest(_offset))(_nearest_by(_offset))
 
 
 def _linear_taps(position: Array) -> tuple[Array, Array]:
@@ -128,18 +137,23 @@ def _cubic_taps(position: Array) -> tuple[Array, Array]:
     return low[:, None] + np.arange(-1, 3), np.where(distance <= 1, near, far)
 
 
-def _weights(size: int, out: int, ratio: float, align_corners: bool, taps: Any) -> Array:
-    """`[out, size]` matrix of one axis; taps outside the input count for its edge."""
+def _neighbours(size: int, out: int, ratio: float, align_corners: bool, taps: Taps) -> tuple[Array, Array]:
+    """`[out, taps]` indices and weights of one axis; taps outside the input count for its edge."""
     at = np.arange(out, dtype=np.float64)
     corners = at * ((size - 1) / max(out - 1, 1))
-    position = corners if align_corners else (at + 0.5) * ratio - 0.5
-    index, weight = taps(position)
-    matrix = np.zeros((out, size))
-    np.add.at(matrix, (np.arange(out)[:, None], np.clip(index, 0, size - 1).astype(np.int64)), weight)
-    return matrix
+    index, weight = taps(corners if align_corners else (at + 0.5) * ratio - 0.5)
+    return np.clip(index, 0, size - 1).astype(np.int32), weight
 
 
-def _separable(taps: Any) -> Any:
+def _blended(x: Array, axis: int, index: Array, weight: Array) -> Array:
+    """Sums of neighbours along an axis, -2 or -1; what is no neighbour reaches no result."""
+    weight = weight.astype(x.dtype).reshape(*weight.shape, *[1] * (-1 - axis))
+    parts = (np.take(x, index[:, tap], axis=axis) * weight[:, tap] for tap in range(index.shape[1]))
+    total: Array = sum(parts, np.zeros((), x.dtype))
+    return total
+
+
+def _separable(taps: Taps) -> Any:
     def run(
         input: Array | None = None,
         output_size: Sequence[int] | None = None,
@@ -150,18 +164,64 @@ def _separable(taps: Any) -> Any:
         self: Array | None = None,
     ) -> Array:
         x = _source(input, self)
-        sizes = _scales(x, output_size, scale_factors, scales_h, scales_w)
-        rows, columns = (_weights(*axis, align_corners, taps).astype(x.dtype) for axis in sizes)
-        return rows @ x @ columns.T
+        for axis, scale in zip((-1, -2), _scales(x, output_size, scale_factors, scales_h, scales_w)[::-1], strict=True):
+            x = _blended(x, axis, *_neighbours(*scale, align_corners, taps))
+        return x
 
     return run
 
 
-upsample_bilinear2d = operator("upsample_bilinear2d", shape=_upsample_spec)(_separable(_linear_taps))
+def _lower_bilinear(
+    planner: Planner,
+    op: str,
+    *,
+    input: Any = None,
+    self: Any = None,
+    align_corners: bool = False,
+    **scales: Any,
+) -> Lowered | Unsupported:
+    x = _source(input, self)
+    if isinstance(x, Tensor) and x.type.dtype is not FLOAT32:
+        return Unsupported(f"no {x.type.dtype.name} kernel for {op}")
+    if refused := _refused(planner, x, scales):
+        return refused
+    axes = _scales(x.view, *(scales.get(name) for name in ("output_size", "scale_factors", "scales_h", "scales_w")))
+    pairs = []
+    for axis in axes:
+        index, weight = _neighbours(*axis, align_corners, _linear_taps)
+        pairs.append([np.ascontiguousarray(part) for part in (*index.T, *weight.T.astype(np.float32))])
+    size, wide, ratio = axes[1]
+    doubles = wide == 2 * size and ratio == 0.5 and not align_corners
+    x = planner.contiguous(x)
+    out, threads = planner.empty((*x.view.shape[:2], axes[0][1], wide)), planner.threads
+
+    def bind(at: At) -> Call:
+        source, target = (value.reshape(-1, *value.shape[2:]) for value in (at(x), at(out)))
+        call: Call = runtime.kernels().bind_bilinear(source, *pairs, doubles, target, threads)
+        return call
+
+    planner.step(op, "bilinear", "kernel", bind, [x], [out])
+    return Lowered(out)
+
+
+upsample_bilinear2d = operator("upsample_bilinear2d", shape=_upsample_spec, lower=_lower_bilinear)(
+    _separable(_linear_taps)
+)
 upsample_bicubic2d = operator("upsample_bicubic2d", shape=_upsample_spec)(_separable(_cubic_taps))
 
 
-@operator("pixel_shuffle", shape=DRY_RUN)
+def _lower_pixel_shuffle(planner: Planner, op: str, *, self: Any, upscale_factor: int) -> Lowered | Unsupported:
+    factor = upscale_factor
+    if not isinstance(self, Tensor) or self.view.ndim != 4 or not self.view.size:
+        return Unsupported("the input is not a tensor of four dimensions, or empty")
+    batch, channels, height, width = self.view.shape
+    if factor < 1 or channels % factor**2:
+        raise ValueError(f"{channels} channels are no multiple of {factor} x {factor}")
+    shape = (batch, channels // factor**2, height * factor, width * factor)
+    return Lowered(woven(planner, op, planner.contiguous(self), shape, (factor, factor)))
+
+
+@operator("pixel_shuffle", shape=DRY_RUN, lower=_lower_pixel_shuffle)
 def pixel_shuffle(self: Array, upscale_factor: int) -> Array:
     *batch, channels, height, width = self.shape
     r, n = upscale_factor, len(batch)
@@ -170,7 +230,34 @@ def pixel_shuffle(self: Array, upscale_factor: int) -> Array:
     return x.transpose(order).reshape(*batch, channels // r**2, height * r, width * r)
 
 
-@operator("pixel_unshuffle", shape=DRY_RUN)
+def _moved(
+    planner: Planner, op: str, x: Tensor, shape: Sequence[int], order: Sequence[int], out_shape: Sequence[int]
+) -> Lowered:
+    """A copy of the tensor seen as another shape, with its axes in another order, of any type."""
+    x = planner.contiguous(x)
+    out = planner.empty(out_shape, x.type)
+
+    def bind(at: At) -> Call:
+        source = at(x).reshape(shape).transpose(order)
+        target = at(out).reshape(source.shape)
+        return lambda: np.copyto(target, source)
+
+    planner.step(op, "numpy", "copies", bind, [x], [out])
+    return Lowered(out)
+
+
+def _lower_pixel_unshuffle(planner: Planner, op: str, *, self: Any, downscale_factor: int) -> Lowered | Unsupported:
+    if not isinstance(self, Tensor) or self.view.ndim != 4 or not self.view.size:
+        return Unsupported("the input is not a tensor of four dimensions, or empty")
+    (batch, channels, height, width), r = self.view.shape, downscale_factor
+    if r < 1 or height % r or width % r:
+        raise ValueError(f"{height}x{width} pixels are no multiple of {r} x {r}")
+    split = (batch, channels, height // r, r, width // r, r)
+    shape = (batch, channels * r**2, height // r, width // r)
+    return _moved(planner, op, self, split, (0, 1, 3, 5, 2, 4), shape)
+
+
+@operator("pixel_unshuffle", shape=DRY_RUN, lower=_lower_pixel_unshuffle)
 def pixel_unshuffle(self: Array, downscale_factor: int) -> Array:
     *batch, channels, height, width = self.shape
     r, n = downscale_factor, len(batch)
@@ -180,20 +267,11 @@ def pixel_unshuffle(self: Array, downscale_factor: int) -> Array:
 
 
 def _lower_channel_shuffle(planner: Planner, op: str, *, self: Any, groups: int) -> Lowered | Unsupported:
-    """A copy in another order, of any type."""
     if not isinstance(self, Tensor) or self.view.ndim < 2 or groups < 1 or self.view.shape[1] % groups:
         return Unsupported("the input is known, or its channels do not split into the groups")
-    x = planner.contiguous(self)
-    out = planner.empty(x.view.shape, x.type)
-    batch, channels, *size = x.view.shape
-
-    def bind(at: At) -> Call:
-        source = at(x).reshape(batch, groups, channels // groups, *size).swapaxes(1, 2)
-        target = at(out).reshape(source.shape)
-        return lambda: np.copyto(target, source)
-
-    planner.step(op, "numpy", "copies", bind, [x], [out])
-    return Lowered(out)
+    batch, channels, *size = self.view.shape
+    order = (0, 2, 1, *range(3, 3 + len(size)))
+    return _moved(planner, op, self, (batch, groups, channels // groups, *size), order, self.view.shape)
 
 
 @operator("channel_shuffle", "native_channel_shuffle", shape=DRY_RUN, lower=_lower_channel_shuffle)

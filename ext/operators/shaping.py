@@ -1,4 +1,4 @@
-"""Joins, repetitions, padding and copies."""
+"""Joins, repetitions and copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from subp_ext.dtypes import Array, as_type
 from subp_ext.operators.arguments import Ints, astype, axes, refuse_training, sizes
 from subp_ext.operators.record import DRY_RUN, ELEMENTWISE, Lowered, MetaTensor, Spec, Unsupported, operator
-from subp_ext.operators.shape_inference import of_shape
 from subp_ext.tensor import At, Call, Tensor, as_meta, type_of
 
 if TYPE_CHECKING:
@@ -103,85 +102,6 @@ def repeat_interleave(
     self: Array, repeats: Ints | Array, dim: int | None = None, output_size: int | None = None
 ) -> Array:
     return np.repeat(self, repeats, axis=dim)
-
-
-def _pad_spec(self: MetaTensor, pad: Any = None, padding: Any = None, **rest: Any) -> Spec:
-    amounts, shape = pad if padding is None else padding, list(self.shape)
-    for i in range(len(amounts) // 2):
-        shape[-1 - i] += amounts[2 * i] + amounts[2 * i + 1]
-    return sizes(shape), self.dtype
-
-
-def _lower_pad(
-    planner: Planner, op: str, *, self: Any, pad: Any, mode: str = "constant", value: float | None = None
-) -> Lowered | Unsupported:
-    """With a constant: the frame is filled in and the middle copied. What is stored of a real number is by its type."""
-    if mode != "constant" or not isinstance(self, Tensor):
-        return Unsupported(f"mode {mode} has no kernel" if mode != "constant" else "a known tensor")
-    shape, _ = _pad_spec(self.view, pad)
-    planner.check_room(shape, self.type)
-    inner, outer = _overlap(self.view.shape, pad)
-    if self.view[inner].shape != of_shape(shape)[outer].shape:
-        return Unsupported("it cuts off more than there is")
-    out = planner.empty(shape, self.type)
-    fill = (value or 0) if self.type.plain else self.type.from_float(np.array(value or 0.0, np.float32))
-
-    def bind(at: At) -> Call:
-        source, target = at(self)[inner], at(out)
-        middle = target[outer]
-
-        def call() -> None:
-            target.fill(fill)
-            np.copyto(middle, source)
-
-        return call
-
-    planner.step(op, "numpy", "copies", bind, [self], [out])
-    return Lowered(out)
-
-
-def _overlap(shape: Sequence[int], pad: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """The part of a tensor that stays when it is padded, and where it is in the result."""
-    pairs = [(0, 0)] * (len(shape) - len(pad) // 2) + [
-        (pad[i], pad[i + 1]) for i in range(len(pad) // 2 * 2 - 2, -1, -2)
-    ]
-    inner = [slice(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(pairs, shape, strict=True)]
-    outer = [slice(max(b, 0), n + b + a - max(a, 0)) for (b, a), n in zip(pairs, shape, strict=True)]
-    return tuple(inner), tuple(outer)
-
-
-_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-
-
-@operator("pad", shape=_pad_spec, lower=_lower_pad)
-def pad(self: Array, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Array:
-    """Pads from the last dimension backwards, (before, after) each; a negative number cuts."""
-    pairs = [(0, 0)] * self.ndim
-    for i in range(len(pad) // 2):
-        pairs[-1 - i] = (pad[2 * i], pad[2 * i + 1])
-    keep = tuple(slice(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(pairs, self.shape, strict=True))
-    grow = [(max(b, 0), max(a, 0)) for b, a in pairs]
-    if mode == "constant":
-        return np.pad(self[keep], grow, constant_values=value or 0)
-    return np.pad(self[keep], grow, mode=_MODES[mode])
-
-
-@operator("constant_pad_nd", shape=_pad_spec, lower=_lower_pad)
-def constant_pad_nd(self: Array, pad: Sequence[int], value: float = 0) -> Array:
-    return _pad(self, pad, "constant", value)
-
-
-@operator("reflection_pad1d", "reflection_pad2d", shape=_pad_spec)
-def reflection_pad(self: Array, padding: Sequence[int]) -> Array:
-    return _pad(self, padding, "reflect")
-
-
-@operator("replication_pad1d", "replication_pad2d", shape=_pad_spec)
-def replication_pad(self: Array, padding: Sequence[int]) -> Array:
-    return _pad(self, padding, "replicate")
-
-
-_pad = pad  # the functions above have an argument of that name
 
 
 @operator("roll", shape=DRY_RUN)

@@ -1,0 +1,22 @@
+# Teams of threads: OpenMP's, as large as the system allows.
+
+_warned = []
+
+
+def release_threads():
+    """Ends the threads that OpenMP keeps for the calling one; the next run starts new ones."""
+    omp_pause_resource_all(omp_pause_soft)
+    subp_team_released()
+
+
+cdef int _team(int wanted) except -1:
+    """As many threads as a parallel region may have, with one warning per process if they are fewer than wanted."""
+    cdef int found = subp_team(wanted)
+    if found < wanted and not _warned:
+        _warned.append(found)
+        warn(
+            f"the system refuses to create threads: {found} of {wanted} run, and later runs may have fewer too; raise the "
+            "limit of processes (ulimit -u, pids.max), or ask for fewer threads",
+            RuntimeWarning,
+        )
+    return found

@@ -1,0 +1,12 @@
+/* How many threads a parallel region may have. OpenMP ends the process where it cannot create one. */
+#ifndef SUBP_TEAM_H
+#define SUBP_TEAM_H
+
+/* Returns `wanted`, or as many as the calling thread's team can have where the system refuses to create more. Threads
+ * that OpenMP does not keep for it yet are created, and ended, to find out: that is once for a team that grows. */
+int subp_team(int wanted);
+
+/* To be told when OpenMP has let go of the calling thread's team. */
+void subp_team_released(void);
+
+#endif
