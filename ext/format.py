@@ -18,7 +18,6 @@ import os
 import struct
 import tempfile
 import zlib
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from subp_ext.dtypes import DTYPES, Array, Quantization, TypedArray, ValueType, dtype_named, dtype_of
 from subp_ext.graph import Constant, Graph
+from subp_ext.source import ModelSource, Readable, foreign, name_of, opened
 from subp_ext.sparse import UniformBlockSparse
 
 # The first byte is not ASCII and the line ends differ, so that a transfer in text mode shows at once (as in PNG).
@@ -73,26 +73,30 @@ def save(path: str | os.PathLike[str], graph: Graph) -> None:
     )
 
 
-def load(path: str | os.PathLike[str]) -> Graph:
+def load(source: ModelSource) -> Graph:
     """Reads a graph and checks all of it: sizes, checksums, references, index bounds.
+
+    Args:
+        source: path of a `.subp` file or a pipe; its bytes, as bytes, memoryview or memory map; or a file opened in
+            binary mode, which is read from where it stands to its end.
 
     Raises:
         FileNotFoundError: there is no such file.
         FormatError: what is there is not a sound `.subp` file.
+        TypeError: `source` is nothing to read from.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise FormatError(f"{path}: is a directory; expected a .subp file")
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    name = name_of(source)
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+        raise FormatError(f"{name}: is a directory; expected a .subp file")
+    with opened(source) as (file, size):
         try:
             header_crc, header_bytes = _read_preamble(file.read(ALIGNMENT), size)
             return _parse(file, header_bytes, header_crc, size)
         except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
+            raise FormatError(f"{name}: {error}") from error
         # Validation of the graph and its weights raises ValueError or TypeError; deep nesting RecursionError.
         except (ValueError, TypeError, RecursionError) as error:
-            raise FormatError(f"{path}: the content is not valid: {error}; export the model again") from error
+            raise FormatError(f"{name}: the content is not valid: {error}; export the model again") from error
 
 
 def _describe(constant: Constant, arrays: _Arrays) -> dict[str, Any]:
@@ -162,7 +166,10 @@ def _write(path: Path, head: bytes, tensors: list[tuple[int, np.ndarray]], size:
 def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
     """Returns the header's crc32 and its bytes, both sizes checked against the file's."""
     if raw[: len(MAGIC)] != MAGIC:
-        raise FormatError("does not start as a .subp file does; expected a file written by subp_ext.save")
+        if MAGIC.startswith(raw) and raw:
+            raise FormatError(f"cut short: {size} bytes, expected at least {ALIGNMENT}; copy or export it again")
+        found = foreign(raw, size) or "does not start as a .subp file does"
+        raise FormatError(f"{found}; expected a file written by subp_ext.save")
     if len(raw) < ALIGNMENT:
         raise FormatError(f"cut short: {size} bytes, expected at least {ALIGNMENT}; copy or export it again")
     _, version, header_crc, header_bytes, file_bytes = _PREAMBLE.unpack_from(raw)
@@ -178,7 +185,7 @@ def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
     return header_crc, header_bytes
 
 
-def _parse(file: BufferedReader, header_bytes: int, header_crc: int, size: int) -> Graph:
+def _parse(file: Readable, header_bytes: int, header_crc: int, size: int) -> Graph:
     """Reads what follows the preamble."""
     raw = file.read(header_bytes)
     if zlib.crc32(raw) != header_crc:
@@ -224,7 +231,7 @@ def _check_table(entries: list[dict[str, Any]], available: int) -> None:
         raise FormatError(f"tensors of {total} bytes in a file with room for {available}: some overlap")
 
 
-def _read_tensor(entry: dict[str, Any], number: int, file: BufferedReader, start: int) -> np.ndarray:
+def _read_tensor(entry: dict[str, Any], number: int, file: Readable, start: int) -> np.ndarray:
     storage = _STORAGE[entry["dtype"]]
     array = np.empty(entry["shape"], storage.newbyteorder("<"))
     file.seek(start + entry["offset"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from functools import cache
@@ -10,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from subp_ext import affinity
 
 _BUILD_HINT = (
     "subp_ext's compiled kernels are missing: build them with `pip install .`, or in a source tree with "
@@ -25,7 +28,8 @@ def kernels() -> ModuleType:
         ImportError: it was not built; the message says how to.
     """
     try:
-        found = import_module("subp_ext._kernels")
+        with affinity.unbound():
+            found = import_module("subp_ext._kernels")
     except ImportError as error:
         raise ImportError(f"{_BUILD_HINT} ({error})") from error
     if hasattr(os, "register_at_fork"):
@@ -102,15 +106,18 @@ def dtype(asked: str | None = None) -> str | None:
 
 
 def thread_count(threads: int | None = None) -> int:
-    """Returns the threads to use: the argument, else `SUBP_NUM_THREADS`, else the CPUs this process may use.
+    """Returns the threads to use: the argument, else `SUBP_NUM_THREADS`, `OMP_NUM_THREADS`, the CPUs of this process.
 
     Raises:
-        ValueError: the argument or the variable is not a whole number of at least 1.
+        ValueError: the argument or the first of the variables that is set is not a whole number of at least 1.
     """
     if threads is not None:
         return _positive(threads, "threads")
-    variable = os.environ.get("SUBP_NUM_THREADS")
-    return _positive(variable, "SUBP_NUM_THREADS") if variable else usable_cpus()
+    if variable := os.environ.get("SUBP_NUM_THREADS"):
+        return _positive(variable, "SUBP_NUM_THREADS")
+    # A list is of nested parallel regions, the outermost first.
+    outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return _positive(outermost, "OMP_NUM_THREADS") if outermost else usable_cpus()
 
 
 def _positive(value: int | str, source: str) -> int:
@@ -126,9 +133,8 @@ def _positive(value: int | str, source: str) -> int:
 
 def usable_cpus() -> int:
     """Returns the CPUs this process may use: the smaller of its affinity and its cgroup quota, at least 1."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_cpus()
-    return affinity if quota is None else max(1, min(affinity, int(quota)))
+    found, quota = len(affinity.usable()), cgroup_cpus()
+    return found if quota is None else max(1, min(found, int(quota)))
 
 
 _MOUNT, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -184,6 +190,12 @@ def memory_limit(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> int:
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((folder / file).read_text()))  # "max" where there is none
     return min(limits)
+
+
+def return_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library keeps it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_info() -> dict[str, Any]:

@@ -23,6 +23,8 @@ from subp_ext.graph import Graph, Node, TensorSpec
 from subp_ext.operators import NUMBER, OPERATORS
 from subp_ext.planner import MAX_CONSTANT_BYTES, Plan, Planner, State, compute_constant, guarded, resolve
 from subp_ext.report import Report, report_rows
+from subp_ext.source import ModelSource, name_of
+from subp_ext.tensor import Tensor
 
 # Sets of input shapes that a session remembers, each with its memory.
 KEPT_PLANS = 8
@@ -43,9 +45,10 @@ class Session:
     as ever ran together. Weights are shared.
 
     Args:
-        model: path of a `.subp` file, or a Graph.
-        threads: per run; by default `SUBP_NUM_THREADS`, else the CPUs this process may use. The result does not
-            depend on it.
+        model: path of a `.subp` file or of a pipe, its bytes (a memoryview or memory map too), a file opened in binary
+            mode, or a Graph.
+        threads: per run; by default `SUBP_NUM_THREADS`, else `OMP_NUM_THREADS`, else the CPUs this process may use. The
+            result does not depend on it. Where the system refuses to create them, fewer run, with a warning.
         profile: measures every step of every run, for `report`.
         dtype: "bfloat16" runs a network in float32 so, converted when it is loaded; "float32" computes in float32 what
             is stored in bfloat16. By default what `SUBP_DTYPE` says, else what the file says. A CPU without products of
@@ -64,11 +67,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        model: str | os.PathLike[str] | Graph,
-        threads: int | None = None,
-        profile: bool = False,
-        dtype: str | None = None,
+        self, model: ModelSource | Graph, threads: int | None = None, profile: bool = False, dtype: str | None = None
     ) -> None:
         runtime.kernel_set(), runtime.winograd()  # missing kernels and wrong choices show before anything is read
         self.threads, self._profile, dtype = runtime.thread_count(threads), profile, runtime.dtype(dtype)
@@ -79,14 +78,16 @@ class Session:
         _sessions.add(self)
         if isinstance(model, Graph):
             model.validate()
-            self._build(as_asked(model, dtype))
+            with np.errstate(all="ignore"):
+                self._build(as_asked(model, dtype))
             return
         graph = load(model)
         try:
-            graph = as_asked(graph, dtype)
-            self._build(graph, owned=True)
+            with np.errstate(all="ignore"):
+                graph = as_asked(graph, dtype)
+                self._build(graph, owned=True)
         except ValueError as error:
-            raise FormatError(f"{os.fspath(model)}: the network cannot run: {error}; export it again") from error
+            raise FormatError(f"{name_of(model)}: the network cannot run: {error}; export it again") from error
 
     def _build(self, graph: Graph, owned: bool = False) -> None:
         """Computes what depends on constants alone, packs weights, and plans a run where all sizes are known."""
@@ -179,17 +180,60 @@ class Session:
             RuntimeError: a step failed, and the message names it; or the session was closed.
         """
         self._check_open()
-        arrays = self._check_inputs(inputs)
-        step = self._images_at_once(arrays)
-        if step is None:
-            results = self._run(arrays)
-        else:
-            starts = range(0, len(arrays[0]), step)
-            parts = [self._run([array[at : at + step] for array in arrays]) for at in starts]
-            results = tuple(map(np.concatenate, zip(*parts, strict=True)))
-        shapes = tuple(array.shape if step is None else (step, *array.shape[1:]) for array in arrays)
-        self._ran = shapes, _images(tuple(array.shape for array in arrays))
+        # Overflow and the like are part of the arithmetic; NumPy would warn where a kernel does not.
+        with np.errstate(all="ignore"):
+            arrays = self._check_inputs(inputs)
+            results = self._empty(arrays) if any(array.shape[:1] == (0,) for array in arrays) else self._run_all(arrays)
         return results[0] if len(results) == 1 else results
+
+    def _run_all(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Runs a batch, in parts where that is faster."""
+        step = self._images_at_once(arrays)
+        shapes = tuple(array.shape if step is None else (step, *array.shape[1:]) for array in arrays)
+        results = self._run(arrays) if step is None else self._run_parts(arrays, step)
+        self._ran = shapes, _images(tuple(array.shape for array in arrays))
+        return results
+
+    def _run_parts(self, arrays: Sequence[np.ndarray], step: int) -> tuple[np.ndarray, ...]:
+        """Runs `step` images at a time.
+
+        Raises:
+            ValueError: all results together are larger than there is room for; nothing ran.
+        """
+        images = len(arrays[0])
+        results = self._results(arrays, images)
+        for at in range(0, images, step):
+            for result, part in zip(results, self._run([a[at : at + step] for a in arrays]), strict=True):
+                result[at : at + step] = part
+        return results
+
+    def _results(self, arrays: Sequence[np.ndarray], images: int) -> tuple[np.ndarray, ...]:
+        """Arrays for the results of so many images, as large as planning says that those of one are.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+        one = self._planned(tuple((1, *array.shape[1:]) for array in arrays)).plan.outputs
+        shown = [_shown_like(output) for output in one]
+        total = images * sum(array.nbytes for array in shown)
+        if total > self._limit:
+            raise ValueError(
+                f"the results of {images} images take {total / 1e9:.1f} GB; this process may use "
+                f"{self._limit / 1e9:.1f} GB: run fewer at a time"
+            )
+        return tuple(np.empty((images, *array.shape[1:]), array.dtype) for array in shown)
+
+    def _empty(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Results for a batch without images; nothing runs.
+
+        Raises:
+            ValueError: the inputs are not all batches without images, or a result is none of a batch.
+        """
+        fixed = [spec.name for spec in (*self.inputs, *self.outputs) if spec.shape[:1] != (None,)]
+        if fixed or any(array.shape[0] for array in arrays):
+            reason = f"{fixed[0]!r} has no batch dimension" if fixed else "other inputs have images"
+            raise ValueError(f"a batch without images, while {reason}; expected 1 image or more")
+        return self._results(arrays, 0)
 
     def _images_at_once(self, arrays: Sequence[np.ndarray]) -> int | None:
         """How many images of a larger batch go through the network together: those whose activations stay in a cache.
@@ -220,12 +264,10 @@ class Session:
         try:
             for target, array in zip(state.inputs, arrays, strict=True):
                 np.copyto(target, array, casting="same_kind")
-            # Overflow and the like are part of the arithmetic; NumPy would warn where a kernel does not.
-            with np.errstate(all="ignore"):
-                if self._profile:
-                    entry.measure(state)
-                else:
-                    entry.call(state)
+            if self._profile:
+                entry.measure(state)
+            else:
+                entry.call(state)
             pairs = zip(state.outputs, entry.plan.outputs, strict=True)
             return tuple(_shown(array, getattr(planned, "type", None)) for array, planned in pairs)
         finally:
@@ -259,7 +301,8 @@ class Session:
         entry = self._planned(shapes)
         if self._profile and entry.seconds is None:
             for _ in range(2):
-                self._run([np.zeros(t.view.shape, t.type.dtype.storage) for t in entry.plan.inputs])
+                with np.errstate(all="ignore"):
+                    self._run([np.zeros(t.view.shape, t.type.dtype.storage) for t in entry.plan.inputs])
         weights = sum(packed.nbytes for packed in self._packed.values())
         rows = report_rows(entry.plan, entry.seconds)
         return Report(rows, shapes, images, self.threads, runtime.kernel_set(), entry.plan.nbytes, weights)
@@ -282,11 +325,15 @@ class Session:
             raise RuntimeError("the session was closed; make another one")
 
     def close(self) -> None:
-        """Drops weights and memory, once runs of other threads are over; the session cannot run any more."""
+        """Drops weights and memory, once runs of other threads are over, and returns them to the system.
+
+        The session cannot run any more.
+        """
         with self._lock:
             self._closed = True
             self._entries.clear()
             self._packed, self._constants = {}, {}
+        runtime.return_memory()
 
     def __enter__(self) -> Session:
         self._check_open()
@@ -393,7 +440,7 @@ def _check_input(value: Any, spec: TensorSpec) -> np.ndarray:
         elif array.ndim == 4 and _fits((array.shape[0], array.shape[3], *array.shape[1:3]), spec.shape):
             hint = f"; these are channels last; pass {spec.name}.transpose(0, 3, 1, 2)"
         raise ValueError(f"input {spec.name!r} has shape {list(array.shape)}; expected {expected}{hint}")
-    if 0 in array.shape:
+    if 0 in array.shape[1:]:
         raise ValueError(
             f"input {spec.name!r} has shape {list(array.shape)}, which is empty; expected a batch of 1 or more"
         )
@@ -407,7 +454,24 @@ def _check_input(value: Any, spec: TensorSpec) -> np.ndarray:
         )
     if array.dtype != wanted and (wanted.kind != "f" or array.dtype.kind != "f"):
         raise ValueError(f"input {spec.name!r} is {array.dtype}; expected {wanted}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > wanted.itemsize and _overflows(array, wanted):
+        raise ValueError(
+            f"input {spec.name!r} is {array.dtype} with numbers beyond the range of {wanted}, "
+            f"{np.finfo(wanted).max:.3g}; expected smaller ones, or inf"
+        )
     return array if dtype.native else dtype.from_float(array)
+
+
+def _overflows(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether a finite number would become infinite in the dtype."""
+    return bool((np.isinf(array.astype(dtype)) & np.isfinite(array)).any())
+
+
+def _shown_like(output: Any) -> np.ndarray:
+    """An array of the form in which the caller gets an output of a plan."""
+    if isinstance(output, Tensor):
+        return output.view if output.type.dtype.native else np.broadcast_to(np.float32(0), output.view.shape)
+    return _shown(output, None)
 
 
 def _shown(array: Any, type: ValueType | None) -> np.ndarray:
