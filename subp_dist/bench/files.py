@@ -21,6 +21,7 @@ from ..export.formats import write_onnx
 from ..export.int8 import random_images
 from ..export.quantize import quantize_graph
 from ..parametrization import plain_copy
+from . import unet  # noqa: F401  (registers its networks with timm)
 from .quantized import quantize_for_onnxruntime, quantize_for_openvino
 
 # Contender -> end of its file's name. The peers get the same weights, zeros in place.
