@@ -73,22 +73,22 @@ def save(path: str | os.PathLike[str], graph: Graph) -> None:
     )
 
 
-def load(source: ModelSource) -> Graph:
+def load(path: ModelSource) -> Graph:
     """Reads a graph and checks all of it: sizes, checksums, references, index bounds.
 
     Args:
-        source: path of a `.subp` file or a pipe; its bytes, as bytes, memoryview or memory map; or a file opened in
+        path: of a `.subp` file or a pipe; its bytes, as bytes, memoryview or memory map; or a file opened in
             binary mode, which is read from where it stands to its end.
 
     Raises:
         FileNotFoundError: there is no such file.
         FormatError: what is there is not a sound `.subp` file.
-        TypeError: `source` is nothing to read from.
+        TypeError: it is nothing to read from.
     """
-    name = name_of(source)
-    if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+    name = name_of(path)
+    if isinstance(path, (str, os.PathLike)) and Path(path).is_dir():
         raise FormatError(f"{name}: is a directory; expected a .subp file")
-    with opened(source) as (file, size):
+    with opened(path) as (file, size):
         try:
             header_crc, header_bytes = _read_preamble(file.read(ALIGNMENT), size)
             return _parse(file, header_bytes, header_crc, size)

@@ -109,7 +109,7 @@ class _Rewrite:
         return self._fold_batch_norm(node, scale, shift) or self._as_depthwise(node, scale, shift)
 
     def _fold_batch_norm(self, node: Node, scale: np.ndarray, shift: np.ndarray) -> Node | None:
-        conv = self._absorbable(node.args["input"], "conv2d")
+        conv = self._absorbable(node.args["input"], "conv2d", "conv_transpose2d")
         weight = None if conv is None else self.constants.get(conv.args["weight"].name)
         if (
             conv is None
@@ -119,12 +119,11 @@ class _Rewrite:
         ):
             return None
         bias_name = f"{conv.args['weight'].name.removesuffix('.weight')}.folded_bias"
-        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-        self.constants[conv.args["weight"].name] = scaled.astype(np.float32)
-        old_bias = self._constant(conv.args.get("bias"), len(weight), default=0.0)
+        self.constants[conv.args["weight"].name] = _scaled(conv, weight, scale).astype(np.float32)
+        old_bias = self._constant(conv.args.get("bias"), len(scale), default=0.0)
         self.constants[bias_name] = (old_bias * scale + shift).astype(np.float32)
         del self.kept[conv.output]
-        return Node("conv2d", node.output, conv.args | {"bias": Ref(bias_name)})
+        return Node(conv.op, node.output, conv.args | {"bias": Ref(bias_name)})
 
     def _as_depthwise(self, node: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
         """A 1x1 convolution of each channel alone, which takes in residuals and activations as any other does."""
@@ -167,7 +166,7 @@ class _Rewrite:
 
     def _fuse_activation(self, node: Node) -> tuple[str, Node] | None:
         activation = operators.fused_activation(node.op, node.args)
-        target = self._absorbable(node.args.get("self", node.args.get("input")), "conv2d", "linear")
+        target = self._absorbable(node.args.get("self", node.args.get("input")), "conv2d", "conv_transpose2d", "linear")
         if activation is None or target is None:
             return None
         return target.output, Node(target.op, node.output, target.args | {"activation": activation})
@@ -190,6 +189,15 @@ class _Rewrite:
         if self.uses[pad.output] == 0:
             del self.kept[pad.output]
         return Node("conv2d", node.output, node.args | {"input": pad.args["self"], "padding": padding})
+
+
+def _scaled(conv: Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A convolution's weight times a factor for each output channel; a transposed one has these in dimension 1."""
+    if conv.op == "conv2d":
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    groups = conv.args.get("groups", 1)
+    split = weight.reshape(groups, -1, *weight.shape[1:])
+    return (split * scale.reshape(groups, 1, -1, 1, 1)).reshape(weight.shape)
 
 
 def without_unused(graph: Graph) -> Graph:
