@@ -25,12 +25,13 @@ from subp_ext.sparse import UniformBlockSparse
 PRECISION, NAME = "precision", "bfloat16"
 
 # Layers whose weights become bfloat16, and what they read as bfloat16.
-_LAYERS = {"conv2d": ("input", "residual"), "linear": ("input",)}
+_LAYERS = {"conv2d": ("input", "residual"), "conv_transpose2d": ("input",), "linear": ("input",)}
 
 # Operators with kernels for planes of bfloat16, beside activations and views, which need none.
 _PLANES = {
     "add", "mul", "max_pool2d", "avg_pool2d", "mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "layer_norm",
-    "cat", "concat", "pad", "constant_pad_nd", "upsample_nearest2d",
+    "cat", "concat", "pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "upsample_nearest2d",
+    "_upsample_nearest_exact2d", "pixel_shuffle", "pixel_unshuffle",
 }  # fmt: skip
 
 
