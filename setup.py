@@ -35,6 +35,7 @@ ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
     (ARM, "neon_dotprod", ["-march=armv8.2-a+dotprod"]),
     (ARM, "neon_i8mm", ["-march=armv8.2-a+dotprod+i8mm"]),
+    (ARM, "neon_bf16", ["-march=armv8.2-a+dotprod+i8mm+bf16"]),
 ]
 CFLAGS = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-g0"]
 

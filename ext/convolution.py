@@ -270,8 +270,10 @@ def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int
         if weight.order is not None:
             raise ValueError("the weight has an order of its rows, which no kernel takes; use its `to_float32`")
         return weight
-    bits = isinstance(weight, TypedArray) and weight.type.dtype.name == "bfloat16"
-    scale = _scale_of(weight) if isinstance(weight, TypedArray) and not bits else None
+    if isinstance(weight, TypedArray) and weight.type.dtype.name == "bfloat16":
+        packed = _as_blocks(weight.to_float(), groups)
+        return replace(packed, values=weight.type.dtype.from_float(packed.values), dtype="bfloat16")
+    scale = _scale_of(weight) if isinstance(weight, TypedArray) else None
     stored = weight.values if isinstance(weight, TypedArray) else np.asarray(weight)
     groups = groups or 1
     if stored.ndim != 4:
@@ -280,9 +282,6 @@ def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int
     if scale is not None:
         return UniformBlockSparse.from_dense_integers(stored, scale, block, groups)
     full = np.ones((groups * -(-(stored.shape[0] // groups) // block), stored.shape[1]), bool)
-    if bits:
-        packed = UniformBlockSparse.from_dense(weight.to_float(), block, groups, full)
-        return replace(packed, values=weight.type.dtype.from_float(packed.values), dtype="bfloat16")
     return UniformBlockSparse.from_dense(stored, block, groups, full)
 
 

@@ -80,8 +80,8 @@ const int32_t *choose_channels(subp_conv *call) {
     return indices;
 }
 
-static void check_outputs(const subp_conv *call, const shape *s, const float *values, const int32_t *indices,
-                          const float *x, const float *residual, const float *out) {
+void check_convolved(const subp_conv *call, const shape *s, const float *values, const int32_t *indices, const float *x,
+                     const float *residual, const float *out, double rounding) {
     const ptrdiff_t channels = s->groups * s->group_out, plane = s->out[0] * s->out[1];
     for (ptrdiff_t at = 0; at < s->batch * channels * plane; at++) {
         const ptrdiff_t image = at / plane / channels, channel = at / plane % channels, y = at % plane / s->out[1];
@@ -101,7 +101,8 @@ static void check_outputs(const subp_conv *call, const shape *s, const float *va
                 }
         if (call->bias) add_term(&total, call->bias[channel]);
         if (residual) add_term(&total, residual[at]);
-        check_sum("output", at, out[at], total, call->kept * call->taps, call->activation, call->kernels[0]->tolerance);
+        check_rounded("output", at, out[at], total, call->kept * call->taps, call->activation,
+                      call->kernels[0]->tolerance, rounding);
     }
 }
 
@@ -176,7 +177,7 @@ void check_convolution(int set) {
     float *out = exact_floats(outputs, CANARY), *again = exact_floats(outputs, CANARY), *planes = exact_planes(&call);
     subp_conv_arrays arrays = {.x = x, .residual = residual, .out = out};
     run_passes(&call, &arrays, s.batch, planes);
-    check_outputs(&call, &s, values, indices, x, residual, out);
+    check_convolved(&call, &s, values, indices, x, residual, out, 0);
     arrays.out = again;
     run_parts(&call, &arrays, s.batch, &parts, planes);
     if (memcmp(out, again, outputs * sizeof(float))) fail("parts in another order gave other bits");

@@ -20,7 +20,18 @@ void plan_planes(subp_conv *call, const shape *s);
 const int32_t *choose_channels(subp_conv *call);
 /* Values of each block row, tile by tile of output channels, from [row][kept][tap][block]. */
 const float *pack(const subp_conv *call, const float *values);
+/* Fails unless `out` is the convolution, up to rounding: of sums, and of results to `rounding` of their size. */
+void check_convolved(const subp_conv *call, const shape *s, const float *values, const int32_t *indices, const float *x,
+                     const float *residual, const float *out, double rounding);
 /* Room for the planes of a pass, or NULL if it needs none. */
 float *exact_planes(const subp_conv *call);
+
+/* Of convolutions whose kernels read words: the fields about bands, planes and words; as choose_channels; values of each
+ * block row in words, from [row][kept][tap][block] of elements of so many bytes; all passes, cut in parts if there are
+ * such. */
+void plan_words(subp_conv *call, const shape *s);
+const int32_t *choose_word_channels(subp_conv *call);
+const void *pack_words(const subp_conv *call, const void *values, size_t element);
+void run_words(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, const subp_conv_parts *parts);
 
 #endif

@@ -27,6 +27,7 @@ double element(enum subp_dtype dtype, const void *array, ptrdiff_t i);
 void set_element(enum subp_dtype dtype, void *array, ptrdiff_t i, double value);
 void *exact_elements(enum subp_dtype dtype, size_t count, double value); /* all `value` */
 void *random_elements(enum subp_dtype dtype, size_t count);
+const float *as_floats(enum subp_dtype dtype, const void *array, size_t count);
 
 /* --- failures --- */
 void describe(const char *format, ...) __attribute__((format(printf, 1, 2))); /* the case, told if it fails */
@@ -44,6 +45,9 @@ void add_term(sum *s, double a);
 double activation_oracle(int activation, double x);
 /* Fails unless `got` is activation(s) up to the rounding of `terms` additions, times the tolerance of a row. */
 void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t terms, int activation, double tolerance);
+/* Likewise where the result is rounded once more, to `rounding` of its size. */
+void check_rounded(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t terms, int activation, double tolerance,
+                   double rounding);
 /* What a kernel must leave alone: in outputs CANARY, in inputs NaN, which shows in every result it reaches. */
 #define CANARY (-7.25e20f)
 
@@ -52,6 +56,7 @@ void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t term
  * side. */
 const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size);
 const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype); /* as choose, of any type */
+const subp_row *choose_tile(int set, enum subp_dtype dtype, ptrdiff_t channels);
 /* Likewise for planes of a type. */
 const subp_row *choose_window(int set, enum subp_dtype dtype, const subp_window *window);
 subp_window random_depthwise_window(void);
@@ -60,14 +65,17 @@ subp_window random_depthwise_window(void);
 void check_tile(int set, const subp_row *kernel);
 void check_convolution(int set);
 void check_int8(int set);
+void check_bfloat16(int set);
 void check_winograd(int set);
 void check_fused_depthwise(int set);
 void check_depthwise(int set);
+void check_bfloat16_depthwise(int set);
 void check_int8_depthwise(int set);
 void check_pool(int set);
 void check_elements(int set);
 void check_norm(int set);
 void check_halve(int set);
+void check_bfloat16_halve(int set);
 void check_quantized_pool(int set);
 void check_quantized_elements(int set);
 

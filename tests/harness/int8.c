@@ -4,63 +4,11 @@
 
 #include "convolution.h"
 
-static const subp_row *choose_uint8(int set, enum subp_operator op, ptrdiff_t channels) {
-    const subp_request request = {.op = op, .dtype = SUBP_DTYPE_uint8, .channels = channels};
-    return subp_choose(subp_row_table, subp_row_count, subp_kernel_sets[set].features, &request);
-}
-
 static uint8_t *random_bytes(size_t count) {
     uint8_t *bytes = exact(count);
     const int extreme = one_in(3);
     for (size_t i = 0; i < count; i++) bytes[i] = (uint8_t)(extreme ? 255 * between(0, 1) : between(0, 255));
     return bytes;
-}
-
-/* Words of each block row's tiles, from [row][kept][tap][block]: [word][tap][channel][the word's channels]. */
-static const void *pack_words(const subp_conv *call, const int8_t *values) {
-    const ptrdiff_t interleave = call->kernels[0]->interleave, terms = call->kept * call->taps;
-    const int wide = !strcmp(call->kernels[0]->packing, "pairs");
-    int8_t *packed = exact((size_t)(call->rows * call->words * call->taps * call->block * SUBP_WORD)), *to = packed;
-    for (ptrdiff_t row = 0; row < call->rows; row++)
-        for (ptrdiff_t first = 0, n = 0; first < call->block; first += call->kernels[n++]->channels)
-            for (ptrdiff_t word = 0; word < call->words; word++)
-                for (ptrdiff_t tap = 0; tap < call->taps; tap++)
-                    for (ptrdiff_t c = 0; c < call->kernels[n]->channels; c++)
-                        for (ptrdiff_t i = 0; i < interleave; i++) {
-                            const ptrdiff_t k = word * interleave + i, at = (k * call->taps + tap) * call->block;
-                            const int8_t *of_row = values + row * terms * call->block;
-                            const int16_t value = k < call->kept ? of_row[at + first + c] : 0;
-                            const size_t size = wide ? sizeof(int16_t) : sizeof(int8_t);
-                            memcpy(to, wide ? (const void *)&value : (const void *)&(int8_t){(int8_t)value}, size);
-                            to += size;
-                        }
-    return packed;
-}
-
-/* Offsets of whole words of channels, the last of a row again where none is left. */
-static const int32_t *fill_words(const subp_conv *call) {
-    const ptrdiff_t wanted = call->words * call->kernels[0]->interleave;
-    int32_t *offsets = exact(sizeof(int32_t) * (size_t)(call->rows * wanted));
-    for (ptrdiff_t row = 0; row < call->rows; row++)
-        for (ptrdiff_t k = 0; k < wanted; k++)
-            offsets[row * wanted + k] = call->channel_offsets[row * call->kept + (k < call->kept ? k : call->kept - 1)];
-    return offsets;
-}
-
-static void plan_words(subp_conv *call) {
-    const ptrdiff_t plane = call->plane_rows * call->out_w, band = call->band * call->out_w;
-    const ptrdiff_t line = 4 * SUBP_LINE / SUBP_WORD;
-    ptrdiff_t *offsets = exact(sizeof(ptrdiff_t) * (size_t)call->taps);
-    call->halo = 0;
-    for (ptrdiff_t t = 0; t < call->taps; t++) {
-        const ptrdiff_t within = call->tap_offsets[t] % plane;
-        call->halo = within > call->halo ? within : call->halo;
-    }
-    const ptrdiff_t room = (call->shared ? band : call->run_pixels) + call->halo;
-    call->word_plane = ((room + line - 1) / line + (one_in(2) ? 0 : 1)) * line;
-    for (ptrdiff_t t = 0; t < call->taps; t++)
-        offsets[t] = call->tap_offsets[t] / plane * call->word_plane + call->tap_offsets[t] % plane;
-    call->word_offsets = offsets;
 }
 
 /* The sum of products of one output, `start` not included. */
@@ -95,80 +43,56 @@ static void check_outputs(const subp_conv *call, const shape *s, const int8_t *v
         const ptrdiff_t channel = at / plane % channels;
         float want = (float)(int32_t)(start[channel] + sum_of(call, s, values, indices, arrays->x, at));
         want *= call->factor[channel];
-        if (!q->to_float) {
+        if (!call->to_float) {
             if (residual) want = fmaf((float)(residual[at] - q->residual_zero), q->residual_factor, want);
             const int32_t whole = (int32_t)lrintf(want) + q->zero;
             want = (float)(whole < q->low ? q->low : whole > q->high ? q->high : whole);
         }
-        const float got = (float)element(q->to_float ? SUBP_DTYPE_float32 : SUBP_DTYPE_uint8, arrays->out, at);
+        const float got = (float)element(call->to_float ? SUBP_DTYPE_float32 : SUBP_DTYPE_uint8, arrays->out, at);
         if (got != want) fail("output %td is %.9g; expected %.9g", at, (double)got, (double)want);
-    }
-}
-
-/* As threads that share a pass do it, each part with words of its own, or a pass by one thread. */
-static void run(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, const subp_conv_parts *parts) {
-    const ptrdiff_t shared = subp_conv_planes(call) + subp_conv_shared_words(call), own = subp_conv_own_words(call);
-    void *planes = shared ? exact((size_t)shared) : NULL, *words = own ? exact((size_t)own) : NULL;
-    for (ptrdiff_t pass = 0; pass < subp_conv_passes(call) * batch; pass++) {
-        if (!parts) {
-            subp_conv_pass(call, arrays, pass, planes, words);
-            continue;
-        }
-        for (ptrdiff_t fill = subp_conv_fills(call) - 1; fill >= 0; fill--)
-            subp_conv_fill(call, arrays, pass, fill, planes);
-        for (ptrdiff_t part = parts->parts - 1; part >= 0; part--)
-            subp_conv_part(call, arrays, pass, parts, part, planes, words);
     }
 }
 
 void check_int8(int set) {
     const shape s = random_shape();
-    const subp_row *kernels[MAX_KERNELS + 8], *halve = choose_uint8(set, SUBP_OP_halve, 0);
+    const subp_row *kernels[MAX_KERNELS + 8], *halve = choose_of(set, SUBP_OP_halve, SUBP_DTYPE_uint8);
     const subp_requantize requantize = {
         .zero = (int32_t)between(0, 255), .low = one_in(2) ? 0 : (int32_t)between(0, 128),
         .high = one_in(2) ? 255 : (int32_t)between(128, 255), .residual_zero = (int32_t)between(0, 255),
-        .residual_factor = 0.37f, .to_float = one_in(4),
+        .residual_factor = 0.37f,
     };
     subp_conv call = {
         .in_channels = s.groups * s.group_in, .height = s.size[0], .width = s.size[1],
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 1, .weight_element = 1,
-        .out_element = requantize.to_float ? 4 : 1, .padding = (uint64_t)between(0, 255),
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 1, .weight_element = 1, .to_float = one_in(4),
+        .padding = (uint64_t)between(0, 255),
         .halve = halve ? halve->run.halve : NULL, .kernels = kernels, .requantize = &requantize,
-        .interleave = choose_uint8(set, SUBP_OP_interleave, 0)->run.interleave,
+        .interleave = choose_of(set, SUBP_OP_interleave, SUBP_DTYPE_uint8)->run.interleave,
         .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
     };
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
-        kernels[k] = choose_uint8(set, SUBP_OP_conv2d, s.block - n);
-    call.words = (call.kept + kernels[0]->interleave - 1) / kernels[0]->interleave;
-    call.packed = call.words * SUBP_WORD;
-    call.shared = call.kept == s.group_in && !one_in(3);
-    call.band = one_in(2) ? call.out_h : between(1, call.out_h);
-    plan_planes(&call, &s);
-    const ptrdiff_t pixels = call.band * call.out_w;
-    call.tile_pixels = one_in(2) ? between(48, 49) : between(1, one_in(2) ? 60 : pixels);
-    call.run_pixels = one_in(2) ? call.tile_pixels : one_in(2) ? pixels : between(1, pixels);
-    plan_words(&call);
+        kernels[k] = choose_tile(set, SUBP_DTYPE_uint8, s.block - n);
+    call.out_element = call.to_float ? 4 : 1;
+    plan_words(&call, &s);
     const subp_conv_parts parts = subp_conv_divide(&call, between(1, 20));
-    const int has_residual = !requantize.to_float && one_in(2);
+    const int has_residual = !call.to_float && one_in(2);
     describe("set %d int8 convolution by %s: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
              "kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td tile_pixels %td "
              "run_pixels %td shared %d residual %d to_float %d",
              set, kernels[0]->name, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0],
              s.size[1], s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1],
              s.pad[0][0], s.pad[0][1], s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels,
-             call.shared, has_residual, requantize.to_float);
+             call.shared, has_residual, call.to_float);
 
     const size_t outputs = (size_t)(s.batch * call.out_channels * call.out_h * call.out_w);
-    const int32_t *indices = choose_channels(&call);
-    call.channel_offsets = fill_words(&call);
+    const int32_t *indices = choose_word_channels(&call);
     const size_t weights = (size_t)(call.rows * call.kept * call.taps * call.block);
     int8_t *values = exact(weights);
     const int extreme = one_in(3);
     for (size_t i = 0; i < weights; i++) values[i] = (int8_t)(extreme ? 127 - 254 * between(0, 1) : between(-127, 127));
-    call.values = pack_words(&call, values);
+    call.values = pack_words(&call, values, sizeof(int8_t));
     const size_t channels = (size_t)call.out_channels;
     int32_t *start = exact(sizeof(int32_t) * channels), *moved = exact(sizeof(int32_t) * channels);
     float *factor = exact(sizeof(float) * channels);
@@ -183,16 +107,16 @@ void check_int8(int set) {
     }
     call.start = moved;
     call.factor = factor;
-    const enum subp_dtype of_out = requantize.to_float ? SUBP_DTYPE_float32 : SUBP_DTYPE_uint8;
+    const enum subp_dtype of_out = call.to_float ? SUBP_DTYPE_float32 : SUBP_DTYPE_uint8;
     subp_conv_arrays arrays = {
         .x = random_bytes((size_t)(s.batch * call.in_channels * call.height * call.width)),
         .residual = has_residual ? random_bytes(outputs) : NULL,
         .out = exact_elements(of_out, outputs, 77),
     };
-    run(&call, &arrays, s.batch, NULL);
+    run_words(&call, &arrays, s.batch, NULL);
     check_outputs(&call, &s, values, indices, start, &arrays);
     const void *once = arrays.out;
     arrays.out = exact_elements(of_out, outputs, 78);
-    run(&call, &arrays, s.batch, &parts);
+    run_words(&call, &arrays, s.batch, &parts);
     if (memcmp(once, arrays.out, outputs * element_size(of_out))) fail("parts in another order gave other bits");
 }

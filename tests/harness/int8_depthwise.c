@@ -53,7 +53,7 @@ void check_int8_depthwise(int set) {
     const ptrdiff_t count = one_in(2) ? 1 : between(2, 20);
     const ptrdiff_t in_stride = w.height * w.width + (one_in(2) ? between(0, 40) : 0);
     const ptrdiff_t out_stride = w.out_h * w.out_w + (one_in(2) ? between(0, 40) : 0);
-    subp_requantize q = {(int32_t)between(0, 255), 0, 255, (int32_t)between(0, 255), 0.7f + normal_like() / 8, 0};
+    subp_requantize q = {(int32_t)between(0, 255), 0, 255, (int32_t)between(0, 255), 0.7f + normal_like() / 8};
     if (one_in(2)) q.low = (int32_t)between(0, 255), q.high = (int32_t)between(q.low, 255);
     describe("set %d %s: planes %td every %td to %td size %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad "
              "%td,%td out %tdx%td zero %d bounds %d to %d residual %d in place %d",

@@ -125,17 +125,24 @@ void check_norm(int set) {
         check_normalised(at, out[at], in, at, 1, numbers, weight[at / pixels], bias[at / pixels], eps);
 }
 
-void check_halve(int set) {
+static void check_halves(int set, enum subp_dtype dtype) {
     const ptrdiff_t rows = between(1, 4), count = between(1, 70), in_step = 2 * count - 1 + between(0, 40);
     const ptrdiff_t out_step = count + between(0, 20), inputs = (rows - 1) * in_step + 2 * count - 1;
     const ptrdiff_t outputs = (rows - 1) * out_step + count;
-    describe("set %d halve: rows %td count %td in_step %td out_step %td", set, rows, count, in_step, out_step);
-    const float *in = random_floats((size_t)inputs);
-    float *out = exact_floats((size_t)outputs, CANARY);
-    choose(set, SUBP_OP_halve, 0)->run.halve(in, in_step, rows, count, out, out_step);
+    const subp_row *kernel = choose_of(set, SUBP_OP_halve, dtype);
+    describe("set %d %s: rows %td count %td in_step %td out_step %td", set, kernel->name, rows, count, in_step,
+             out_step);
+    const void *in = random_elements(dtype, (size_t)inputs), *canary = exact_elements(dtype, 1, CANARY);
+    void *out = exact_elements(dtype, (size_t)outputs, CANARY);
+    kernel->run.halve(in, in_step, rows, count, out, out_step);
     for (ptrdiff_t at = 0; at < outputs; at++) {
-        ptrdiff_t y = at / out_step, x = at % out_step;
-        float want = x < count ? in[y * in_step + 2 * x] : CANARY;
-        if (out[at] != want) fail("output %td is %g; expected %g", at, out[at], want);
+        const ptrdiff_t y = at / out_step, x = at % out_step;
+        const double got = element(dtype, out, at);
+        const double want = x < count ? element(dtype, in, y * in_step + 2 * x) : element(dtype, canary, 0);
+        if (got != want) fail("output %td is %g; expected %g", at, got, want);
     }
 }
+
+void check_halve(int set) { check_halves(set, SUBP_DTYPE_float32); }
+
+void check_bfloat16_halve(int set) { check_halves(set, SUBP_DTYPE_bfloat16); }

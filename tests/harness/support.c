@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "bfloat16.h"
 #include "harness.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -140,6 +141,12 @@ void *random_elements(enum subp_dtype dtype, size_t count) {
     return array;
 }
 
+const float *as_floats(enum subp_dtype dtype, const void *array, size_t count) {
+    float *floats = exact(count * sizeof(float));
+    for (size_t i = 0; i < count; i++) floats[i] = (float)element(dtype, array, (ptrdiff_t)i);
+    return floats;
+}
+
 /* --- failures --- */
 
 void describe(const char *format, ...) {
@@ -190,6 +197,10 @@ const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype)
     return choose_row(set, (subp_request){.op = op, .dtype = dtype});
 }
 
+const subp_row *choose_tile(int set, enum subp_dtype dtype, ptrdiff_t channels) {
+    return choose_row(set, (subp_request){.op = SUBP_OP_conv2d, .dtype = dtype, .channels = channels});
+}
+
 const subp_row *choose_window(int set, enum subp_dtype dtype, const subp_window *window) {
     return choose_row(set, (subp_request){.op = SUBP_OP_depthwise, .dtype = dtype, .window = window});
 }
@@ -227,10 +238,16 @@ double activation_oracle(int activation, double x) {
 }
 
 void check_sum(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t terms, int activation, double tolerance) {
+    check_rounded(what, at, got, s, terms, activation, tolerance, 0);
+}
+
+void check_rounded(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t terms, int activation, double tolerance,
+                   double rounding) {
     const double eps = 1.1920929e-7 * tolerance, slope = 1.5; /* the steepest activation's, hardswish at 3 */
     double want = activation_oracle(activation, s.value), bound = (double)(terms + 3) * eps * s.size;
     if (activation)
         bound = slope * bound + 8 * eps * fmax(fabs(want), fmin(fabs(s.value), 1)) + 1e-37;
+    if (rounding > 0) bound += rounding * (fabs(want) + bound) + 1e-37; /* some take numbers that small for 0 */
     if (isnan(want) ? isnan(got) : fabs(got - want) <= bound) return;
     fail("%s %td is %.9g; expected %.9g within %.3g", what, at, got, want, bound);
 }
