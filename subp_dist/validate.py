@@ -300,9 +300,9 @@ def _about_lower(comparison: dict, dtype: str) -> str:
     found = comparison[dtype]
     return (
         f"{dtype} against float32 on subp_ext: same prediction on {found['same_predictions']} of "
-        f"{comparison['images']} images, top-1 {lower['top1'] - float32['top1']:+.2f} points, "
-        f"{best:.2f}x as fast (median {median:.2f}x), "
-        f"{lower['bytes'] / float32['bytes']:.2f} of the file; {found['macs_share']:.0%} of the MACs are in {dtype}"
+        f"{comparison['images']} images, top-1 {lower['top1'] - float32['top1']:+.2f} points, {best:.2f}x as fast "
+        f"(median {median:.2f}x), {lower['bytes'] / float32['bytes']:.2f} of the file; {found['macs_share']:.0%} of "
+        f"the MACs are in {dtype}"
     )
 
 

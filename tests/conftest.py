@@ -1,6 +1,6 @@
-"""Settings of all tests: torch on one thread, so that runs repeat bit for bit and tests do not fight for cores. 
-What takes
-long begins first, so that no worker is left alone with it at the end.
+"""Settings of all tests: torch on one thread, so that runs repeat bit for bit and tests do not fight for cores.
+
+What takes long begins first, so that no worker is left alone with it at the end.
 """
 
 from pathlib import Path

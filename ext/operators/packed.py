@@ -242,7 +242,7 @@ def lower_conv2d(
     for name, number in _work(second, shape).items():
         work[name] = work[name] if name in ("kept_share", "products") else work[name] + number
     work["passed_over"] = told([*first.algorithms[0].passed_over, *second.algorithms[0].passed_over])
-    why = f"{'sparse' if first.kept_share < 1 else 'dense'}, and the depthwise one after it"
+    why = f"{'sparse' if first.kept_share < 1 else 'dense'}{first.note}, and the depthwise one after it"
     out = planner.empty(shape, _result_type(second, out_type))
     return Lowered(_plan(planner, op, compiled, packed.kernel, why, x, residual, out, work))
 

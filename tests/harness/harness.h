@@ -78,5 +78,8 @@ void check_halve(int set);
 void check_bfloat16_halve(int set);
 void check_quantized_pool(int set);
 void check_quantized_elements(int set);
+void check_bfloat16_pool(int set);
+void check_bfloat16_elements(int set);
+void check_bfloat16_norm(int set);
 
 #endif

@@ -24,7 +24,8 @@ int main(int argc, char **argv) {
     static void (*const checks[])(int) = {check_convolution, check_int8, check_bfloat16, check_winograd,
                                          check_fused_depthwise, check_depthwise, check_bfloat16_depthwise,
                                          check_int8_depthwise, check_pool, check_elements, check_norm, check_halve,
-                                         check_bfloat16_halve, check_quantized_pool, check_quantized_elements};
+                                         check_bfloat16_halve, check_quantized_pool, check_quantized_elements,
+                                         check_bfloat16_pool, check_bfloat16_elements, check_bfloat16_norm};
     for (int set = 0; set < SUBP_SET_COUNT; set++) {
         const char *name = subp_kernel_sets[set].name;
         if (subp_kernel_sets[set].features & ~subp_cpu_features()) {
