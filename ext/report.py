@@ -15,8 +15,8 @@ class ReportRow:
     Attributes:
         node: the value it computes.
         op: the operator.
-        kernel: what runs it: a kernel's name, "bilinear", "gather" or "weave" (C for any kernel set), "numpy" (a loop of
-            NumPy's that writes to the arena), "none" (no work is left) or "reference" (NumPy, in memory of its own).
+        kernel: what runs it: a kernel's name, "bilinear", "gather" or "weave" (C for any kernel set), "numpy" (a loop
+            of NumPy's that writes to the arena), "none" (no work is left) or "reference" (NumPy, in memory of its own).
         why: the reason for that choice.
         shape: of the result.
         kept_share: blocks kept over all blocks; None without weights.

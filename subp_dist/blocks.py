@@ -63,7 +63,7 @@ def add_pruned_part(target: Tensor, weight: Tensor, mask: Tensor, block_size: in
     Args:
         target: same shape as ``weight`` ``[O, I, kh, kw]``.
     """
-    pruned = mask.logical_not().to(weight.dtype)
+    pruned = torch.logical_not(mask, out=torch.empty_like(mask, dtype=weight.dtype))
     ones = (1,) * (weight.ndim - 2)
     if weight.shape[0] // groups % block_size == 0:
         shape = (-1, 1, weight.shape[1], *ones)

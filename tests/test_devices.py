@@ -305,7 +305,7 @@ SENT = "noise.to(scores.device, non_blocking=True)"
 MIXUPS = [
     (check_steps, blocks.apply_mask, "groups, mask.device)", "groups)"),
     (check_steps, blocks.add_pruned_part, "groups, mask.device)", "groups)"),
-    (check_steps, blocks.add_pruned_part, "mask.logical_not()", "mask.cpu().logical_not()"),
+    (check_steps, blocks.add_pruned_part, "logical_not(mask, out=", "logical_not(mask.cpu(), out="),
     (check_shared_update, scores.absolute_cosine_sums, ", device=blocks.device", ""),
     (check_shared_update, scores.bpar, "redundancy == 0", "(redundancy == 0).cpu()"),
     (check_shared_update, masks.lowest_blocks, "scores.argsort", "scores.cpu().argsort"),

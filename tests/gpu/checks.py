@@ -6,6 +6,7 @@ minutes; what only a GPU can tell is left out there.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import socket
 import subprocess
@@ -28,7 +29,9 @@ from subp_dist.agreement import gather, on_primary, sum_over_ranks
 from subp_dist.checkpoint import load_checkpoint, save_checkpoint
 from subp_dist.config import AugmentationConfig
 from subp_dist.data.augment import ImageAugment
-from subp_dist.data.ffcv_loader import FFCVLoader, Output
+from subp_dist.data.beton import Beton
+from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output
+from subp_dist.data.write import Storage, open_pictures, verify, write
 from subp_dist.loop import _backward, _optimizer_step, _to_device, train_epoch
 from subp_dist.models import create_model
 from subp_dist.options import parse_args
@@ -344,7 +347,34 @@ def _launch(place: Place, flags: list[str]) -> Path:
 
 
 def takes_batches_of_ffcv(place: Place) -> dict:
-    """Bytes from memory that is used again, normalised on the device; FFCV itself reads nothing here."""
+    """Batches from memory that is used again arrive whole, without a wait; with FFCV so do those of a file."""
+    figures = _delivers_what_is_in_memory(place)
+    if place.tiny or importlib.util.find_spec("ffcv") is None:
+        return figures | {"file": "not read: FFCV is not installed"}
+    return figures | _delivers_what_is_in_a_file(place)
+
+
+def _delivers_what_is_in_a_file(place: Place) -> dict:
+    """The same batches on the device as on a CPU, up to rounding, in training and in validation."""
+    pictures = open_pictures("", str(write_photographs(place.folder / "photographs", 40, 2)), "train")
+    storage = Storage(0, 0.5, 90)
+    indices, largest = verify(pictures, storage, 2, skip=False)
+    path = place.folder / "train.beton"
+    write(path, pictures, indices, storage, 2, largest)
+    beton, difference = Beton.open(path), 0.0
+    for crop in (Crop(True), Crop(False)):
+        loaders = []
+        for device in (torch.device("cpu"), place.device):
+            output = Output((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), device, channels_last=True)
+            loaders.append(FFCVLoader(beton, 8, 64, crop, output, workers=2))
+        for (expected, labels), (found, found_labels) in zip(*loaders, strict=True):
+            difference = max(difference, float((expected - found.cpu()).abs().max()))
+            assert torch.equal(labels, found_labels.cpu())
+    assert difference < 0.03, difference  # on a CPU no byte is rounded in between: half a level of 255, divided by std
+    return {"file": "as on a CPU", "largest_difference": difference}
+
+
+def _delivers_what_is_in_memory(place: Place) -> dict:
     augmentation = AugmentationConfig(reprob=1.0, remode="const")
     augment = ImageAugment.for_images(augmentation, 64) if place.on_gpu else None
     output = Output((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), place.device, channels_last=True, augment=augment)

@@ -32,7 +32,7 @@ CHECKS = [
     ("checks", "resumes_to_the_bit", 60),
     ("two_ranks", "two_ranks_agree", 90),
     ("checks", "one_rank_of_torchrun", 60),
-    ("checks", "takes_batches_of_ffcv", 60),
+    ("checks", "takes_batches_of_ffcv", 120),
     ("checks", "trains_from_the_command_line", 150),
     ("checks", "compiles_once", 150),
 ]
