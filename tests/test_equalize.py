@@ -44,17 +44,18 @@ def test_the_same_is_computed_and_channels_end_alike(activation, multiplier, spa
     assert list(ends) == ["expand"] and (activation == "relu" or ends["expand"] == 6)
     before, after = run_all(graph, IMAGES), run_all(found, IMAGES)
     assert np.abs(after - before).max() < 1e-5 * np.abs(before).max()
-    values = run_values(found, IMAGES, ["expand"])["expand"]
-    assert np.allclose(values.max((0, 2, 3)), ends["expand"], rtol=1e-5)
+    old, new = (run_values(g, IMAGES, ["expand"])["expand"].max((0, 2, 3)) for g in (graph, found))
+    # Two thirds of the range, but for channels that are beyond that already.
+    assert np.allclose(new, np.maximum(old, ends["expand"] / 1.5), rtol=1e-5) and old.min() < 0.05 * old.max()
     if sparse:
-        weight, old = found.constants["expand.weight"], graph.constants["expand.weight"]
-        assert isinstance(weight, UniformBlockSparse) and np.array_equal(weight.indices, old.indices)
-        assert np.array_equal(weight.to_dense() == 0, old.to_dense() == 0)
+        weight, given = found.constants["expand.weight"], graph.constants["expand.weight"]
+        assert isinstance(weight, UniformBlockSparse) and np.array_equal(weight.indices, given.indices)
+        assert np.array_equal(weight.to_dense() == 0, given.to_dense() == 0)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_integers_are_as_good_as_a_scale_for_each_channel(activation):
-    """An oracle that rounds each channel in float64 with a scale of its own is no better in any channel."""
+    """Every channel, in the units of a range of its own, is off by no more than a few steps."""
     graph = uneven(activation)
     values = run_values(graph, IMAGES, ["expand"])["expand"].astype(np.float64)
     found, report = quantize_graph(graph, IMAGES, QuantizeOptions(bias_correction=False))
@@ -63,11 +64,11 @@ def test_integers_are_as_good_as_a_scale_for_each_channel(activation):
     top = 6.0 if activation == "relu6" else values.max()
     assert values.max() > 6 or activation == "relu6"
     assert type.quantization.zero_point == 0 and scale * 255 == pytest.approx(top, rel=1e-4)
-    factors = values.max((0, 2, 3)) / (scale * 255)
+    ends = np.minimum(1.5 * values.max((0, 2, 3)), top)
+    factors = ends / (scale * 255)
     stored = run_values(found, IMAGES, ["expand"], {"expand": type})["expand"]
     real = stored * float(scale) * factors[:, None, None]
-    steps = values.max((0, 2, 3)) / 255
-    off = np.sqrt(((real - values) ** 2).mean((0, 2, 3))) / steps
+    off = np.sqrt(((real - values) ** 2).mean((0, 2, 3))) / (ends / 255)
     # Of the layers before, whose own integers are off by about a step of their largest channel, and of the rounding.
     assert off.max() < 2.5
     assert sqnr(run_all(graph, IMAGES), run_all(found, IMAGES)) > 30
@@ -83,7 +84,7 @@ def test_what_is_larger_than_on_any_image_saturates_like_a_range_of_its_own():
     read, stored = run_values(found, large, ["first", "expand"], types).values()
     weight, bias = (graph.constants[f"expand.{name}"] for name in ("weight", "bias"))
     real = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0], types["first"].to_float(read)) + bias[:, None, None]
-    tops = run_values(graph, IMAGES, ["expand"])["expand"].max((0, 2, 3))[:, None, None]
+    tops = np.minimum(1.5 * run_values(graph, IMAGES, ["expand"])["expand"].max((0, 2, 3)), 6)[:, None, None]
     # Weights are rounded, so that a channel at its top may be a few steps below it.
     assert (real > 1.25 * tops).any() and (stored[real > 1.25 * tops] == 255).all()
     assert (stored[real < 0.75 * tops] < 255).all()

@@ -193,7 +193,7 @@ def test_a_narrow_part_that_others_read_keeps_its_scale():
     assert run_all(found, IMAGES[:2]).dtype == np.float32, "an output is float32 to those outside"
 
 
-@pytest.mark.parametrize("range", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("range", ["auto", "minmax", "percentile", "mse"])
 def test_every_range_holds_most_of_what_is_seen(range):
     graph, report = quantize_graph(everything(), IMAGES, QuantizeOptions(range))
     assert report.sqnr > 20
@@ -368,7 +368,7 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(case):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"range": "max"}, "--range max: expected one of minmax, percentile, mse"),
+        ({"range": "max"}, "--range max: expected one of auto, minmax, percentile, mse"),
         ({"max_drop": -1.0}, "--max-drop -1: expected points between 0 and 100"),
     ],
 )

@@ -14,9 +14,12 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import transforms
 
 import subp_ext
 from subp_dist.export import Network, build_graph, formats
+from subp_dist.export.quantize import quantize_graph, run_all
+from subp_dist.export.quantize_report import agreement, sqnr, top1
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
@@ -81,3 +84,27 @@ def test_same_top1_as_torch_in_every_engine(name, rate, photographs, tmp_path):
     for engine, logits in found.items():
         assert (logits.argmax(1) == expected.argmax(1)).all(), engine
         assert np.abs(logits - expected).max() < 1e-4 * np.ptp(expected), engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(TRAINED))
+def test_int8_sees_on_other_photographs_what_float32_does(name, photographs):
+    """Calibrated on crops of one half of the photographs, compared on crops of the other."""
+    model = trained(name)
+    config = timm.data.resolve_data_config({}, model=model)
+    tail = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
+    bicubic = transforms.InterpolationMode.BICUBIC
+    crop = transforms.Compose([transforms.RandomResizedCrop(224, (0.35, 1.0), interpolation=bicubic), *tail])
+
+    def crops(of: list, count: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [of[index % len(of)] for index in range(count)]
+        return torch.stack([crop(image) for image, _ in chosen]).numpy(), np.array([label for _, label in chosen])
+
+    torch.manual_seed(0)
+    (calibration, _), (images, labels) = crops(photographs[::2], 100), crops(photographs[1::2], 200)
+    graph = build_graph(model, (3, 224, 224))
+    quantized, report = quantize_graph(graph, calibration)
+    exact, found = run_all(graph, images), run_all(quantized, images)
+    assert sum(row.reason.endswith("a range for each channel") for row in report.layers) >= 16
+    assert top1(exact, labels) - top1(found, labels) <= 2.5, "five of two hundred"
+    assert agreement(exact, found) >= 95 and sqnr(exact, found) > 18

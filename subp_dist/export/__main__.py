@@ -30,7 +30,7 @@ from .summary import summarize
 from .tables import LAYOUTS
 
 # Flags of --dtype int8, with their defaults.
-_INT8 = {"data_dir": None, "calibration_images": 512, "range": "mse", "keep_float": (), "max_drop": None}
+_INT8 = {"data_dir": None, "calibration_images": 512, "range": "auto", "keep_float": (), "max_drop": None}
 _INT8["uint8_input"] = None
 
 # Points of top-1 that int8 may lose where there are labels to tell.
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--calibration-images", type=int, metavar="N", help="how many of them, spread over all; 512")
     add("--range", choices=RANGES, help="what the range of a value follows from: all that is seen, all but 0.01 %% at "
-        "each end, or the least squared error; mse")  # fmt: skip
+        "each end, the least squared error, or of these two what suits each value; auto")  # fmt: skip
     add("--keep-float", nargs="+", metavar="PATTERN", help="layers to leave in float32, such as conv1 fc '*.se.*'")
     add("--max-drop", type=float, metavar="POINTS", help=_MAX_DROP_HELP)
     add("--uint8-input", nargs="?", const="nchw", choices=LAYOUTS, help=_UINT8_INPUT_HELP)

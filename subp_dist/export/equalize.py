@@ -2,10 +2,9 @@
 
 A depthwise layer reads each channel on its own. So an output channel of the convolution before it may be divided by any
 positive number that its weights in the depthwise layer are multiplied with: behind a ReLU both compute what they did.
-With numbers that bring the largest value of every channel to the same top, one scale serves all channels as well as a
-scale for each would; weights have a scale for each output channel anyway and lose nothing. What was 6 for a ReLU6
-becomes another number in each channel, but that channel's largest value is the top of the range then, where uint8
-saturates.
+With numbers that bring the largest values of all channels to about the same top, one scale serves all channels as well
+as a scale for each would; weights have a scale for each output channel anyway and lose nothing. What was 6 for a ReLU6
+becomes another number in each channel; it stays the top of the range, and what lies between the two has not been seen.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from .scales import of_blocks
 # Images that run together.
 _TOGETHER = 2
 
-# Channels that are smaller by more are taken for this much: what was hardly ever on may well be larger on other images.
-_SMALLEST = 1 / 256
+# Other images have larger values than those seen, for which one scale for all channels would leave the small ones room:
+# every range ends so many times higher than what was seen. A channel that was hardly ever on gets a share of the top.
+_ROOM, _SMALLEST = 1.5, 1 / 256
 
 
 def equalized(graph: Graph, images: np.ndarray, int8: Set[str]) -> tuple[Graph, dict[str, float]]:
@@ -51,7 +51,7 @@ def equalized(graph: Graph, images: np.ndarray, int8: Set[str]) -> tuple[Graph, 
             continue  # refused by name when ranges are looked at
         # With 6 as the common top, the bound of a ReLU6 is where its range ends.
         ends[name] = 6.0 if conv.args["activation"] == "relu6" else float(tops.max()) or 1.0
-        factors = np.maximum(tops / ends[name], _SMALLEST)
+        factors = np.clip(_ROOM * tops / ends[name], _SMALLEST, 1.0)
         for argument in ("weight", "bias"):
             if isinstance(ref := conv.args.get(argument), Ref):
                 constants[ref.name] = _times(constants[ref.name], 1 / factors)

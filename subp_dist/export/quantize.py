@@ -38,8 +38,8 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        range: how the range of a value follows from those seen: ``minmax``, ``percentile`` (99.99) or ``mse`` (the
-            least squared error).
+        range: how the range of a value follows from those seen: ``minmax``, ``percentile`` (99.99), ``mse`` (the least
+            squared error), or ``auto``: ``percentile`` of sums that go below 0, ``mse`` of what a function bounds.
         bias_correction: keep the means of all layers' outputs.
         keep_float: patterns of layers that stay in float32.
         max_drop: points of top-1, or of agreement with float32 where there are no labels, that the result may lose on
@@ -49,7 +49,7 @@ class QuantizeOptions:
         UsageError: a range that there is not, or a drop outside of [0, 100].
     """
 
-    range: str = "mse"
+    range: str = "auto"
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()
     max_drop: float | None = None

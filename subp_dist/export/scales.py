@@ -14,7 +14,7 @@ from subp_ext.operators import OPERATORS, VIEW
 from .histogram import Function, Histogram, activation_type
 from .placement import HEAVY, Placement, operands, readers_of
 
-RANGES = ("minmax", "percentile", "mse")
+RANGES = ("auto", "minmax", "percentile", "mse")
 
 # Of the values at each end of a range, what --range percentile leaves out.
 _PERCENTILE = 99.99
@@ -70,6 +70,10 @@ def choose_scales(
 def _range(histogram: Histogram, method: str, node: Node | None) -> tuple[float, float]:
     """The range of a value; `node` is the function that alone reads it, if one does."""
     low, high = histogram.low, histogram.high
+    if method == "auto":
+        # Sums that no function bounds, such as those that residuals add up to, have a few channels of far values, which
+        # the least squared error would spend most levels on.
+        method = "percentile" if low < 0 and node is None else "mse"
     if method == "percentile":
         low, high = histogram.percentile(_PERCENTILE)
     elif method == "mse":
