@@ -85,14 +85,6 @@ class QuantizeReport:
         }  # fmt: skip
 
 
-def drop(exact: np.ndarray, quantized: np.ndarray, labels: np.ndarray | None) -> float:
-    """Points of top-1 that are lost, or of agreement without labels."""
-    if labels is None:
-        return 100 - agreement(exact, quantized)
-    before, after = (top1(results, labels) for results in (exact, quantized))
-    return before - after
-
-
 def agreement(exact: np.ndarray, quantized: np.ndarray) -> float:
     """Percent of predictions that are the same: the largest along the second dimension."""
     return 100 * float((exact.argmax(1) == quantized.argmax(1)).mean())
