@@ -7,12 +7,14 @@ was handed out last is kept, and looked at when the weight is next used, and bef
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .torch_compat import count_writes, is_transformed
+from .transfers import to_host
 
 _ADVICE = (
     "is computed from a latent weight and its mask for each use, so what is written into it is lost: initialise before "
@@ -38,7 +40,7 @@ def hand_out(block_mask: nn.Module, weight: Tensor, latent: Tensor) -> Tensor:
     Raises:
         ValueError: the one before was written to, by its own methods; ``weight.data`` does not tell.
     """
-    if torch.compiler.is_compiling() or type(weight) is not Tensor or is_transformed(weight):
+    if _is_left_alone(weight):
         return weight
     before = _handed.pop(block_mask, None)
     if before is not None and count_writes(before.weight) != before.writes:
@@ -48,18 +50,29 @@ def hand_out(block_mask: nn.Module, weight: Tensor, latent: Tensor) -> Tensor:
     return weight
 
 
+def _is_left_alone(weight: Tensor) -> bool:
+    return torch.compiler.is_compiling() or type(weight) is not Tensor or is_transformed(weight)
+
+
 @torch.no_grad()
-def check_written(module: nn.Module, block_mask: nn.Module, name: str) -> None:
+def check_written(layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:
     """Refuse to go on where the weight that a module last gave is not the one that it gives now.
 
+    Args:
+        layers: by name, the module and its mask; the host waits for a GPU once for all of them.
+
     Raises:
-        ValueError: it was written to, while the latent weight and the mask were not.
+        ValueError: one was written to, while the latent weight and the mask were not.
     """
-    latent, last = module.parametrizations.weight.original, _handed.get(block_mask)
-    if last is None or last.sources != _writes(block_mask, latent):
-        return
-    if not torch.allclose(module.weight, last.weight, rtol=1e-3, atol=1e-6, equal_nan=True):
-        raise ValueError(f"{name}: the weight of a pruned layer {_ADVICE}")
+    differs = {}
+    for name, (module, block_mask) in layers.items():
+        latent, last = module.parametrizations.weight.original, _handed.get(block_mask)
+        if last is not None and last.sources == _writes(block_mask, latent):
+            close = torch.isclose(module.weight, last.weight, rtol=1e-3, atol=1e-6, equal_nan=True)
+            differs[name] = close.logical_not().any()
+    for name, is_other in zip(differs, to_host(list(differs.values())), strict=True):
+        if is_other:
+            raise ValueError(f"{name}: the weight of a pruned layer {_ADVICE}")
 
 
 def _writes(block_mask: nn.Module, latent: Tensor) -> tuple[int, int]:

@@ -191,8 +191,7 @@ class SUBPPruner:
             DivergedError: the ranks' weights or masks differ.
             ValueError: a masked weight was written to, or masks of a copy were mixed, both of which would be lost.
         """
-        for name, module in self.layers.items():
-            check_written(module, self._masks[name], name)
+        check_written({name: (module, self._masks[name]) for name, module in self.layers.items()})
         self._check_copies()
         self._copies_seen = False
         latents = {name: self._latent(name) for name in self.layers}

@@ -29,7 +29,7 @@ ALLOWED = {
     "run_folder": {"agreement", "checkpoint", "config", "errors", "folder_lock"},
     "scores": {"blocks"},
     "masks": {"blocks"},
-    "lost_writes": {"torch_compat"},
+    "lost_writes": {"torch_compat", "transfers"},
     "parametrization": {"blocks", "lost_writes", "torch_compat"},
     "plan": {"masks", "parametrization", "torch_compat"},
     "pruner": {
