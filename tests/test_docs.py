@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,14 @@ from subp_ext.dtypes import DTYPES, TypedArray
 ROOT = Path(__file__).parent.parent
 
 
+def python_of(page: str) -> list[str]:
+    """The code that a page shows."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
 def reader() -> dict:
     """The functions of the reader at the end of the page."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "format.md").read_text(), re.DOTALL)
+    (code,) = python_of("format.md")
     names: dict = {}
     exec(code, names)
     return names
@@ -46,6 +53,28 @@ def test_a_reader_written_from_the_page_reads_version_1():
     described, constants = reader()["read"](ROOT / "tests" / "files" / "version1.subp")
     graph = subp_ext.load(ROOT / "tests" / "files" / "version1.subp")
     assert described == graph.to_json() and list(constants) == list(graph.constants)
+
+
+def test_the_segmentation_network_is_trained_exported_and_served_from_one_map(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    *training, serving = python_of("segmentation.md")
+    size, constants = 40, "SIZE, EPOCHS, STEPS, BATCH = 64, 4, 6, 8"
+    assert constants in training[-1]
+    training[-1] = training[-1].replace(constants, f"SIZE, EPOCHS, STEPS, BATCH = {size}, 2, 2, 4")
+    names: dict = {}
+    for code in training:
+        exec(code, names)
+    said = capsys.readouterr().out
+    assert "input images: float32 [any, 3, any, any]" in said and "output scores: float32 [any, 3, any, any]" in said
+    assert "in 1x16 blocks, 50" in said and "every image is computed alone" in said
+    images, _ = names["shapes"](2, 56, seed=99)
+    for number, image in enumerate(images):
+        np.save(f"image{number}.npy", image.numpy())
+    Path("serve.py").write_text(serving)
+    subprocess.run([sys.executable, "serve.py", "unet.subp", "image0.npy", "image1.npy"], check=True, timeout=120)
+    scores = names["model"].eval()(images).detach().numpy()
+    found = np.stack([np.load(f"image{number}.npy.classes.npy") for number in range(2)])
+    assert found.shape == (2, 56, 56) and (found == scores.argmax(1)).mean() > 0.999
 
 
 def test_the_api_page_lists_every_public_name():

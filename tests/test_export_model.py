@@ -152,6 +152,19 @@ def test_a_pruned_model_and_what_the_summary_says(tmp_path):
     assert "of the MACs are on sparse kernels" in text
 
 
+class Branches(nn.Module):
+    """Larger images go another way."""
+
+    def forward(self, x):
+        return x * 2 if x.shape[2] > 1000 else x * 3
+
+
+def test_a_branch_on_sizes_keeps_them_fixed(tmp_path):
+    summary = export_model(Branches(), (torch.randn(2, 3, 32),), tmp_path / "model.subp")
+    assert summary.inputs[0].shape == (None, 3, 32)
+    assert "fixed: its code goes another way for other sizes" in str(summary)
+
+
 def test_int8_with_names(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,26 +16,28 @@ class _Late(BaseException):
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result | None:
-    """What a function returns; None if it takes longer.
+    """What a function returns; None if it takes more of the processor's time, whatever else the machine does.
 
     It is interrupted between two steps of the interpreter, in any thread, so it has to be Python code.
     """
-    thread, lock, done = threading.get_ident(), threading.Lock(), False
+    thread, started = threading.get_ident(), time.process_time()
+    lock, done = threading.Lock(), threading.Event()
 
-    def interrupt() -> None:
-        with lock:
-            if not done:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Late))
+    def watch() -> None:
+        while not done.wait(min(1.0, seconds / 10)):
+            with lock:
+                if time.process_time() - started > seconds and not done.is_set():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Late))
+                    return
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
+    watcher = threading.Thread(target=watch, daemon=True)
     try:
-        timer.start()
+        watcher.start()
         result = work()
         with lock:
-            done = True
+            done.set()
         return result
     except _Late:
         return None
     finally:
-        timer.cancel()
+        done.set()

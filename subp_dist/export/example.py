@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from subp_ext import Graph
+
 from ..errors import UsageError
 from ..torch_compat import pytree
 
@@ -108,6 +110,12 @@ class Example:
                 for tensor, batched in pairs
             ]
         )
+
+    def fitting(self, graph: Graph) -> Example:
+        """The same call for as many images as a graph takes that fixes their number."""
+        pairs = zip(graph.inputs, self.batched, strict=True)
+        count = next((spec.shape[0] for spec, batched in pairs if batched), None)
+        return self if count is None else self.of_batch(count)
 
     def one(self, number: int) -> Example:
         """The call for one image of them."""

@@ -356,7 +356,9 @@ def _addmm(call: Call) -> State:
 
 
 def _product(a: Operand, b: Operand) -> Images:
-    """The state of a product of matrices, both with two dimensions or more."""
+    """The state of a product of matrices; one of them may be a vector that is the same for all images."""
+    if len(b.shape) == 1 and b.state is None and isinstance(a.state, Images):
+        return _apart(a.state, [len(a.shape) - 1], "sums over the dimension that carries the images")
     ndim = max(len(a.shape), len(b.shape))
     left, right = _aligned(a, ndim), _aligned(b, ndim)
     if min(len(a.shape), len(b.shape)) < 2:

@@ -105,7 +105,7 @@ def write_graph(graph: Graph, path: Path, example: Example) -> None:
         UsageError: the file computes other results than the graph.
         OSError: it cannot be written.
     """
-    inputs = example.of_batch(graph.inputs[example.batched.index(True)].shape[0] or example.batch)
+    inputs = example.fitting(graph)
     expected = run_session(subp_ext.Session(graph), inputs)
 
     def write(temporary: Path) -> None:

@@ -15,18 +15,19 @@ from subp_ext import Graph
 
 from ..torch_compat import pytree
 from .example import Example
-from .verify import REFUSALS, describe_difference, is_batch_free, noted, run_model, run_session
+from .verify import REFUSALS, describe_difference, noted, run_model, run_session
 
 if TYPE_CHECKING:
     import sympy
 
 Shapes = list[tuple[int, ...]]
 
-# Sizes that are tried: of the same remainders, odd ones, and small ones, for what comes first, second and so on.
+# Sizes that are tried: of the same remainders, odd, smaller and very small, for what comes first, second and so on.
 _TRIED = (
     lambda size, at: size + 32 * (at + 1),
     lambda size, at: size + (1, 18, 7, 12)[at % 4],
     lambda size, at: size * (2 + at % 3) // (3 + at % 3) + 1 + 2 * (at % 3),
+    lambda size, at: size // 8 + 4 + at,
 )
 
 
@@ -43,7 +44,7 @@ def free_image_size(graph: Graph, model: nn.Module, example: Example) -> Graph:
     """
     spec = graph.inputs[0]
     free = dataclasses.replace(spec, shape=(*spec.shape[:2], None, None))
-    images = example if is_batch_free(graph, example) else example.of_batch(spec.shape[0] or 1)
+    images = example.fitting(graph)
     batch, channels, height, width = images.tensors[0].shape
     sizes = [[(batch, channels, tried(height, 0), tried(width, 1))] for tried in _TRIED]
     # Shapes of results are declared once they are known.

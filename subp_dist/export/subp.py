@@ -12,7 +12,7 @@ import numpy as np
 import timm
 from timm.layers import Conv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
-from torch import nn
+from torch import Tensor, nn
 
 import subp_ext
 from subp_ext import Graph, Node, Ref, UniformBlockSparse
@@ -33,8 +33,8 @@ from .zeros import Masks, zeros_found
 
 _logger = logging.getLogger(__name__)
 
-# That torch.export may take for expressions of sizes.
-DERIVE_SECONDS = 60
+# Of the processor, that torch.export may take for expressions of sizes.
+DERIVE_SECONDS = 90
 
 
 def export_subp(model: nn.Module, path: Path, input_size: tuple[int, int, int], metadata: dict[str, object]) -> Graph:
@@ -144,7 +144,7 @@ def _derived(source: Source, example: Example) -> Graph | str:
     try:
         traced = within(DERIVE_SECONDS, lambda: trace(source.plain, example, sizes=True))
         if traced is None:
-            return f"torch.export did not get through the sizes in {DERIVE_SECONDS} s"
+            return f"torch.export did not get through the sizes in {DERIVE_SECONDS} s of the processor"
         graph = verified(_build(source, traced), source.plain, example)
         found = compare_at(graph, source.plain, example, list(sizes_of(traced.inputs, example)))
     except (UsageError, ValueError, RuntimeError, ImportError) as error:
@@ -177,7 +177,8 @@ def _checked(source: Source, example: Example) -> Graph:
 
 
 def _build(source: Source, traced: Traced) -> Graph:
-    masks = zeros_found(traced.graph, source.masks) | source.masks
+    masks = {name: found for name, found in source.masks.items() if _is_uniform(found[0])}
+    masks |= zeros_found(traced.graph, masks)
     graph = simplify(traced.graph, traced.shapes)
     names = _output_names(traced.output_names, source.names)
     graph = name_outputs(_pack(graph, masks), names)
@@ -187,6 +188,12 @@ def _build(source: Source, traced: Traced) -> Graph:
         graph.metadata["independent_images"] = True
         return graph
     return noted(graph, f"images of a batch run together: {reason}", independent_images=False)
+
+
+def _is_uniform(mask: Tensor) -> bool:
+    """Whether all rows keep as many blocks; earlier 1xN pruning leaves rows of different counts."""
+    kept = mask.sum(1)
+    return bool((kept == kept[0]).all())
 
 
 def _output_names(found: list[str | None], given: Sequence[str] | None) -> Sequence[str | None]:
@@ -245,11 +252,6 @@ def _pack(graph: Graph, masks: Masks) -> Graph:
     constants: dict[str, np.ndarray | UniformBlockSparse] = dict(graph.constants)
     for name, (mask, block_size) in masks.items():
         if name in groups and name not in read_otherwise:
-            kept = mask.sum(1)
-            if kept.min() != kept.max():
-                raise UsageError(
-                    f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; a .subp file needs uniform rows"
-                )
             weight = np.ascontiguousarray(constants[name], dtype=np.float32)
             weight = weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1)))
             constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups[name], mask.cpu().numpy())

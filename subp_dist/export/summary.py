@@ -82,7 +82,7 @@ def summarize(path: Path, example: Example) -> ExportSummary:
     """
     graph = subp_ext.load(path)
     with subp_ext.Session(path) as session:
-        run_session(session, _fitting(example, graph))
+        run_session(session, example.fitting(graph))
         report = session.report()
     fallbacks: dict[str, int] = {}
     for row in report.fallbacks:
@@ -98,11 +98,6 @@ def summarize(path: Path, example: Example) -> ExportSummary:
         report.shares,
         fallbacks,
     )
-
-
-def _fitting(example: Example, graph: Graph) -> Example:
-    first = next((spec for spec, batched in zip(graph.inputs, example.batched, strict=True) if batched), None)
-    return example if first is None or first.shape[0] is None else example.of_batch(first.shape[0])
 
 
 def _line(spec: TensorSpec) -> str:

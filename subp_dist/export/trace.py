@@ -82,7 +82,10 @@ def trace(model: nn.Module, example: Example, sizes: bool = False) -> Traced:
     Raises:
         UsageError: as ``export_program``; or the model returns what is no tensor, or changes its own state.
     """
-    program = export_program(model, example, sizes).run_decompositions({})
+    program = export_program(model, example, sizes)
+    if sizes:
+        _check_assumptions(program, example.batched)
+    program = program.run_decompositions({})
     try:
         return _convert(program, example.batched)
     except UsageError as error:
@@ -154,11 +157,18 @@ def _of_any_batch(export_free: Callable[[int], ExportedProgram], example: Exampl
         program = export_free(expected)
 
 
-def bounded_sizes(program: ExportedProgram) -> list[str]:
-    """What torch.export assumes of the sizes that it leaves free, where that bounds one from above."""
-    return [
-        f"{name} is at most {bound.upper}" for name, bound in program.range_constraints.items() if bound.upper < BATCH
-    ]
+def _check_assumptions(program: ExportedProgram, batched: tuple[bool, ...]) -> None:
+    """Refuses a program that holds for some sizes alone of those that it leaves free.
+
+    Raises:
+        UsageError: the model's code branches on sizes, or computes what is no size of a tensor for others.
+    """
+    inputs = _input_nodes(program)
+    values = _generic(symbolic := [_symbolic(fx) for fx in inputs], _batch_of(symbolic, batched))
+    free = [size for fx in inputs for size in fx.meta["val"].shape if isinstance(size, torch.SymInt)]
+    for guard in free[0].node.shape_env.guards if free else ():
+        if guard.expr.subs(values) == False:  # noqa: E712 - of sympy, which has a False of its own
+            raise UsageError(f"its code goes another way for other sizes than those of which {guard.expr}")
 
 
 def _input_nodes(program: ExportedProgram) -> list[FxNode]:
