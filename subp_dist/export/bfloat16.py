@@ -12,10 +12,11 @@ from subp_ext.bfloat16 import convert
 
 from ..checkpoint import write_atomically
 from ..errors import UsageError
+from .example import Example
 from .network import Network
 from .quantize_report import sqnr
 from .subp import checked_graph
-from .verify import random_images, run_session
+from .verify import run_session
 
 # Random images that bfloat16 is compared with float32 on, and the decibels of signal over difference that it must keep:
 # rounding leaves 40 to 50, and 20 in random networks that amplify it.
@@ -35,12 +36,23 @@ def export_bfloat16(network: Network, path: Path) -> str:
         OSError: the file cannot be written.
     """
     graph = checked_graph(network.model, network.input_size, network.metadata)
+    return write_bfloat16(graph, path, Example.images(network.input_size))
+
+
+def write_bfloat16(graph: Graph, path: Path, example: Example) -> str:
+    """Write a graph in float32 as a file in bfloat16; results and errors as ``export_bfloat16``.
+
+    Args:
+        graph: that was compared with its model.
+        path: the file.
+        example: of its inputs.
+    """
     converted = in_bfloat16(graph)
     said: list[str] = []
 
     def write(temporary: Path) -> None:
         subp_ext.save(temporary, converted)
-        said.append(compared(graph, temporary, network.input_size))
+        said.append(compared(graph, temporary, example))
 
     write_atomically(path, write)
     return said[0]
@@ -61,14 +73,13 @@ def in_bfloat16(graph: Graph) -> Graph:
     return converted
 
 
-def compared(graph: Graph, path: Path, input_size: tuple[int, int, int]) -> str:
-    """Says how near a file in bfloat16 is to its graph in float32, on random images.
+def compared(graph: Graph, path: Path, example: Example) -> str:
+    """Says how near a file in bfloat16 is to its graph in float32, on random inputs like the example.
 
     Raises:
         UsageError: its results have little to do with those in float32.
     """
-    count = _IMAGES if graph.inputs[0].shape[0] is None else 1
-    images = random_images(count, input_size)
+    images = example.of_batch(_IMAGES).fitting(graph).random()
     expected = run_session(subp_ext.Session(graph, dtype="float32"), images)
     found = run_session(subp_ext.Session(path), images)
     noise = min((sqnr(a, b) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"), default=np.inf)

@@ -17,6 +17,7 @@ from subp_ext import Graph
 
 from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError
+from .bfloat16 import write_bfloat16
 from .example import Example, ExampleInputs
 from .int8 import export_int8
 from .network import Network
@@ -117,6 +118,17 @@ def write_graph(graph: Graph, path: Path, example: Example) -> None:
     write_atomically(path, write)
 
 
+def _write_bfloat16(
+    model: nn.Module,
+    example: Example,
+    path: Path,
+    metadata: Mapping[str, object],
+    names: Sequence[str] | None,
+    calibration: None,
+) -> None:
+    _logger.info("%s: %s", path.name, write_bfloat16(checked(model, example, metadata, names), path, example))
+
+
 def _write_int8(
     model: nn.Module,
     example: Example,
@@ -175,4 +187,4 @@ def calibration_array(calibration: Iterable[Any]) -> np.ndarray:
 
 
 # How a model is written, by the type of its weights and activations.
-DTYPES: dict[str, Writer] = {"float32": _write_float32, "int8": _write_int8}
+DTYPES: dict[str, Writer] = {"float32": _write_float32, "bfloat16": _write_bfloat16, "int8": _write_int8}
