@@ -135,6 +135,36 @@ WINOGRAD = {
 }
 
 
+def neighbours(count, size):
+    low = np.arange(count, dtype=np.int32) * (size - 1) // count
+    return low, low + 1, floats(count), floats(count)
+
+
+BILINEAR = {
+    "x": floats(2, 3, 4),
+    "rows": neighbours(5, 3),
+    "columns": neighbours(8, 4),
+    "doubles": True,
+    "out": floats(2, 5, 8),
+    "threads": 1,
+}
+GATHER = {
+    "x": np.ones((2, 3, 16), np.uint8),
+    "rows": np.array([1, 0, 1, 2, 1]),
+    "columns": np.array([1, 0, 1, 2, 3, 2]),
+    "element": 4,
+    "out": np.ones((2, 5, 24), np.uint8),
+    "threads": 1,
+}
+WOVEN = {
+    "sources": [np.ones((2, rows, 4 * columns), np.uint8) for rows in (3, 2) for columns in (4, 3)],
+    "step": (2, 2),
+    "element": 4,
+    "out": np.ones((2, 5, 28), np.uint8),
+    "threads": 1,
+}
+
+
 def depthwise(**change):
     return _kernels.CompiledDepthwise(**DEPTHWISE | change)
 
@@ -200,7 +230,51 @@ def without(arguments, *names):
     return {name: value for name, value in arguments.items() if isinstance(value, np.ndarray) and name not in names}
 
 
+def wrong_neighbours(name, count, size):
+    low, high, low_weight, high_weight = neighbours(count, size)
+    yield from ((name, other) for other in (None, 3, (low, high), floats(4, count)))
+    yield from ((name, (low + change, high, low_weight, high_weight)) for change in (-1, size))
+    yield from ((name, (low, high + change, low_weight, high_weight)) for change in (-2, 1, 2**30))
+    yield from ((name, (low, high, low_weight[:-1], high_weight)), (name, (low, high, low_weight, None)))
+    yield name, (low[:-1], high, low_weight, high_weight)
+
+
 CASES = {
+    "bilinear": (
+        _kernels.bind_bilinear,
+        BILINEAR,
+        [
+            *wrong_arrays(**without(BILINEAR)),
+            *wrong_neighbours("rows", 5, 3),
+            *wrong_neighbours("columns", 8, 4),
+            *wrong_numbers("threads"),
+        ],
+    ),
+    "gather": (
+        _kernels.bind_gather,
+        GATHER,
+        [
+            *wrong_arrays(x=GATHER["x"], out=GATHER["out"]),
+            *(("rows", rows) for rows in ([0, 0, 0, 0, 3], [-1, 0, 0, 0, 0], [0], [], 1, None, "rows")),
+            *(("columns", columns) for columns in ([0, 0, 0, 0, 0, 4], [0, 0, 0, 0, 0, -1], [0], [], 1)),
+            *(("element", element) for element in (0, 1, 2, 3, 8, 16, -4, 4.0, None, "4")),
+            *wrong_numbers("threads"),
+        ],
+    ),
+    "weave": (
+        _kernels.bind_weave,
+        WOVEN,
+        [
+            *wrong_arrays(out=WOVEN["out"]),
+            *(("sources", sources) for sources in ([], WOVEN["sources"][:3], WOVEN["sources"][::-1], 3, None)),
+            *(("sources", [*WOVEN["sources"][:3], other]) for _, other in wrong_arrays(_=WOVEN["sources"][3])),
+            ("sources", np.ones((2, 4, 3, 16), np.uint8)),
+            *wrong_pairs("step"),
+            *(("step", step) for step in ((1, 4), (4, 1), (6, 1), (2, 8), (2**20, 2**20))),
+            *(("element", element) for element in (0, 1, 2, 3, 8, 16, -4, 4.0, None, "4")),
+            *wrong_numbers("threads"),
+        ],
+    ),
     "pool": (
         _kernels.bind_pool,
         POOL,
