@@ -157,7 +157,7 @@ cdef extern from "conv.h" nogil:
         const subp_requantize *requantize
         const int32_t *start
         const float *factor
-        Py_ssize_t words
+        Py_ssize_t words, columns
         subp_interleave_fn interleave
         int to_float
         int shared

@@ -171,12 +171,14 @@ cdef _check_rows(rows, Py_ssize_t kept, in_channels, out_channels, groups, block
         )
 
 
-cdef _Array _offsets(indices, in_channels, stride):
-    """Where the planes of kept channels are, `stride` elements apart; 32 bits, because products in 64 would compete with
-    the kernels' own for a port of the CPU."""
+cdef _Array _offsets(indices, in_channels, stride, columns=1, step=0, missing=0):
+    """Where the planes of kept channels are, `stride` elements apart, and of each its columns, `step` elements apart; the
+    last so many times more. In 32 bits, because products in 64 would compete with the kernels' own for a port of the
+    CPU."""
     if in_channels * stride >= 2**31:
         raise ValueError(f"{in_channels} channels of {stride} elements are too large; expected less than 2**31 in all")
-    offsets = np.ascontiguousarray(indices, np.int32) * np.int32(stride)
+    offsets = indices[:, :, None] * np.int32(stride) + np.arange(columns, dtype=np.int32) * np.int32(step)
+    offsets = np.pad(offsets.reshape(len(indices), -1), ((0, 0), (0, missing)), mode="edge").astype(np.int32, order="C")
     return _array("offsets", offsets, "int32", (None, None))
 
 
@@ -200,6 +202,7 @@ cdef class CompiledConvolution(_InPasses):
         requantize: a `Requantization`; for uint8 activations alone, which need it and have neither bias nor activation.
         run_pixels: of a run whose words are made at once; where the kernels read words.
         out_dtype: of the outputs, where it is not that of the kernels' rows: float32, of bfloat16.
+        columns: that each kept channel counts for, see kernels/conv.h; where the kernels read words.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -232,11 +235,12 @@ cdef class CompiledConvolution(_InPasses):
         requantize=None,
         run_pixels=None,
         str out_dtype="",
+        columns=1,
     ):
         cdef subp_conv *call = &self._call
         cdef const subp_row *halve
         cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
-        cdef _Array rows = None, columns = None, taps
+        cdef _Array copy_rows = None, copy_columns = None, taps
         cdef _Kernels kernels
         cdef _Requantize constants
         in_shape, out_shape = _wholes("in_shape", in_shape, 3), _wholes("out_shape", out_shape, 3)
@@ -270,7 +274,9 @@ cdef class CompiledConvolution(_InPasses):
         call.element, call.weight_element = self._element, _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
         call.out_element = _FORMATS[self._out_dtype][1]
         words = kernels.of_row[0].interleave > 1
+        call.columns = columns = _whole("columns", columns)
         if words:
+            call.kept *= call.columns
             call.words = (call.kept + kernels.of_row[0].interleave - 1) // kernels.of_row[0].interleave
             call.packed = call.words * SUBP_WORD // call.weight_element
         weights = _array(
@@ -287,18 +293,21 @@ cdef class CompiledConvolution(_InPasses):
         if call.copies:
             _whole("a row or column of copies", copies.min(), 0)
             _whole("a row or column of copies", copies.max(), 0)
+            if len(copies) % columns or (columns > 1 and not words):
+                raise ValueError(f"{len(copies)} copies do not divide into {columns} columns, or kernels read no words")
             room = len(copies) * plane_rows * out_shape[2]
             if plane_rows < band:
                 raise ValueError(f"plane_rows is {plane_rows}; expected at least the band's, {band}")
-            if channel_stride < room or farthest > room:
+            if channel_stride < room or farthest > room // columns:
                 raise ValueError(
                     f"a channel's planes have {room} floats, channel_stride is {channel_stride} and taps read up to "
-                    f"{farthest}; expected no more than the planes, and these no more than channel_stride"
+                    f"{farthest}; expected no more than the planes of a column, and all planes no more than channel_stride"
                 )
-            rows = _array("rows", np.ascontiguousarray(copies[:, 0]), "intp", (None,))
-            columns = _array("columns", np.ascontiguousarray(copies[:, 1]), "intp", (None,))
-            call.copy_rows, call.copy_cols = <const Py_ssize_t *>rows.data, <const Py_ssize_t *>columns.data
-        elif in_shape[1:] != out_shape[1:] or channel_stride != in_shape[1] * in_shape[2] or tap_offsets.tolist() != [0]:
+            copy_rows = _array("rows", np.ascontiguousarray(copies[:, 0]), "intp", (None,))
+            copy_columns = _array("columns", np.ascontiguousarray(copies[:, 1]), "intp", (None,))
+            call.copy_rows = <const Py_ssize_t *>copy_rows.data
+            call.copy_cols = <const Py_ssize_t *>copy_columns.data
+        elif columns > 1 or in_shape[1:] != out_shape[1:] or channel_stride != in_shape[1] * in_shape[2] or tap_offsets.tolist() != [0]:
             raise ValueError(
                 f"without copies of it the input {list(in_shape)} is read in place; expected an output of that size, one "
                 f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
@@ -306,8 +315,10 @@ cdef class CompiledConvolution(_InPasses):
         moved = self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels) if words else None
         if words:  # whole words, with any channel where none is left
             missing = call.words * kernels.of_row[0].interleave - call.kept
-            indices = np.ascontiguousarray(np.pad(indices, ((0, 0), (0, missing)), mode="edge"))
-        offsets = _offsets(indices, in_shape[0], channel_stride)
+            step = len(copies) // columns * plane_rows * out_shape[2]
+        else:
+            missing = step = 0
+        offsets = _offsets(indices, in_shape[0], channel_stride, columns, step, missing)
         self.scratch = (
             subp_conv_planes(call) + subp_conv_shared_words(call) + subp_conv_own_words(call)
         ) // 4
@@ -317,7 +328,7 @@ cdef class CompiledConvolution(_InPasses):
         call.bias = _floats(summands)
         call.values, call.channel_offsets = weights.data, <const int32_t *>offsets.data
         call.tap_offsets = <const Py_ssize_t *>taps.data
-        self._arrays = (weights, offsets, taps, summands, rows, columns, kernels, constants, moved)
+        self._arrays = (weights, offsets, taps, summands, copy_rows, copy_columns, kernels, constants, moved)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_conv_passes(call), subp_conv_fills(call)
 

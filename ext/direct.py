@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,8 @@ class Direct(Algorithm):
         # Tap (i, j) of output (y, x) reads row y * stride + i * dilation: taps whose rows differ by a multiple of the
         # stride share a copy, further down. Every column has one of its own, so that rows join without a gap.
         shift, remainder = np.divmod(taps[:, 0], layer.stride[0])
-        copies, copy = np.unique(np.stack([remainder, taps[:, 1]], -1), axis=0, return_inverse=True)
-        return Planes(out_size, np.ascontiguousarray(copies, np.intp), copy.reshape(-1), shift)
+        copies, copy = np.unique(np.stack([taps[:, 1], remainder], -1), axis=0, return_inverse=True)
+        return Planes(out_size, np.ascontiguousarray(copies[:, ::-1], np.intp), copy.reshape(-1), shift)
 
     def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
         """Chooses bands that stay in the cache, and whether to finish block rows or pixels first.
@@ -160,8 +160,26 @@ class Direct(Algorithm):
 class DirectWords(Direct):
     """The same where kernels read words of several kept channels, made from the planes.
 
-    Where all block rows keep all channels they share the words of a band; else each makes its own, run by run.
+    Where all block rows keep all channels they share the words of a band; else each makes its own, run by run. Where
+    columns of the window, taken for channels of their own, fill words better, they are: with a window of 7x7 the three
+    channels of a picture are 21, and 11 words of two with 7 taps each instead of 2 with 49.
     """
+
+    @property
+    def _columns(self) -> int:
+        """Columns of the window that a kept channel counts for."""
+        kept, columns = self._layer.indices.shape[1], self._layer.kernel_size[1]
+        return columns if -(-kept * columns // self.interleave) < -(-kept // self.interleave) * columns else 1
+
+    def _transformed(self, values: np.ndarray) -> np.ndarray:
+        if self._columns == 1:
+            return values
+        rows, kept, kh, kw, block = values.shape
+        return values.transpose(0, 1, 3, 2, 4).reshape(rows, kept * kw, kh, 1, block)
+
+    def planes(self, height: int, width: int) -> Planes:
+        planes, columns = super().planes(height, width), self._columns
+        return replace(planes, tap_copies=planes.tap_copies[::columns], tap_rows=planes.tap_rows[::columns])
 
     def build(
         self,
@@ -177,7 +195,9 @@ class DirectWords(Direct):
         if self._packing == "signed_quads" and requantize is not None:
             requantize = _of_signed(requantize, self._weight)
         run = split.tile_pixels if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
-        return self._build(height, width, split.band, requantize=requantize, run_pixels=run, out_dtype=out_dtype)
+        return self._build(
+            height, width, split.band, requantize=requantize, run_pixels=run, out_dtype=out_dtype, columns=self._columns
+        )
 
     def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
         layer, (out_h, out_w) = self._layer, planes.out_size
@@ -236,7 +256,7 @@ def _of_signed(requantize: Requantization, weight: Weight) -> Requantization:
     """The constants for activations minus 128, as signed products take them. Sums that wrap around do so back."""
     assert weight.sums is not None
     start = (requantize.start + 128 * weight.sums).astype(np.uint32).view(np.int32)
-    return dataclasses.replace(requantize, start=start)
+    return replace(requantize, start=start)
 
 
 def _band(out_h: int, out_w: int, least: int, halo: int, tile: int) -> int:

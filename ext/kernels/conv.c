@@ -29,7 +29,8 @@ ptrdiff_t subp_conv_planes(const subp_conv *call) {
     return call->copies ? lines(call->channel_stride * call->in_channels * call->element) : 0;
 }
 
-static ptrdiff_t copies_of(const subp_conv *call) { return call->copies ? call->copies : 1; }
+/* Of a kept channel. */
+static ptrdiff_t copies_of(const subp_conv *call) { return call->copies ? call->copies / call->columns : 1; }
 
 /* Pixels from one word to the next: its copies' planes. */
 static ptrdiff_t word_stride(const subp_conv *call) { return copies_of(call) * call->word_plane; }
@@ -68,8 +69,16 @@ static void columns_inside(const subp_conv *call, ptrdiff_t shift, ptrdiff_t *be
 #define NAMED(function) function##_4
 #include "conv_copies.h"
 
+/* Copies [first, end) of a channel. */
+static void fill_copies(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t channel, ptrdiff_t first,
+                        ptrdiff_t end, void *planes) {
+    (call->element == 4   ? fill_rows_4
+     : call->element == 2 ? fill_rows_2
+                          : fill_rows_1)(call, x, rows, channel, first, end, planes);
+}
+
 static void fill_channel(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t channel, void *planes) {
-    (call->element == 4 ? fill_rows_4 : call->element == 2 ? fill_rows_2 : fill_rows_1)(call, x, rows, channel, planes);
+    fill_copies(call, x, rows, channel, 0, call->copies, planes);
 }
 
 /* Where a group's first channel is, at a pixel of the rows: in planes, or in the input itself. */
@@ -101,7 +110,10 @@ static subp_interleave words_of(const subp_conv *call, const void *from, const i
 static void fill_word(const subp_conv *call, const void *x, subp_rows s, ptrdiff_t word, void *planes) {
     const ptrdiff_t group = word / call->words, per_word = call->kernels[0]->interleave, group_in = call->kept;
     const ptrdiff_t first = word % call->words * per_word, kept = subp_smaller(per_word, group_in - first);
-    for (ptrdiff_t k = 0; call->copies && k < kept; k++) fill_channel(call, x, s, group * group_in + first + k, planes);
+    for (ptrdiff_t k = group * group_in + first; call->copies && k < group * group_in + first + kept; k++) {
+        const ptrdiff_t column = k % call->columns * copies_of(call);
+        fill_copies(call, x, s, k / call->columns, column, column + copies_of(call), planes);
+    }
     void *out = subp_at_out(planes, subp_conv_planes(call) + word * word_stride(call) * SUBP_WORD, 1);
     const void *from = channels_at(call, x, planes, &s, group, 0);
     const subp_interleave made = words_of(call, from, call->channel_offsets + first, 1, s.rows * call->out_w, out);

@@ -41,12 +41,13 @@ static void NAMED(copy_strided)(const subp_conv *call, const element *in, ptrdif
     }
 }
 
-static void NAMED(fill_rows)(const subp_conv *call, const void *x, subp_rows s, ptrdiff_t channel, void *planes) {
+static void NAMED(fill_rows)(const subp_conv *call, const void *x, subp_rows s, ptrdiff_t channel, ptrdiff_t first,
+                             ptrdiff_t last, void *planes) {
     const element *in = (const element *)x + (s.image * call->in_channels + channel) * call->height * call->width;
     /* Fewer rows than a copy has room for may be wanted. */
     ptrdiff_t wanted = s.rows + call->plane_rows - call->band, width = call->out_w;
     int whole = call->stride_w == 1 && call->stride_h == 1 && width == call->width;
-    for (ptrdiff_t p = 0; p < call->copies; p++) {
+    for (ptrdiff_t p = first; p < last; p++) {
         element *out = (element *)planes + channel * call->channel_stride + p * call->plane_rows * width;
         ptrdiff_t shift = call->copy_cols[p] - call->pad_left;
         ptrdiff_t source = s.first_row * call->stride_h + call->copy_rows[p] - call->pad_top;

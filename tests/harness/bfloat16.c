@@ -14,7 +14,7 @@ void check_bfloat16(int set) {
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 2, .weight_element = 2, .to_float = one_in(3),
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1, .element = 2, .weight_element = 2, .to_float = one_in(3),
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
         .halve = choose_of(set, SUBP_OP_halve, dtype)->run.halve, .kernels = kernels,
         .interleave = choose_of(set, SUBP_OP_interleave, dtype)->run.interleave,

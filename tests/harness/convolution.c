@@ -136,7 +136,7 @@ void check_convolution(int set) {
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 4, .weight_element = 4, .out_element = 4,
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1, .element = 4, .weight_element = 4, .out_element = 4,
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
         .halve = choose(set, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
         .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],

@@ -83,7 +83,7 @@ void check_fused_depthwise(int set) {
             .in_channels = s.groups * s.group_in, .height = s.size[0], .width = s.size[1],
             .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
             .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block, .band = rows,
-            .kept = one_in(3) ? s.group_in : between(1, s.group_in), .taps = (int32_t)(s.kernel[0] * s.kernel[1]),
+            .kept = one_in(3) ? s.group_in : between(1, s.group_in), .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1,
             .element = 4, .weight_element = 4, .out_element = 4,
             .activation = exact_activation(), .halve = choose(set, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
             .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],

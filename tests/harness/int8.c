@@ -66,7 +66,7 @@ void check_int8(int set) {
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 1, .weight_element = 1, .to_float = one_in(4),
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1, .element = 1, .weight_element = 1, .to_float = one_in(4),
         .padding = (uint64_t)between(0, 255),
         .halve = halve ? halve->run.halve : NULL, .kernels = kernels, .requantize = &requantize,
         .interleave = choose_of(set, SUBP_OP_interleave, SUBP_DTYPE_uint8)->run.interleave,
