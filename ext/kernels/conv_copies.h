@@ -33,6 +33,7 @@ static void NAMED(copy_strided)(const subp_conv *call, const element *in, ptrdif
     if (halve)
         call->halve(in + source * call->width + 2 * begin + shift, call->stride_h * call->width, rows, end - begin,
                     out + begin, width);
+    if (halve && begin == 0 && end == width) return;
     for (ptrdiff_t y = 0; y < rows; y++, out += width) {
         const element *from = in + (source + y * call->stride_h) * call->width + shift;
         for (ptrdiff_t x = 0; x < begin; x++) out[x] = padding;

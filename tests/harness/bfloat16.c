@@ -14,7 +14,7 @@ void check_bfloat16(int set) {
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1, .element = 2, .weight_element = 2, .to_float = one_in(3),
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 2, .weight_element = 2, .to_float = one_in(3),
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
         .halve = choose_of(set, SUBP_OP_halve, dtype)->run.halve, .kernels = kernels,
         .interleave = choose_of(set, SUBP_OP_interleave, dtype)->run.interleave,
@@ -28,11 +28,11 @@ void check_bfloat16(int set) {
     const int has_bias = !one_in(3), has_residual = !call.to_float && one_in(2);
     describe("set %d bfloat16 convolution by %s: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
              "kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td tile_pixels %td "
-             "run_pixels %td shared %d activation %s bias %d residual %d to_float %d",
+             "run_pixels %td columns %td shared %d activation %s bias %d residual %d to_float %d",
              set, kernels[0]->name, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0],
              s.size[1], s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1],
              s.pad[0][0], s.pad[0][1], s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels,
-             call.shared, subp_activation_names[call.activation], has_bias, has_residual, call.to_float);
+             call.columns, call.shared, subp_activation_names[call.activation], has_bias, has_residual, call.to_float);
 
     const enum subp_dtype of_out = call.to_float ? SUBP_DTYPE_float32 : dtype;
     const size_t inputs = (size_t)(s.batch * call.in_channels * call.height * call.width);

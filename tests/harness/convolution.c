@@ -39,7 +39,8 @@ void plan_planes(subp_conv *call, const shape *s) {
         taps[0] = 0;
         return;
     }
-    for (ptrdiff_t t = 0; t < call->taps; t++) {
+    for (ptrdiff_t n = 0; n < call->taps; n++) { /* column by column, as the copies are to be */
+        const ptrdiff_t t = n % s->kernel[0] * s->kernel[1] + n / s->kernel[0];
         ptrdiff_t row = t / s->kernel[1] * s->dilation[0], column = t % s->kernel[1] * s->dilation[1], c = 0;
         while (c < call->copies && (rows[c] != row % s->stride[0] || columns[c] != column)) c++;
         if (c == call->copies) {

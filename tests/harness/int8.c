@@ -66,7 +66,7 @@ void check_int8(int set) {
         .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
         .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block,
         .kept = one_in(3) ? s.group_in : one_in(3) ? 1 : between(1, s.group_in),
-        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1, .element = 1, .weight_element = 1, .to_float = one_in(4),
+        .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .element = 1, .weight_element = 1, .to_float = one_in(4),
         .padding = (uint64_t)between(0, 255),
         .halve = halve ? halve->run.halve : NULL, .kernels = kernels, .requantize = &requantize,
         .interleave = choose_of(set, SUBP_OP_interleave, SUBP_DTYPE_uint8)->run.interleave,
@@ -80,11 +80,11 @@ void check_int8(int set) {
     const int has_residual = !call.to_float && one_in(2);
     describe("set %d int8 convolution by %s: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
              "kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td %td,%td band %td tile_pixels %td "
-             "run_pixels %td shared %d residual %d to_float %d",
+             "run_pixels %td columns %td shared %d residual %d to_float %d",
              set, kernels[0]->name, s.batch, s.groups, s.group_in, s.group_out, s.block, call.kept, s.size[0],
              s.size[1], s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.dilation[0], s.dilation[1],
              s.pad[0][0], s.pad[0][1], s.pad[1][0], s.pad[1][1], call.band, call.tile_pixels, call.run_pixels,
-             call.shared, has_residual, call.to_float);
+             call.columns, call.shared, has_residual, call.to_float);
 
     const size_t outputs = (size_t)(s.batch * call.out_channels * call.out_h * call.out_w);
     const int32_t *indices = choose_word_channels(&call);
