@@ -28,6 +28,10 @@ CACHED_INPUT = 256 * 1024
 # Words of a band, of one block row or of all where they are shared, in bytes.
 CACHED_BAND_WORDS = 256 * 1024
 
+# Words of a pixel so few that what is done once for a run takes a good part of the time; and the tiles of such runs.
+FEW_WORDS = 16
+TILES_OF_FEW = 4
+
 # What a weight costs beside its products, in products: it comes from outside the L2 cache.
 PRODUCTS_PER_WEIGHT = 32
 
@@ -194,10 +198,15 @@ class DirectWords(Direct):
         # Words of one tap are read once, by one tile; those of several taps again and again, by their neighbours too.
         if self._packing == "signed_quads" and requantize is not None:
             requantize = _of_signed(requantize, self._weight)
-        run = split.tile_pixels if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
+        run = self._run(split) if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
         return self._build(
             height, width, split.band, requantize=requantize, run_pixels=run, out_dtype=out_dtype, columns=self._columns
         )
+
+    def _run(self, split: Split) -> int:
+        """Pixels of a run of one tap."""
+        few = -(-self._layer.indices.shape[1] // self.interleave) <= FEW_WORDS and split.tile_pixels % LINE == 0
+        return split.tile_pixels * (TILES_OF_FEW if few else 1)
 
     def split(self, height: int, width: int, planes: Planes, band: int | None = None) -> Split:
         layer, (out_h, out_w) = self._layer, planes.out_size
