@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests and checks; set-up included. About 24 minutes on two cores.
+# All tests and checks; set-up included. About 24 minutes on two cores in one process; there is one per core.
 #
 #   launch/test.sh                 style, then the tests, without the full sweeps
 #   launch/test.sh --slow          everything
