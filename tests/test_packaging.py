@@ -47,10 +47,11 @@ def test_a_wheel_holds_both_packages_and_runs_a_file(checkout, tmp_path):
     built = checkout / "build/lib/subp_ext"
     built.mkdir(parents=True)
     shutil.copy2(import_module("subp_ext._kernels").__file__, built)
-    setup = [sys.executable, "setup.py", "-q"]
-    steps = ["build_py", "--build-lib=build/lib"], ["build", "--build-lib=build/lib", "bdist_wheel", "--skip-build"]
-    for step in steps:
-        done = subprocess.run([*setup, *step], cwd=checkout, capture_output=True, text=True, timeout=200)
+    with (checkout / "setup.cfg").open("a") as file:
+        file.write("[build]\nbuild_lib = build/lib\n")
+    for step in (["build_py"], ["bdist_wheel", "--skip-build"]):
+        command = [sys.executable, "setup.py", "-q", *step]
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
     (wheel,) = (checkout / "dist").glob("*.whl")
     assert wheel.stat().st_size < 5 * 2**20
