@@ -180,14 +180,15 @@ def _counted_waits(place: Place) -> Iterator[list[str]]:
             torch.cuda.set_sync_debug_mode("warn")
             yield found
             torch.cuda.set_sync_debug_mode(mode)
-        found += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        # Another warning says that the mode is a prototype.
+        found += [f"{w.filename}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
 
 def makes_the_host_wait_for_nothing(place: Place) -> dict:
     """Four steps beside each other; float16's scaler waits once a step; an update waits a few times."""
-    figures = {}
+    figures, problems = {}, []  # all are told, also where the first is wrong already
     for name, flags in list(PRECISIONS.items())[:: 3 if place.tiny else 1]:
         training, data = make_training(place, *flags)
         _calm_scaler(training)
@@ -197,16 +198,20 @@ def makes_the_host_wait_for_nothing(place: Place) -> dict:
         with _counted_waits(place) as waits:
             _steps(training, batches[2:])
         allowed = len(batches[2:]) if training.scaler.is_enabled() else 0
-        assert len(waits) <= allowed, f"{name}: {Counter(waits)}"
+        if len(waits) > allowed:
+            problems.append(f"{name}: {dict(Counter(waits))}")
         with _counted_waits(place) as update_waits:
             training.update_masks(0.75, 10)
-        assert len(update_waits) <= 6, Counter(update_waits)
+        if len(update_waits) > 6:
+            problems.append(f"{name}, mask update: {dict(Counter(update_waits))}")
         figures[name] = {
             "steps": len(batches) - 2,
             "waits_in_steps": len(waits),
             "waits_in_an_update": dict(Counter(update_waits)),
         }
-    return figures | {"whole_epoch": _waits_of_an_epoch(place)}
+    figures["whole_epoch"] = _waits_of_an_epoch(place)
+    assert not problems, f"{'; '.join(problems)}; {figures}"
+    return figures
 
 
 def _steps(training: Training, batches: list) -> None:
@@ -339,9 +344,9 @@ def trains_from_the_command_line(place: Place) -> dict:
 
 def _launch(place: Place, flags: list[str]) -> Path:
     torchrun = [sys.executable, "-m", "subp_dist.launch", "--standalone", "--nproc-per-node=1", "-m", "subp_dist.train"]
-    done = subprocess.run(
-        [*torchrun, *flags, "--device", place.device.type], capture_output=True, text=True, timeout=150
-    )
+    command = [*torchrun, *flags, "--device", place.device.type]
+    with environment(PYTHONPATH=str(Path(__file__).resolve().parents[2])):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=140)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return next((place.folder / "output").iterdir())
 
