@@ -58,7 +58,7 @@ def test_a_reader_written_from_the_page_reads_version_1():
 def test_the_segmentation_network_is_trained_exported_and_served_from_one_map(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     *training, serving = python_of("segmentation.md")
-    size, constants = 40, "SIZE, EPOCHS, STEPS, BATCH = 64, 4, 6, 8"
+    size, constants = 64, "SIZE, EPOCHS, STEPS, BATCH = 64, 4, 6, 8"
     assert constants in training[-1]
     training[-1] = training[-1].replace(constants, f"SIZE, EPOCHS, STEPS, BATCH = {size}, 2, 2, 4")
     names: dict = {}
