@@ -310,7 +310,9 @@ def _ready(planner: Planner, value: Any, convolution: Convolution) -> Any:
     type = _converted_to(value, convolution)
     if type is None:
         return value
-    return converted(planner, value, type, f"the layer computes in {type}{convolution.note}")
+    to_float32 = type.dtype is FLOAT32
+    why = f"no {value.type.dtype.name} kernel for conv2d" if to_float32 else f"the layer computes in {type}"
+    return converted(planner, value, type, why)
 
 
 def _converted_to(value: Any, convolution: Convolution) -> ValueType | None:
