@@ -112,8 +112,7 @@ class NetworkFiles:
             write_onnx(self._plain(), self.network.input_size, path)
 
     def _write_subp(self, contender: str, path: Path) -> None:
-        model = self._plain() if contender.endswith("dense") else self.network.model
-        graph = build_graph(model, self.network.input_size)
+        graph = build_graph(self.network.model, self.network.input_size, dense=contender.endswith("dense"))
         if "int8" in contender:
             graph, _ = quantize_graph(graph, self.calibration)
         subp_ext.save(path, convert(graph) if "bf16" in contender else graph)

@@ -98,22 +98,35 @@ def check_exportable(model: nn.Module, input_size: tuple[int, int, int]) -> None
         raise UsageError(f"{error}; pass --no-export to train without") from error
 
 
-def build_graph(model: nn.Module, input_size: tuple[int, int, int]) -> Graph:
+def build_graph(model: nn.Module, input_size: tuple[int, int, int], dense: bool = False) -> Graph:
     """The graph of a model with batch norms folded, operators fused and sparse weights packed.
+
+    Args:
+        model: masked or plain.
+        input_size: (C, H, W) of an image.
+        dense: whether all weights stay dense, zeros in place, as engines without sparse kernels have them.
 
     Raises:
         UsageError: the model cannot be traced, or uses an operator that the runtime does not have.
     """
-    source = Source.of(model)
+    source = Source.of(model)._replace(dense=dense)
     return _build(source, trace(source.plain, Example.images(input_size)))
 
 
 class Source(NamedTuple):
-    """What a graph is made from: a plain copy of the model, the masks it had, and names for its results."""
+    """What a graph is made from.
+
+    Attributes:
+        plain: a copy of the model without masks.
+        masks: that the model had.
+        names: for its results.
+        dense: whether zeros stay in dense weights.
+    """
 
     plain: nn.Module
     masks: Masks
     names: Sequence[str] | None = None
+    dense: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str] | None = None) -> Source:
@@ -178,7 +191,7 @@ def _checked(source: Source, example: Example) -> Graph:
 
 def _build(source: Source, traced: Traced) -> Graph:
     masks = {name: found for name, found in source.masks.items() if _is_uniform(found[0])}
-    masks |= zeros_found(traced.graph, masks)
+    masks = {} if source.dense else masks | zeros_found(traced.graph, masks)
     graph = simplify(traced.graph, traced.shapes)
     names = _output_names(traced.output_names, source.names)
     graph = name_outputs(_pack(graph, masks), names)
