@@ -165,6 +165,32 @@ def test_a_branch_on_sizes_keeps_them_fixed(tmp_path):
     assert "fixed: its code goes another way for other sizes" in str(summary)
 
 
+class Crops(nn.Module):
+    """Halves an image, doubles it again and cuts off what is too much: nothing, at even sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 3, 2, 2)
+
+    def forward(self, x):
+        doubled = self.up(self.down(x))[..., : x.shape[-2], : x.shape[-1]]
+        return F.interpolate(doubled + x, size=x.shape[-2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("size", [(15, 21), (16, 20)])
+def test_sizes_are_free_where_code_that_goes_two_ways_was_tried_on_both(size, tmp_path):
+    torch.manual_seed(0)
+    model = Crops().eval()
+    summary = export_model(model, torch.randn(2, 3, *size), tmp_path / "model.subp")
+    assert summary.inputs[0].shape == (None, 3, None, None)
+    for other in [(1, 3, 33, 40), (3, 3, 8, 9)]:
+        images = torch.randn(other)
+        with torch.inference_mode():
+            expected = model(images).numpy()
+        found = subp_ext.Session(tmp_path / "model.subp").run(images.numpy())
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_int8_with_names(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))

@@ -28,6 +28,7 @@ _TRIED = (
     lambda size, at: size + (1, 18, 7, 12)[at % 4],
     lambda size, at: size * (2 + at % 3) // (3 + at % 3) + 1 + 2 * (at % 3),
     lambda size, at: size // 8 + 4 + at,
+    lambda size, at: 64 * (1 + at % 3),  # halved and doubled again without a remainder
 )
 
 
@@ -59,11 +60,11 @@ def free_image_size(graph: Graph, model: nn.Module, example: Example) -> Graph:
     return dataclasses.replace(graph, inputs=[free], outputs=outputs)
 
 
-def sizes_of(inputs: Sequence[Sequence[int | sympy.Expr]], example: Example) -> Iterator[list[tuple[int, ...]]]:
-    """Sizes to try inputs at that torch.export left free: those that have to be equal, or follow from others, do.
+def tried_sizes(inputs: Sequence[Sequence[int | sympy.Expr]], example: Example) -> Iterator[dict[sympy.Symbol, int]]:
+    """Sizes to try, by symbol, for what torch.export left free; that of the batch stays.
 
     Args:
-        inputs: what is free, as expressions.
+        inputs: their sizes: numbers, and what is free as expressions.
         example: of these inputs.
     """
     values: dict[sympy.Symbol, int] = {}
@@ -72,10 +73,14 @@ def sizes_of(inputs: Sequence[Sequence[int | sympy.Expr]], example: Example) -> 
             s: int(n) for s, n in zip(sizes, tensor.shape, strict=True) if not isinstance(s, int) and s.is_Symbol
         }
     first = [sizes[0] for sizes, batched in zip(inputs, example.batched, strict=True) if batched]
+    other = [symbol for symbol in values if symbol not in first[:1]]
     for tried in _TRIED:
-        other = [symbol for symbol in values if symbol not in first[:1]]
-        new = values | {symbol: tried(values[symbol], at) for at, symbol in enumerate(other)}
-        yield [tuple(size if isinstance(size, int) else int(size.subs(new)) for size in sizes) for sizes in inputs]
+        yield values | {symbol: tried(values[symbol], at) for at, symbol in enumerate(other)}
+
+
+def shapes_at(inputs: Sequence[Sequence[int | sympy.Expr]], values: dict[sympy.Symbol, int]) -> list[tuple[int, ...]]:
+    """The shapes of all inputs; sizes that have to be equal, or follow from others, do."""
+    return [tuple(size if isinstance(size, int) else int(size.subs(values)) for size in sizes) for sizes in inputs]
 
 
 def compare_at(

@@ -26,8 +26,8 @@ from .fuse import simplify, without_unused
 from .independence import why_dependent
 from .outputs import name_outputs
 from .plain import plain_module, unwrapped
-from .sizes import compare_at, first_line, free_image_size, sizes_of, why_fixed
-from .trace import Traced, trace
+from .sizes import compare_at, first_line, free_image_size, shapes_at, tried_sizes, why_fixed
+from .trace import Traced, trace, violates
 from .verify import noted, verified
 from .zeros import Masks, zeros_found
 
@@ -159,7 +159,12 @@ def _derived(source: Source, example: Example) -> Graph | str:
         if traced is None:
             return f"torch.export did not get through the sizes in {DERIVE_SECONDS} s of the processor"
         graph = verified(_build(source, traced), source.plain, example)
-        found = compare_at(graph, source.plain, example, list(sizes_of(traced.inputs, example)))
+        tried = list(tried_sizes(traced.inputs, example))
+        for assumption in traced.assumptions:
+            if not any(violates(assumption, values) for values in tried):  # then to try them proves something
+                return f"its code goes another way for other sizes than those of which {assumption}"
+        shapes = [shapes_at(traced.inputs, values) for values in tried]
+        found = compare_at(graph, source.plain, example, shapes)
     except (UsageError, ValueError, RuntimeError, ImportError) as error:
         return first_line(error)
     if isinstance(found, str):

@@ -62,6 +62,8 @@ class Traced(NamedTuple):
         numbers: values that are computed from sizes, at the same sizes, and whether the batch is among these.
         inputs: the sizes of every input: numbers, and what is free as an expression.
         output_names: by the keys of the model's results; None where they have none.
+        assumptions: of the trace about free sizes, those that do not hold for all: for others the model's code goes
+            another way, or computes what is no size of a tensor.
     """
 
     graph: Graph
@@ -69,6 +71,7 @@ class Traced(NamedTuple):
     numbers: dict[str, tuple[float, bool]]
     inputs: list[tuple[int | sympy.Expr, ...]]
     output_names: list[str | None]
+    assumptions: list[sympy.Basic]
 
 
 def trace(model: nn.Module, example: Example, sizes: bool = False) -> Traced:
@@ -83,11 +86,10 @@ def trace(model: nn.Module, example: Example, sizes: bool = False) -> Traced:
         UsageError: as ``export_program``; or the model returns what is no tensor, or changes its own state.
     """
     program = export_program(model, example, sizes)
-    if sizes:
-        _check_assumptions(program, example.batched)
+    assumptions = _assumptions(program, example.batched) if sizes else []
     program = program.run_decompositions({})
     try:
-        return _convert(program, example.batched)
+        return _convert(program, example.batched)._replace(assumptions=assumptions)
     except UsageError as error:
         raise UsageError(f"{type(model).__name__} cannot be exported: {error}") from error
 
@@ -157,18 +159,18 @@ def _of_any_batch(export_free: Callable[[int], ExportedProgram], example: Exampl
         program = export_free(expected)
 
 
-def _check_assumptions(program: ExportedProgram, batched: tuple[bool, ...]) -> None:
-    """Refuses a program that holds for some sizes alone of those that it leaves free.
-
-    Raises:
-        UsageError: the model's code branches on sizes, or computes what is no size of a tensor for others.
-    """
+def _assumptions(program: ExportedProgram, batched: tuple[bool, ...]) -> list[sympy.Basic]:
+    """What a program takes for granted of the sizes that it leaves free, where it does not hold for generic ones."""
     inputs = _input_nodes(program)
     values = _generic(symbolic := [_symbolic(fx) for fx in inputs], _batch_of(symbolic, batched))
     free = [size for fx in inputs for size in fx.meta["val"].shape if isinstance(size, torch.SymInt)]
-    for guard in free[0].node.shape_env.guards if free else ():
-        if guard.expr.subs(values) == False:  # noqa: E712 - of sympy, which has a False of its own
-            raise UsageError(f"its code goes another way for other sizes than those of which {guard.expr}")
+    guards = free[0].node.shape_env.guards if free else ()
+    return [guard.expr for guard in guards if violates(guard.expr, values)]
+
+
+def violates(assumption: sympy.Basic, values: dict[sympy.Symbol, int]) -> bool:
+    """Whether an assumption is false for these sizes."""
+    return assumption.subs(values) == False  # noqa: E712 - of sympy, which has a False of its own
 
 
 def _input_nodes(program: ExportedProgram) -> list[FxNode]:
@@ -231,7 +233,7 @@ def _convert(program: ExportedProgram, batched: tuple[bool, ...]) -> Traced:
     results = output_values(program)
     outputs = [_spec(by_name[value], names) for value, _ in results]
     graph = Graph([_spec(fx, names) for fx in inputs], outputs, nodes, constants)
-    return Traced(graph, shapes, numbers, symbolic, [name for _, name in results])
+    return Traced(graph, shapes, numbers, symbolic, [name for _, name in results], [])
 
 
 def _spec(fx: FxNode, names: dict[str, str]) -> TensorSpec:
