@@ -52,6 +52,22 @@ def test_the_block_size_is_found(block_size, outputs, groups, tmp_path):
     compare(layer, tmp_path / "model.subp", torch.randn(3, 32 * groups, 9, 13))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_has_blocks_of_output_channels(groups, tmp_path):
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(32 * groups, 48 * groups, 4, 2, 1, groups=groups)
+    model = nn.Sequential(up, nn.BatchNorm2d(48 * groups), nn.ReLU(), nn.Conv2d(48 * groups, 8, 1))
+    of_outputs = up.weight.data.view(groups, 32, 48, 4, 4)  # of a group: inputs, outputs, and a kernel for both
+    for group in range(groups):
+        for row in range(3):
+            of_outputs[group, torch.randperm(32)[16:], 16 * row : 16 * row + 16] = 0
+    summary = export_model(model, torch.randn(1, 32 * groups, 12, 12), tmp_path / "model.subp")
+    (weight,) = packed(subp_ext.load(tmp_path / "model.subp")).values()
+    assert weight.block_size == 16 and weight.indices.shape == (3 * groups, 16)
+    assert "1 layers in 1x16 blocks, 50.0% kept" in str(summary)
+    compare(model, tmp_path / "model.subp", torch.randn(3, 32 * groups, 9, 13))
+
+
 def test_rows_of_different_counts_are_padded_to_the_longest(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 1))

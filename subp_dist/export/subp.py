@@ -29,7 +29,7 @@ from .plain import plain_module, unwrapped
 from .sizes import compare_at, first_line, free_image_size, shapes_at, tried_sizes, why_fixed
 from .trace import Traced, trace, violates
 from .verify import noted, verified
-from .zeros import Masks, zeros_found
+from .zeros import SPARSE_OPERATORS, Masks, in_output_rows, zeros_found
 
 _logger = logging.getLogger(__name__)
 
@@ -260,17 +260,19 @@ def _masks(model: nn.Module) -> Masks:
 
 def _pack(graph: Graph, masks: Masks) -> Graph:
     """Turn masked weights that only convolutions and linear layers read into ``UniformBlockSparse``."""
-    groups: dict[str, int] = {}
+    readers: dict[str, Node] = {}
     read_otherwise: set[str] = set()
     for node in graph.nodes:
-        weight = node.args.get("weight") if node.op in ("conv2d", "linear") else None
-        if isinstance(weight, Ref):
-            groups[weight.name] = node.args.get("groups", 1)
+        weight = node.args.get("weight") if node.op in SPARSE_OPERATORS else None
+        if isinstance(weight, Ref) and readers.setdefault(weight.name, node).op != node.op:
+            read_otherwise.add(weight.name)
         read_otherwise.update(ref.name for ref in node.refs() if ref is not weight)
     constants: dict[str, np.ndarray | UniformBlockSparse] = dict(graph.constants)
     for name, (mask, block_size) in masks.items():
-        if name in groups and name not in read_otherwise:
-            weight = np.ascontiguousarray(constants[name], dtype=np.float32)
-            weight = weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1)))
-            constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups[name], mask.cpu().numpy())
+        if name in readers and name not in read_otherwise:
+            reader = readers[name]
+            groups = reader.args.get("groups", 1)
+            weight = in_output_rows(np.asarray(constants[name], np.float32), reader.op, groups)
+            weight = np.ascontiguousarray(weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1))))
+            constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups, mask.cpu().numpy())
     return dataclasses.replace(graph, constants=constants)

@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subp_ext import Graph, Ref
+from subp_ext import Graph, Node, Ref
+from subp_ext.transposed import as_convolution
 
 Masks = dict[str, tuple[Tensor, int]]  # by the weight's name: mask [R, I / groups], block size
+
+# Operators that run block-sparse weights.
+SPARSE_OPERATORS = ("conv2d", "conv_transpose2d", "linear")
 
 # Blocks longer than this share nothing that two shorter ones do not.
 MAX_BLOCK_SIZE = 64
@@ -21,7 +25,7 @@ _COST_OF_TILE = {8: 1.0, 4: 1.2, 2: 1.7, 1: 2.7}
 
 
 def zeros_found(graph: Graph, known: Container[str]) -> Masks:
-    """Masks of all convolutions and linear layers whose zeros pay.
+    """Masks ``[R, I / groups]`` of all convolutions, transposed or not, and linear layers whose zeros pay.
 
     A row with fewer blocks than the longest of its layer keeps blocks of zeros, too, to have as many.
 
@@ -29,20 +33,27 @@ def zeros_found(graph: Graph, known: Container[str]) -> Masks:
         graph: with weights as they were trained.
         known: names of weights that have a mask.
     """
-    groups = {
-        weight.name: node.args.get("groups", 1)
-        for node in graph.nodes
-        if node.op in ("conv2d", "linear") and isinstance(weight := node.args.get("weight"), Ref)
-    }
     masks: Masks = {}
-    for name, count in groups.items():
+    for node in graph.nodes:
+        name, groups = _weight_of(node), node.args.get("groups", 1)
         weight = graph.constants.get(name)
         if name in known or not isinstance(weight, np.ndarray) or weight.ndim not in (2, 4):
             continue
+        weight = in_output_rows(weight, node.op, groups)
         kept = weight.reshape(*weight.shape[:2], -1).any(2)
-        if (found := _best(kept, count)) is not None:
+        if (found := _best(kept, groups)) is not None:
             masks[name] = torch.from_numpy(found[0]), found[1]
     return masks
+
+
+def _weight_of(node: Node) -> str | None:
+    weight = node.args.get("weight")
+    return weight.name if node.op in SPARSE_OPERATORS and isinstance(weight, Ref) else None
+
+
+def in_output_rows(weight: np.ndarray, op: str, groups: int) -> np.ndarray:
+    """A weight with its output channels first, ``[O, I / groups, ...]``, as all but transposed convolutions have it."""
+    return as_convolution(weight, groups) if op == "conv_transpose2d" else weight
 
 
 def _best(kept: np.ndarray, groups: int) -> tuple[np.ndarray, int] | None:
