@@ -69,7 +69,7 @@ def test_a_trained_run_is_exported_and_measured(tmp_path, pictures, monkeypatch,
     with (tmp_path / "rows.csv").open(newline="") as file:
         float32, int8 = csv.DictReader(file)
     assert (float32["dtype"], float32["same"], float32["images"]) == ("float32", "40", "40")
-    assert int8["dtype"] == "int8" and int(int8["same"]) >= 30 and float(int8["int8_share"]) > 0.5
+    assert int8["dtype"] == "int8" and int(int8["same"]) >= 30 and float(int8["macs_share"]) > 0.5
     file = runs / "subp-0.5-1x16-s1" / "last-int8.subp"
     before = file.read_bytes()
     assert int8["bytes"] == str(len(before))

@@ -33,7 +33,7 @@ from .grid import Grid, Run
 
 COLUMNS = (
     *("name", "variant", "prune_rate", "block_size", "seed", "dtype"),
-    *("top1", "same", "images", "int8_share", "bytes", "best_ms", "command"),
+    *("top1", "same", "images", "macs_share", "bytes", "best_ms", "command"),
 )
 
 Row = dict[str, str]
@@ -115,7 +115,7 @@ def measure(run: Run, folder: Path, dtypes: Sequence[str], threads: int) -> list
     rows = []
     for dtype, logits in found.items():
         same = int((logits.argmax(1) == in_torch.argmax(1)).sum())
-        share = sessions[dtype].report(image).int8_share
+        share = sessions[dtype].report(image).product_shares[dtype]
         values = (
             *(*about, dtype, f"{top1(logits, labels):.2f}", same, len(labels), f"{share:.3f}"),
             *(files[dtype].stat().st_size, f"{min(times[dtype]):.3f}", commands[dtype]),
