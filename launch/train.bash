@@ -67,12 +67,15 @@ train=("$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --m
 
 # Run a step of several; what this script is told by a signal, the step is told.
 step() {
-    local status=0
+    local status=0 told=""
+    trap 'told=TERM' TERM # until there is a step to tell
+    trap 'told=INT' INT
     set -m # a process group of its own, which Ctrl-C then reaches through the trap alone
     "$@" &
     set +m
     trap "kill -TERM $!" TERM
     trap "kill -INT -- -$!" INT
+    [[ ! $told ]] || kill -"$told" -- -$!
     wait $! || status=$?
     while kill -0 $! 2>/dev/null; do wait $! || status=$?; done # the signal cut it short
     return "$status"
