@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -270,19 +269,18 @@ def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int
         if weight.order is not None:
             raise ValueError("the weight has an order of its rows, which no kernel takes; use its `to_float32`")
         return weight
-    if isinstance(weight, TypedArray) and weight.type.dtype.name == "bfloat16":
-        packed = _as_blocks(weight.to_float(), groups)
-        return replace(packed, values=weight.type.dtype.from_float(packed.values), dtype="bfloat16")
-    scale = _scale_of(weight) if isinstance(weight, TypedArray) else None
-    stored = weight.values if isinstance(weight, TypedArray) else np.asarray(weight)
+    scale, dtype = None, "float32"
+    if isinstance(weight, TypedArray):
+        dtype = weight.type.dtype.name
+        scale = None if dtype == "bfloat16" else _scale_of(weight)
+        stored = weight.values
+    else:
+        stored = np.asarray(weight, np.float32)
     groups = groups or 1
     if stored.ndim != 4:
         raise ValueError(f"weight has shape {stored.shape}; expected [O, I / groups, kh, kw]")
     block = min(DENSE_BLOCK, max(1, stored.shape[0] // groups))
-    if scale is not None:
-        return UniformBlockSparse.from_dense_integers(stored, scale, block, groups)
-    full = np.ones((groups * -(-(stored.shape[0] // groups) // block), stored.shape[1]), bool)
-    return UniformBlockSparse.from_dense(stored, block, groups, full)
+    return UniformBlockSparse.of_all_blocks(stored, block, groups, dtype, scale)
 
 
 def _scale_of(weight: TypedArray) -> Array:

@@ -143,14 +143,24 @@ class UniformBlockSparse:
         return cls(np.ascontiguousarray(values), indices, shape, block_size, groups)
 
     @classmethod
-    def from_dense_integers(
-        cls, stored: npt.NDArray[np.int8], scale: Float32Array, block_size: int, groups: int = 1
+    def of_all_blocks(
+        cls, stored: Array, block_size: int, groups: int = 1, dtype: str = "float32", scale: Float32Array | None = None
     ) -> UniformBlockSparse:
-        """Packs a dense int8 weight `[O, I / groups, kh, kw]` with a scale per output channel; keeps all blocks."""
+        """Packs a dense weight `[O, I / groups, kh, kw]` in the storage of its type, and keeps all of its blocks.
+
+        Args:
+            stored: elements of `dtype`.
+            block_size: N, output channels of a block.
+            groups: groups of the convolution.
+            dtype: name of the type.
+            scale: `[O]`, of integers.
+        """
         shape = _check_shape(stored.shape, block_size, groups)
         values = np.ascontiguousarray(_in_blocks(stored, block_size, groups))
         indices = np.tile(np.arange(shape[1], dtype=np.int32), (len(values), 1))
-        return cls(values, indices, shape, block_size, groups, "int8", np.array(scale, np.float32))
+        return cls(
+            values, indices, shape, block_size, groups, dtype, None if scale is None else np.array(scale, np.float32)
+        )
 
     def to_dense(self) -> Float32Array:
         """Returns the `[O, I / groups, kh, kw]` float32 weight, zero where blocks were not kept."""
