@@ -90,12 +90,12 @@ class Report:
     @property
     def product_shares(self) -> dict[str, float]:
         """Of all kept MACs those in float32, in bfloat16 and in int8; 0 without any."""
-        total = sum(row.macs or 0 for row in self.rows)
-        shares = dict.fromkeys(("float32", "bfloat16", "int8"), 0.0)
+        macs = dict.fromkeys(("float32", "bfloat16", "int8"), 0)
         for row in self.rows:
             if row.macs:
-                shares[row.products or "float32"] += row.macs / total
-        return shares
+                macs[row.products or "float32"] += row.macs
+        total = sum(macs.values())
+        return {name: count / total if total else 0.0 for name, count in macs.items()}
 
     @property
     def int8_share(self) -> float:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests and checks; set-up included. About 24 minutes on two cores in one process; there is one per core.
+# All tests and checks; set-up included. About 20 minutes on two cores.
 #
 #   launch/test.sh                 style, then the tests, without the full sweeps
 #   launch/test.sh --slow          everything

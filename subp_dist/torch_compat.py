@@ -39,6 +39,17 @@ def is_transformed(tensor: torch.Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def compiled_from(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The module that ``torch.compile`` wrapped; None for one that is not wrapped."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, torch.nn.Module) else None
+
+
+def pre_hooks(module: torch.nn.Module) -> list:
+    """What runs before a module's forward, in order."""
+    return list(module._forward_pre_hooks.values())
+
+
 def operator_schema(target: object) -> torch.FunctionSchema | None:
     """The signature of an ATen operator in an exported graph (name, arguments); None for a function of Python."""
     return getattr(target, "_schema", None)

@@ -121,8 +121,8 @@ def test_random_masks_are_uniform_and_every_part_has_a_say():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected either RUN_OR_CHECKPOINT or --model"),
-        (["somewhere", "--model", "resnet18"], "expected either RUN_OR_CHECKPOINT or --model"),
+        ([], "expected RUN_OR_CHECKPOINT, --model NAME, or weights and their --model"),
+        ([".", "--model", "resnet18"], "--model belongs to a file of weights; . is a folder"),
         (["somewhere", "--prune-rate", "0.5"], "--prune-rate belongs to --model"),
         (["--model", "resnet18", "--prune-rate", "1"], r"--prune-rate 1.0: expected a share of blocks in \[0, 1\)"),
         (["--model", "resnet18", "--image-size", "0"], "--image-size 0: expected 1 or more"),

@@ -182,16 +182,16 @@ def test_nearest_upsampling_by_whole_factors(sizes):
     got = session.run(x)
     rows, columns = got.shape[2] // 5, got.shape[3] // 7
     assert np.array_equal(got, x.repeat(rows, axis=2).repeat(columns, axis=3))
-    assert session.report().rows[-1].kernel == "numpy"
+    assert session.report().rows[-1].kernel in ("gather", "weave")
 
 
-def test_nearest_upsampling_by_other_factors_is_left_to_the_reference():
+def test_nearest_upsampling_by_other_factors_is_a_copy():
     torch = pytest.importorskip("torch")
     x = normal(2, 3, 5, 7)
     node = Node("upsample_nearest2d", "y", {"self": Ref("x"), "output_size": [8, 14]})
     session = Session(Graph([TensorSpec("x", x.shape)], [TensorSpec("y", ())], [node]))
     assert np.array_equal(session.run(x), torch.nn.functional.interpolate(torch.from_numpy(x), size=(8, 14)).numpy())
-    assert session.report().rows[-1].why == "the output's size is no multiple of the input's"
+    assert session.report().rows[-1].kernel == "gather"
 
 
 def norm_session(op, spec, constants, threads, axes=None, **args):

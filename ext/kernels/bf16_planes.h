@@ -179,8 +179,8 @@ static inline void subp_bf16_norm_tile(const uint16_t *in, ptrdiff_t channels, p
 }
 
 #define SUBP_DEFINE_BF16_PLANES(set)                                                                                \
-    void bf16_widen__##set(const void *in, ptrdiff_t count, void *out) { subp_widen_run(in, count, out); }          \
-    void bf16_narrow__##set(const void *in, ptrdiff_t count, void *out) { subp_narrow_run(in, count, out); }        \
+    void bf16_cast__##set(const void *in, ptrdiff_t count, void *out) { subp_widen_run(in, count, out); }           \
+    void f32_cast__##set(const void *in, ptrdiff_t count, void *out) { subp_narrow_run(in, count, out); }           \
     void bf16_mean__##set(const void *in, ptrdiff_t count, void *out) {                                             \
         *(uint16_t *)out = subp_bf16_mean_run(in, count);                                                           \
     }                                                                                                               \

@@ -177,8 +177,8 @@ enum { SUBP_NORM_PIXELS = 64 };
  * Of uint8: `quantize` is clamp(rne(x * inverse) + zero), NaN giving 0, `dequantize` (x - zero) * scale. `lookup` is
  * table[x], 256 results of uint8 or float32. `quantized_binary` is a sum of two operands of one size, or a product,
  * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for
- * 2 * width + out_w + SUBP_POOL_SLACK sums. `cast` is from the row's type of activations to that of outputs. Where an operand and the result have elements of one size, they may be in the
- * same place. */
+ * 2 * width + out_w + SUBP_POOL_SLACK sums. `cast` is from the row's type of activations to that of outputs. Where an
+ * operand and the result have elements of one size, they may be in the same place. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
 typedef void (*subp_interleave_fn)(const subp_interleave *planes);
 typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);

@@ -296,7 +296,14 @@ def _triple(value: Any) -> tuple[int, int, int]:
     return depth, height, width
 
 
-def _pool3d_spec(self: MetaTensor, kernel_size: Ints, stride: Ints | None = (), padding: Ints = 0, **rest: Any) -> Spec:
+def _pool3d_spec(
+    self: MetaTensor,
+    kernel_size: Ints,
+    stride: Ints | None = (),
+    padding: Ints = 0,
+    divisor_override: int | None = None,
+    **rest: Any,
+) -> Spec:
     kernel, zeros = _triple(kernel_size), _triple(padding)
     step, size = _triple(stride or kernel), self.shape[-3:]
     planes = {"kernel_size": kernel[1:], "stride": step[1:], "padding": zeros[1:], **rest}

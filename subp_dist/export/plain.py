@@ -12,14 +12,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..parametrization import plain_copy
+from ..torch_compat import compiled_from, pre_hooks
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of DistributedDataParallel, DataParallel and ``torch.compile``."""
-    while isinstance(model, _WRAPPERS) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        model = model.module if isinstance(model, _WRAPPERS) else model._orig_mod
+    while (inner := model.module if isinstance(model, _WRAPPERS) else compiled_from(model)) is not None:
+        model = inner
     return model
 
 
@@ -55,7 +56,7 @@ def _no_computed_tensors(model: nn.Module) -> Iterator[None]:
 
 def _remove_hooks(module: nn.Module) -> None:
     """Norms of weights that are hooks."""
-    for hook in list(module._forward_pre_hooks.values()):
+    for hook in pre_hooks(module):
         if isinstance(hook, WeightNorm):
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
@@ -65,7 +66,9 @@ def _remove_hooks(module: nn.Module) -> None:
 def _remove_parametrizations(module: nn.Module) -> None:
     """Norms of weights, and other parametrizations; torch's own removal would edit the class of the module copied."""
     values = {name: getattr(module, name) for name in module.parametrizations}
-    buffers = {name for name, of in module.parametrizations.items() if "original" in of._buffers}
+    buffers = {
+        name for name, of in module.parametrizations.items() if "original" in dict(of.named_buffers(recurse=False))
+    }
     module_class = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     module.__class__ = module_class

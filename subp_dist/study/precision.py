@@ -27,6 +27,7 @@ from ..data import create_data
 from ..errors import UsageError, report_usage_errors
 from ..export import Network
 from ..export.verify import run_session
+from ..flag_values import as_path
 from ..process_group import Rank
 from ..validate import time_in_turns, top1
 from .grid import Grid, Run
@@ -43,9 +44,9 @@ Row = dict[str, str]
 def cli() -> None:
     """Console entry."""
     parser = argparse.ArgumentParser(prog="python -m subp_dist.study.precision", description=__doc__.split("\n\n")[0])
-    parser.add_argument("grid", type=Path, metavar="GRID", help="YAML file of the study")
-    parser.add_argument("--output", type=Path, default=Path("output/study"), help="folder of its runs")
-    parser.add_argument("--results", type=Path, required=True, metavar="CSV", help="where the rows go")
+    parser.add_argument("grid", type=as_path, metavar="GRID", help="YAML file of the study")
+    parser.add_argument("--output", type=as_path, default=Path("output/study"), help="folder of its runs")
+    parser.add_argument("--results", type=as_path, required=True, metavar="CSV", help="where the rows go")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "int8"], metavar="DTYPE",
         help="as the export takes them; float32 int8")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="of the runtime; 1")
