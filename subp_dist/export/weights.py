@@ -48,9 +48,11 @@ def read_weights(path: Path) -> State:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged, or not a safetensors file: {error}") from error
-    except Exception as error:  # an unpickler raises whatever a stream leads it to
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} cannot be read as weights: {first}; save its state_dict() alone") from error
+    except Exception as error:  # an unpickler raises whatever a stream leads it to, and torch advises to trust the file
+        raise UsageError(
+            f"{path} cannot be read as weights: it is damaged, no file of torch.save, or holds other objects than "
+            "tensors; save the state_dict() alone"
+        ) from error
     while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
         content = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), None)
     if not isinstance(content, Mapping):
