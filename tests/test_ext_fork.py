@@ -39,9 +39,15 @@ torch.nn.functional.conv2d(a, torch.randn(64, 64, 3, 3))
 """
 
 
-def check_program(*parts):
+def check_program(*parts, attempts=1):
     code = "\n".join(parts) + "\nprint('fine')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    for attempt in range(attempts):
+        try:
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+            break
+        except subprocess.TimeoutExpired:
+            if attempt + 1 == attempts:
+                raise
     assert done.stdout.strip() == "fine", done.stderr
 
 
@@ -115,4 +121,5 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map_async(len, [want] * 4).get(240) == [1] * 4
 assert same()
 """,
+        attempts=2,  # workers of multiprocessing were once seen to wait for its own semaphore on a busy machine
     )
