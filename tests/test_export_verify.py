@@ -198,17 +198,17 @@ def test_classes_are_compared_by_count():
 
 @pytest.fixture(scope="module")
 def foreign_linear():
-    library = torch.library.Library("mylib", "DEF")
+    library = torch.library.Library("others", "DEF")
     library.define("linear(Tensor input, Tensor weight) -> Tensor")
     for key in ("CompositeExplicitAutograd", "Meta"):
         library.impl("linear", lambda x, weight: x @ weight, key)
-    yield torch.ops.mylib.linear
+    yield torch.ops.others.linear
     library._destroy()
 
 
 def test_an_operator_of_another_namespace_is_not_taken_for_atens(foreign_linear):
     model = Function(lambda y, m: foreign_linear(y, m.conv.weight[0, 0, :1].expand(24, 3)))
-    with pytest.raises(UsageError, match=r"subp_ext has no operator mylib::linear \(node linear\)"):
+    with pytest.raises(UsageError, match=r"subp_ext has no operator others::linear \(node linear\)"):
         build_graph(model, SIZE)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,27 @@ from .bfloat16 import write_bfloat16
 from .example import Example, ExampleInputs
 from .int8 import export_int8
 from .network import Network
-from .outputs import name_outputs
+from .outputs import chosen_names, name_outputs
 from .subp import checked
 from .summary import ExportSummary, summarize
 from .verify import run_session
 
 _logger = logging.getLogger(__name__)
 
-Writer = Callable[[nn.Module, Example, Path, Mapping[str, object], Sequence[str] | None, Any], None]
+
+class _Wanted(NamedTuple):
+    """What `export_model` was asked for, its arguments checked."""
+
+    model: nn.Module
+    example: Example
+    path: Path
+    metadata: Mapping[str, object]
+    names: Sequence[str] | None
+    calibration: Iterable[Any] | None
+
+    def graph(self) -> Graph:
+        """The model's graph in float32, compared with torch."""
+        return checked(self.model, self.example, self.metadata, self.names)
 
 
 def export_model(
@@ -82,21 +95,14 @@ def export_model(
         )
     example = Example.of(example_inputs, model)
     given = {"input_size": list(example.tensors[0].shape[1:])} if len(example.tensors) == 1 else {}
-    DTYPES[dtype](model, example, path, given | dict(metadata or {}), names, calibration)
+    DTYPES[dtype](_Wanted(model, example, path, given | dict(metadata or {}), names, calibration))
     summary = summarize(path, example)
     _logger.info("%s", summary)
     return summary
 
 
-def _write_float32(
-    model: nn.Module,
-    example: Example,
-    path: Path,
-    metadata: Mapping[str, object],
-    names: Sequence[str] | None,
-    calibration: None,
-) -> None:
-    write_graph(checked(model, example, metadata, names), path, example)
+def _write_float32(wanted: _Wanted) -> None:
+    write_graph(wanted.graph(), wanted.path, wanted.example)
 
 
 def write_graph(graph: Graph, path: Path, example: Example) -> None:
@@ -118,50 +124,32 @@ def write_graph(graph: Graph, path: Path, example: Example) -> None:
     write_atomically(path, write)
 
 
-def _write_bfloat16(
-    model: nn.Module,
-    example: Example,
-    path: Path,
-    metadata: Mapping[str, object],
-    names: Sequence[str] | None,
-    calibration: None,
-) -> None:
-    _logger.info("%s: %s", path.name, write_bfloat16(checked(model, example, metadata, names), path, example))
+def _write_bfloat16(wanted: _Wanted) -> None:
+    _logger.info("%s: %s", wanted.path.name, write_bfloat16(wanted.graph(), wanted.path, wanted.example))
 
 
-def _write_int8(
-    model: nn.Module,
-    example: Example,
-    path: Path,
-    metadata: Mapping[str, object],
-    names: Sequence[str] | None,
-    calibration: Iterable[Any],
-) -> None:
+def _write_int8(wanted: _Wanted) -> None:
     """Static quantization after training."""
+    example, path = wanted.example, wanted.path
     if len(example.tensors) != 1 or example.tensors[0].ndim != 4 or not example.tensors[0].is_floating_point():
         raise UsageError(
             f"dtype 'int8' takes models of one input of images [B, C, H, W]; this one takes {example.described}: "
             "export it as float32"
         )
+    assert wanted.calibration is not None
     _, channels, height, width = example.tensors[0].shape
-    network = Network(model, (channels, height, width), {}, dict(metadata))
-    if names is None:
-        report = export_int8(network, path, calibration_array(calibration))
+    network = Network(wanted.model, (channels, height, width), {}, dict(wanted.metadata))
+    if wanted.names is None:
+        report = export_int8(network, path, calibration_array(wanted.calibration))
     else:
         temporary = path.with_name(f".{path.name}.unnamed")
         try:
-            report = export_int8(network, temporary, calibration_array(calibration))
-            write_graph(name_outputs(subp_ext.load(temporary), _checked_names(names, temporary)), path, example)
+            report = export_int8(network, temporary, calibration_array(wanted.calibration))
+            graph = subp_ext.load(temporary)
+            write_graph(name_outputs(graph, chosen_names([None] * len(graph.outputs), wanted.names)), path, example)
         finally:
             temporary.unlink(missing_ok=True)
     _logger.info("%s: %s", path.name, report.summary())
-
-
-def _checked_names(names: Sequence[str], path: Path) -> Sequence[str]:
-    outputs = subp_ext.load(path).outputs
-    if len(names) != len(outputs) or len(set(names)) != len(names):
-        raise UsageError(f"names has {', '.join(names)}; expected a name of its own for each of {len(outputs)} outputs")
-    return names
 
 
 def calibration_array(calibration: Iterable[Any]) -> np.ndarray:
@@ -187,4 +175,8 @@ def calibration_array(calibration: Iterable[Any]) -> np.ndarray:
 
 
 # How a model is written, by the type of its weights and activations.
-DTYPES: dict[str, Writer] = {"float32": _write_float32, "bfloat16": _write_bfloat16, "int8": _write_int8}
+DTYPES: dict[str, Callable[[_Wanted], None]] = {
+    "float32": _write_float32,
+    "bfloat16": _write_bfloat16,
+    "int8": _write_int8,
+}

@@ -64,6 +64,19 @@ def _name(path: pytree.KeyPath) -> str | None:
     return ".".join(map(str, parts))
 
 
+def chosen_names(found: Sequence[str | None], given: Sequence[str] | None) -> Sequence[str | None]:
+    """The names that somebody gives to the results, or those found.
+
+    Raises:
+        UsageError: they are not as many, or one stands twice.
+    """
+    if given is None:
+        return found
+    if len(given) != len(found) or len(set(given)) != len(given):
+        raise UsageError(f"names has {', '.join(given)}; expected a name of its own for each of {len(found)} outputs")
+    return given
+
+
 def name_outputs(graph: Graph, names: Sequence[str | None]) -> Graph:
     """The graph with its outputs named, each a value of its own.
 

@@ -24,7 +24,7 @@ from .deadline import within
 from .example import Example
 from .fuse import simplify, without_unused
 from .independence import why_dependent
-from .outputs import name_outputs
+from .outputs import chosen_names, name_outputs
 from .plain import plain_module, unwrapped
 from .sizes import compare_at, first_line, free_image_size, shapes_at, tried_sizes, why_fixed
 from .trace import Traced, trace, violates
@@ -198,7 +198,7 @@ def _build(source: Source, traced: Traced) -> Graph:
     masks = {name: found for name, found in source.masks.items() if _is_uniform(found[0])}
     masks = {} if source.dense else masks | zeros_found(traced.graph, masks)
     graph = simplify(traced.graph, traced.shapes)
-    names = _output_names(traced.output_names, source.names)
+    names = chosen_names(traced.output_names, source.names)
     graph = name_outputs(_pack(graph, masks), names)
     _check_operators(graph, type(source.plain).__name__)
     reason = why_dependent(without_unused(traced.graph), traced.shapes, traced.numbers)
@@ -212,14 +212,6 @@ def _is_uniform(mask: Tensor) -> bool:
     """Whether all rows keep as many blocks; earlier 1xN pruning leaves rows of different counts."""
     kept = mask.sum(1)
     return bool((kept == kept[0]).all())
-
-
-def _output_names(found: list[str | None], given: Sequence[str] | None) -> Sequence[str | None]:
-    if given is None:
-        return found
-    if len(given) != len(found) or len(set(given)) != len(given):
-        raise UsageError(f"names has {', '.join(given)}; expected a name of its own for each of {len(found)} outputs")
-    return given
 
 
 def _check_operators(graph: Graph, model: str) -> None:

@@ -256,7 +256,7 @@ def _operator_name(fx: FxNode) -> str:
     if fx.target in _SYMBOLIC:
         return _SYMBOLIC[fx.target]
     schema = operator_schema(fx.target)
-    # Only ATen's names mean what the runtime knows under them; mylib::linear stays what it is, and is refused.
+    # Only ATen's names mean what the runtime knows under them; others::linear stays what it is, and is refused.
     return schema.name.removeprefix("aten::").rstrip("_") if schema else str(fx.target)
 
 
