@@ -108,7 +108,7 @@ def _weights(graph: Graph) -> set[str]:
 
 
 def _weight(node: Node) -> Ref | None:
-    ref = node.args.get("weight") if node.op in _LAYERS else None
+    ref = node.args.get("weight") if node.op in _LAYERS and node.type is None else None
     return ref if isinstance(ref, Ref) else None
 
 
@@ -163,11 +163,7 @@ class _Planes:
 
     @classmethod
     def of(cls, graph: Graph, weights: set[str]) -> _Planes:
-        layers = {
-            node.output
-            for node in graph.nodes
-            if (ref := _weight(node)) is not None and ref.name in weights and node.type is None
-        }
+        layers = {node.output for node in graph.nodes if (ref := _weight(node)) is not None and ref.name in weights}
         names = {node.output for node in graph.nodes} | {spec.name for spec in graph.inputs} | set(graph.constants)
         planes = cls(set(), layers, names)
         foreign = {spec.name for spec in graph.inputs if spec.dtype != FLOAT32.name}

@@ -336,3 +336,32 @@ def test_means_and_norms_of_pixels(kernel_set, pixels):
         real.transpose(1, 2), [24], torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), 1e-5
     ).transpose(1, 2)
     np.testing.assert_allclose(BFLOAT16.to_float(normed), want.numpy(), rtol=2**-8 + 1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "op, args, dtype",
+    [
+        ("relu", {}, "float32"),
+        ("max_pool2d", {"kernel_size": 2}, "float32"),
+        ("channel_shuffle", {"groups": 2}, "float32"),
+        ("upsample_nearest2d", {"output_size": [16, 16]}, "float32"),
+        ("argmax", {"dim": 1}, "int64"),
+    ],
+)
+def test_an_output_beside_values_of_bfloat16_is_what_it_declares(op, args, dtype):
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((8, 8, 3, 3), np.float32), rng.standard_normal((2, 8, 8, 8), np.float32)
+    first, second = (
+        Node("conv2d", out, {"input": Ref(source), "weight": Ref("w"), "padding": 1})
+        for source, out in (("x", "a"), ("a", "y"))
+    )
+    graph = Graph(
+        [TensorSpec("x", (None, 8, 8, 8))],
+        [TensorSpec("r", (), dtype), TensorSpec("y", ())],
+        [first, Node(op, "r", {"self": Ref("a"), **args}), second],
+        {"w": weight},
+    )
+    exact, found = (Session(graph, dtype=wanted).run(x) for wanted in (None, "bfloat16"))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert op == "argmax" or np.abs(ours - theirs).max() < 0.02 * np.ptp(theirs)

@@ -70,10 +70,14 @@ def lower(planner: Planner, node: Node, args: dict[str, Any], packed: Mapping[st
         raise ValueError(outcome.reason)
     lowered = isinstance(outcome, Lowered)
     value = outcome.value if isinstance(outcome, Lowered) else _reference(planner, node, args, outcome.reason)
-    if node.type is None or not isinstance(value, Tensor) or value.type == node.type:
+    if not isinstance(value, Tensor) or (node.type is None and record.shape is VIEW):
+        return value
+    # What declares no type is float32 where it has a fraction, whatever its kernel passes on.
+    type = node.type or (ValueType(FLOAT32) if value.type == BFLOAT16 else value.type)
+    if value.type == type:
         return value
     found = "kernel" if lowered else "reference"
-    return converted(planner, value, node.type, f"the {found} returns {value.type}, the node declares {node.type}")
+    return converted(planner, value, type, f"the {found} returns {value.type}, the node declares {type}")
 
 
 def _lowered(planner: Planner, node: Node, args: dict[str, Any], form: Any) -> Lowered | Unsupported:
