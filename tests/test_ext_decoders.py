@@ -13,6 +13,7 @@ import pytest
 
 from subp_ext import Graph, Node, Ref, Session, TensorSpec, UniformBlockSparse
 from subp_ext.dtypes import DTYPES, Quantization, TypedArray, ValueType
+from subp_ext.operators import OPERATORS
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -203,3 +204,23 @@ def test_interpolation_of_integers_goes_through_floats():
     want = F.interpolate(torch.from_numpy(kind.to_float(x)), scale_factor=2, mode="bilinear").numpy()
     assert abs(session.run(x).astype(int) - kind.from_float(want).astype(int)).max() <= 1
     assert not session.report().fallbacks
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding, extra, dilation",
+    [
+        ((2, 1), (4, 2), (4, 3), (2, 1), (1, 1)),
+        ((1, 1), (1, 1), (4, 4), (3, 3), (4, 4)),
+        ((3, 3), (2, 2), (1, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_the_reference_of_a_transposed_convolution_with_wide_padding(kernel, stride, padding, extra, dilation):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, 12, 12), (3, 4, *kernel)))
+    expected = torch.nn.functional.conv_transpose2d(
+        torch.from_numpy(x), torch.from_numpy(weight), None, stride, padding, extra, 1, dilation
+    )
+    arguments = {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation}
+    found = OPERATORS["conv_transpose2d"].reference(input=x, weight=weight, **arguments)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)

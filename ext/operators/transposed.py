@@ -196,9 +196,12 @@ def conv_transpose2d(
     batch, inputs, *size = input.shape
     apart = np.zeros((batch, inputs, *((n - 1) * s + 1 for n, s in zip(size, stride, strict=True))), input.dtype)
     apart[:, :, :: stride[0], :: stride[1]] = input
-    edges = [d * (k - 1) - p for d, k, p in zip(dilation, plain.shape[2:], padding, strict=True)]
+    edges = [
+        (d * (k - 1) - p, d * (k - 1) - p + more)
+        for d, k, p, more in zip(dilation, plain.shape[2:], padding, extra, strict=True)
+    ]
     # A padding beyond the kernel's reach cuts the input instead.
-    cut = tuple(slice(max(-edge, 0), n - max(-edge, 0)) for edge, n in zip(edges, apart.shape[2:], strict=True))
-    zeros = tuple((max(edge, 0), max(edge, 0) + more) for edge, more in zip(edges, extra, strict=True))
+    cut = tuple(slice(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(edges, apart.shape[2:], strict=True))
+    zeros = tuple((max(before, 0), max(after, 0)) for before, after in edges)
     seen = apart[(slice(None), slice(None), *cut)]
     return activate(convolve(seen, plain[:, :, ::-1, ::-1], bias, (1, 1), zeros, dilation, groups), activation)
