@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <time.h>
 
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -17,8 +18,9 @@ typedef struct {
     long id;
 } probe;
 
-/* Of the calling thread: threads that OpenMP keeps for it, itself among them, and the least team that was refused. */
-static _Thread_local int kept = 1, refused = 0;
+/* Of the calling thread: threads that OpenMP keeps for it, itself among them; and the least team that was refused, with
+ * the largest that was there in its place. */
+static _Thread_local int kept = 1, refused = 0, most = 0;
 
 static void *wait_at_gate(void *argument) {
     probe *p = argument;
@@ -30,7 +32,7 @@ static void *wait_at_gate(void *argument) {
     return NULL;
 }
 
-enum { PATIENCE = 1000 };
+enum { PATIENCE = 1000, TRIES = 10, BETWEEN_TRIES_NS = 1000 * 1000 };
 
 /* A thread that was joined counts against the limits until the system has let go of it. */
 static void wait_until_gone(const probe *p) {
@@ -59,13 +61,23 @@ static int creatable(int count) {
     return made;
 }
 
+/* The same, with some patience: threads of a team that has shrunk end when they come to it, and count until then. */
+static int creatable_soon(int count) {
+    int made = creatable(count);
+    for (int i = 0; made < count && i < TRIES; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = BETWEEN_TRIES_NS}, NULL);
+        made = creatable(count);
+    }
+    return made;
+}
+
 int subp_team(int wanted) {
-    if (wanted > kept && refused && wanted >= refused) return kept;
+    if (refused && wanted >= refused) wanted = most;
     if (wanted > kept) {
-        const int more = wanted - kept, made = creatable(more);
+        const int more = wanted - kept, made = creatable_soon(more);
         if (made < more) {
             refused = wanted;
-            return kept += made;
+            wanted = most = kept + made;
         }
     }
     return kept = wanted; /* of a smaller team OpenMP ends the others */
@@ -73,5 +85,5 @@ int subp_team(int wanted) {
 
 void subp_team_released(void) {
     kept = 1;
-    refused = 0;
+    refused = most = 0;
 }
