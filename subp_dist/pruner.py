@@ -20,6 +20,7 @@ from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
+from .torch_compat import compiled_from
 from .transfers import to_host
 
 _logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class SUBPPruner:
             raise ValueError(f"tau {tau}: expected a temperature above 0 (1 is close to uniform, 0.01 is sharp)")
         if not math.isfinite(alpha):
             raise ValueError(f"alpha {alpha}: expected a finite weight of the redundancy, such as 1")
-        model = getattr(model, "_orig_mod", model)  # what torch.compile has made a module around
+        model = compiled_from(model) or model
         if any(block_mask_of(module) is not None for module in model.modules()):
             raise ValueError(
                 f"{type(model).__name__} has block masks already: one SUBPPruner per model; go on with the first, or "

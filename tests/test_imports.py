@@ -44,6 +44,7 @@ ALLOWED = {
         "schedule",
         "scores",
         "transfers",
+        "torch_compat",
     },
     "transfers": set(),
     "layer_report": {"blocks", "masks", "plan"},
