@@ -75,9 +75,13 @@ step() {
     set +m
     trap "kill -TERM $!" TERM
     trap "kill -INT -- -$!" INT
-    [[ ! $told ]] || kill -"$told" -- -$!
+    case $told in
+    TERM) kill -TERM $! ;;
+    INT) kill -INT -- -$! ;;
+    esac
     wait $! || status=$?
     while kill -0 $! 2>/dev/null; do wait $! || status=$?; done # the signal cut it short
+    trap - TERM INT
     return "$status"
 }
 
