@@ -191,6 +191,40 @@ def test_sizes_are_free_where_code_that_goes_two_ways_was_tried_on_both(size, tm
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+
+    def forward(self, x, negate: bool = False):
+        return -self.conv(x) if negate else self.conv(x)
+
+
+def test_int8_refuses_a_call_with_more_than_images(tmp_path):
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(UsageError, match="images .* and nothing else; this one is called with .* in 2 arguments"):
+        export_model(Turned(), (images, True), tmp_path / "model.subp", dtype="int8", calibration=[images])
+    assert not (tmp_path / "model.subp").exists()
+
+
+class Endless(torch.utils.data.Dataset):
+    """As torch allows them: an index beyond its length is no error."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(index)), 0
+
+
+def test_a_dataset_of_any_indices_ends(tmp_path):
+    summary = export_model(
+        nn.DataParallel(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))),
+        *(torch.randn(2, 3, 16, 16), tmp_path / "model.subp"), dtype="int8", calibration=Endless(),
+    )  # fmt: skip
+    assert (tmp_path / "model.subp").exists() and summary is not None
+
+
 def test_int8_with_names(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
@@ -248,7 +282,7 @@ def test_inputs_that_do_not_fit(inputs, message, tmp_path):
 
 def test_int8_of_several_inputs_is_refused(tmp_path):
     inputs = (torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 8, 8))
-    with pytest.raises(UsageError, match="'int8' takes models of one input of images"):
+    with pytest.raises(UsageError, match="'int8' takes models that are called with images"):
         export_model(Pair(), inputs, tmp_path / "model.subp", dtype="int8", calibration=[inputs])
 
 

@@ -37,7 +37,6 @@ _INT8["uint8_input"] = None
 _MAX_DROP = 1.0
 
 _SOURCE_HELP = "folder of a run, one checkpoint of it, or, with --model, weights in timm's keys"
-_SOURCE_HELP = "folder of a run, one checkpoint of it, or, with --model, weights in timm's keys"
 _MAX_DROP_HELP = (
     "top-1 that may be lost on calibration images (agreement with float32 if they have no labels); the most sensitive "
     "layers stay in float32 for it; 1 with labels, else any"

@@ -144,7 +144,10 @@ class Example:
 
 def _as_tensor(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
-        leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        try:
+            leaf = torch.from_numpy(np.array(leaf, order="C"))
+        except TypeError as error:
+            raise UsageError(f"example_inputs hold an array of {leaf.dtype}; expected numbers: {error}") from error
     if not isinstance(leaf, Tensor):
         return leaf
     leaf = leaf.detach().cpu()

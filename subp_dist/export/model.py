@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from .example import Example, ExampleInputs
 from .int8 import export_int8
 from .network import Network
 from .outputs import chosen_names, name_outputs
+from .plain import unwrapped
 from .subp import checked
 from .summary import ExportSummary, summarize
 from .verify import run_session
@@ -93,6 +95,7 @@ def export_model(
             if dtype == "int8"
             else f"calibration belongs to dtype 'int8'; {dtype} needs none"
         )
+    model = unwrapped(model)
     example = Example.of(example_inputs, model)
     given = {"input_size": list(example.tensors[0].shape[1:])} if len(example.tensors) == 1 else {}
     DTYPES[dtype](_Wanted(model, example, path, given | dict(metadata or {}), names, calibration))
@@ -131,13 +134,15 @@ def _write_bfloat16(wanted: _Wanted) -> None:
 def _write_int8(wanted: _Wanted) -> None:
     """Static quantization after training."""
     example, path = wanted.example, wanted.path
-    if len(example.tensors) != 1 or example.tensors[0].ndim != 4 or not example.tensors[0].is_floating_point():
+    images = example.arguments[0] if len(example.arguments) == 1 and not example.keywords else None
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
         raise UsageError(
-            f"dtype 'int8' takes models of one input of images [B, C, H, W]; this one takes {example.described}: "
-            "export it as float32"
+            "dtype 'int8' takes models that are called with images [B, C, H, W] and nothing else; this one is called "
+            f"with {example.described}, in {len(example.arguments) + len(example.keywords)} arguments: export it as "
+            "float32"
         )
     assert wanted.calibration is not None
-    _, channels, height, width = example.tensors[0].shape
+    _, channels, height, width = images.shape
     network = Network(wanted.model, (channels, height, width), {}, dict(wanted.metadata))
     if wanted.names is None:
         report = export_int8(network, path, calibration_array(wanted.calibration))
@@ -159,7 +164,9 @@ def calibration_array(calibration: Iterable[Any]) -> np.ndarray:
         UsageError: an entry is no image and no batch, or they differ in size.
     """
     parts = []
-    for entry in calibration:
+    # Datasets need not end an iteration over their indices by themselves.
+    entries = islice(calibration, len(calibration)) if isinstance(calibration, Sized) else calibration
+    for entry in entries:
         images = entry[0] if isinstance(entry, (tuple, list)) and len(entry) else entry
         array = np.asarray(images.detach().cpu().float() if isinstance(images, torch.Tensor) else images)
         if array.ndim not in (3, 4) or array.dtype.kind != "f":

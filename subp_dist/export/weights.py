@@ -39,7 +39,7 @@ def read_weights(path: Path) -> State:
         UsageError: there is no such file, or it holds no weights.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: {'a folder, no file of weights' if path.is_dir() else 'no such file'}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -57,7 +57,7 @@ def read_weights(path: Path) -> State:
         content = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), None)
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds no weights: expected a state_dict, by itself or as {', '.join(_WRAPPINGS)}")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if any(".parametrizations." in key for key in state):
         raise UsageError(f"{path} holds masked weights: a checkpoint of a run is exported without --model")
     return state
@@ -88,7 +88,7 @@ def model_of_weights(
     """
     state = read_weights(path)
     model = create_model(name)
-    state = _without_prefix(state, set(model.state_dict()))
+    state = _without_prefix(state, list(model.state_dict()))
     found = {
         "num_classes": _size(state, _of_config(name, "classifier"), 0),
         "in_chans": _size(state, _of_config(name, "first_conv"), 1),
@@ -102,6 +102,8 @@ def model_of_weights(
             flag = key.replace("_", "-")
             raise UsageError(f"--{flag} {size}: the weights of {path} are of {found[key]}; leave it out")
         arguments[key] = size
+    if found["num_classes"] is None and (num_classes == 0 or features_only):
+        arguments["num_classes"] = 0  # the file has no classifier either
     model = create_model(name, **arguments)
     _load(model, state, path, name)
     if features_only:
@@ -127,9 +129,9 @@ def _size(state: State, layers: tuple[str, ...], dim: int) -> int | None:
     return weights[0].shape[dim] if weights else None
 
 
-def _without_prefix(state: State, keys: set[str]) -> State:
+def _without_prefix(state: State, keys: list[str]) -> State:
     """The tensors behind the prefix (``module.``, ``model.``, none) under which most of the keys are."""
-    prefixes = {key[: -len(wanted)] for wanted in list(keys)[:20] for key in state if key.endswith(wanted)}
+    prefixes = {key[: -len(wanted)] for wanted in keys[:20] for key in state if key.endswith(wanted)}
     whole = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
 
     def fits(prefix: str) -> tuple[int, bool, int]:
