@@ -197,3 +197,14 @@ def test_files_that_do_not_fit(pruned, tmp_path):
         model_of_weights(tmp_path / "whole.pth", "resnet10t")
     with pytest.raises(UsageError, match="--prune-rate belongs to --model without weights"):
         parse_args([str(tmp_path / "whole.pth"), "--model", "test_resnet", "--prune-rate", "0.5", "--output", "m.subp"])
+
+
+@pytest.mark.parametrize("how", [{"num_classes": 0}, {"features_only": True}], ids=str)
+def test_a_backbone_saved_without_a_classifier_is_taken(how, tmp_path):
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
+    model, _ = model_of_weights(tmp_path / "backbone.pth", "test_resnet", **how)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        found = model(image)
+        assert (found[-1].mean((2, 3)) if "features_only" in how else found).shape == backbone.eval()(image).shape
