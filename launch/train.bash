@@ -65,23 +65,23 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${STOP_SECONDS:-120}
 train=("$python" -m subp_dist.launch "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}"
     -m subp_dist.train)
 
-# Run a step of several; what this script is told by a signal, the step is told.
+# Run a step of several; what this script is told by a signal, the step is told. The traps are set once, since bash ignores
+# a signal that comes while it replaces a trap, and the loop polls, since a signal just before "wait" does not end it.
+told=""
 step() {
-    local status=0 told=""
-    trap 'told=TERM' TERM # until there is a step to tell
-    trap 'told=INT' INT
+    local status=0 to
     set -m # a process group of its own, which Ctrl-C then reaches through the trap alone
     "$@" &
     set +m
-    trap "kill -TERM $!" TERM
-    trap "kill -INT -- -$!" INT
-    case $told in
-    TERM) kill -TERM $! ;;
-    INT) kill -INT -- -$! ;;
-    esac
+    while kill -0 $! 2>/dev/null; do
+        if [[ -n $told ]]; then
+            [[ $told == TERM ]] && to=$! || to=-$!
+            kill -s "$told" -- "$to" 2>/dev/null || true # it is over
+            told=""
+        fi
+        sleep 0.2 || true # Ctrl-C ends it
+    done
     wait $! || status=$?
-    while kill -0 $! 2>/dev/null; do wait $! || status=$?; done # the signal cut it short
-    trap - TERM INT
     return "$status"
 }
 
@@ -94,6 +94,8 @@ case ${1:-} in
 "")
     runs=$root/output/quickstart
     [[ -w $root ]] || runs=$PWD/output/quickstart # set up by another user
+    trap 'told=TERM' TERM
+    trap 'told=INT' INT
     rm -rf "$runs"
     recipe=(--config "$root/launch/recipes/digits.yaml" --output "$runs")
     banner "1/3  a dense network learns 4000 real digits, on $NPROC ranks"
@@ -101,7 +103,7 @@ case ${1:-} in
     banner "2/3  the same network learns them while half of its 1x16 blocks are pruned"
     step "${train[@]}" "${recipe[@]}" --experiment sparse --export-dtype int8
     banner "3/3  the exported networks, float32 and int8, run on subp_ext, and are compared with torch on 1000 test digits"
-    exec "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
+    step "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
     ;;
 *)
     exec "${train[@]}" "$@" # so that a signal to this process reaches torchrun
