@@ -12,15 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = "ext/kernels"
-DISPATCH = [
-    "conv",
-    "cpu",
-    "dispatch",
-    "fused_depthwise",
-    "resample",
-    "team",
-    "winograd",
-]  # without kernels of their own
+DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "resample", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c
 # (float32) and <kind>_<name>.c of KINDS those that there are get the flags. Nothing else does, or the compiler may use
@@ -104,6 +96,7 @@ if __name__ == "__main__":
         # The linker resolves from left to right: the dispatch names the kernels, so its library comes first.
         libraries=[
             kernel_library("dispatch", DISPATCH, []),
+            kernel_library("team", ["team"], ["-fopenmp"]),
             *(
                 kernel_library(file, [file], own)
                 for name, flags in [("generic", GENERIC_CFLAGS), *here]

@@ -758,6 +758,8 @@ def run_rows(
             calls[i] = &convolution._call
             arrays[i].x, arrays[i].out, arrays[i].residual = source.data, target.data, NULL
         first, fills, whole = calls[0], subp_conv_fills(calls[0]), subp_conv_divide(calls[0], 1)
+        if workers > 1:
+            workers = _team(workers)
         for n in range(subp_conv_passes(first)):
             for i in prange(fills, nogil=True, schedule="static", num_threads=workers, use_threads_if=workers > 1):
                 subp_conv_fill(first, arrays, n, i, planes)

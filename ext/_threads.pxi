@@ -15,8 +15,8 @@ cdef int _team(int wanted) except -1:
     if found < wanted and not _warned:
         _warned.append(found)
         warn(
-            f"the system refuses to create threads: {found} of {wanted} run, and later runs may have fewer too; raise the "
-            "limit of processes (ulimit -u, pids.max), or ask for fewer threads",
+            f"{found} of {wanted} threads run, and later runs may have fewer too, because the system refuses to create "
+            "more: raise its limits (ulimit -u and -v, pids.max, OMP_THREAD_LIMIT), or ask for fewer threads",
             RuntimeWarning,
         )
     return found

@@ -6,6 +6,7 @@ import io
 import mmap
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -155,30 +156,51 @@ def test_bound_threads_hide_no_cpus(first, binding):
 
 
 FEW_THREADS = """
-import os, resource, sys, warnings
+import os, resource, sys, threading, warnings
 import numpy as np
 from subp_ext import Session
 model, images = Session(sys.argv[1], threads=1), np.ones((1, 3, 64, 64), np.float32)
-want = model.run(images)
-many = Session(sys.argv[1], threads=500)
+want, found = model.run(images), []
+many = [Session(sys.argv[1], threads=500) for _ in range(int(sys.argv[2]))]
+start = threading.Barrier(len(many) + 1)
+
+def run(session):
+    start.wait()
+    found.extend(session.run(images) for _ in range(3))
+
+callers = [threading.Thread(target=run, args=(session,)) for session in many]
+for caller in callers: caller.start()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    found = [many.run(images) for _ in range(3)]
-assert all(np.array_equal(each, want) for each in found)
+    start.wait()
+    for caller in callers: caller.join()
+assert len(found) == 3 * len(many) and all(np.array_equal(each, want) for each in found)
 print(len(told), told[0].message)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_threads_that_cannot_be_created_mean_fewer_and_one_warning(file, tmp_path):
+@pytest.mark.parametrize(
+    "callers, environment",
+    [
+        (1, {}),
+        (4, {}),  # which must not count on the same room
+        (1, {"OMP_STACKSIZE": "32M"}),  # larger stacks than of the threads that look for room
+        (1, {"OMP_DYNAMIC": "true"}),
+        (1, {"OMP_THREAD_LIMIT": "2"}),
+    ],
+    ids=["one caller", "several callers", "large stacks", "dynamic", "limit of OpenMP"],
+)
+def test_threads_that_cannot_be_created_mean_fewer_and_one_warning(file, tmp_path, callers, environment):
     script = tmp_path / "few.py"
     script.write_text(FEW_THREADS)
-    code = f"import sys, runpy; sys.argv = ['few', {str(file)!r}]; runpy.run_path({str(script)!r})"
-    done = python(code, OPENBLAS_NUM_THREADS="1")
+    code = f"import sys, runpy; sys.argv = ['few', {str(file)!r}, '{callers}']; runpy.run_path({str(script)!r})"
+    done = python(code, OPENBLAS_NUM_THREADS="1", **environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 the system refuses to create threads: "), done.stdout
+    found = re.fullmatch(r"1 (\d+) of 500 threads run, and .* because the system refuses .*", done.stdout.strip())
+    assert found and int(found[1]) < 60, done.stdout
 
 
 MEMORY = """
