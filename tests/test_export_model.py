@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 import subp_ext
 from subp_dist import PruneSchedule, SUBPPruner, export_model
 from subp_dist.errors import UsageError
+from subp_dist.export import subp
 from subp_dist.export.deadline import within
 
 
@@ -200,11 +201,19 @@ class Turned(nn.Module):
         return -self.conv(x) if negate else self.conv(x)
 
 
-def test_int8_refuses_a_call_with_more_than_images(tmp_path):
-    images = torch.randn(2, 3, 16, 16)
-    with pytest.raises(UsageError, match="images .* and nothing else; this one is called with .* in 2 arguments"):
-        export_model(Turned(), (images, True), tmp_path / "model.subp", dtype="int8", calibration=[images])
-    assert not (tmp_path / "model.subp").exists()
+def test_int8_of_a_call_with_more_than_images_is_of_that_call(tmp_path):
+    torch.manual_seed(0)
+    model, images = Turned(), torch.randn(16, 3, 16, 16)
+    found = {}
+    for negate in (False, True):
+        path = tmp_path / f"{negate}.subp"
+        export_model(model, {"x": images[:2], "negate": negate}, path, dtype="int8", calibration=[images])
+        found[negate] = subp_ext.Session(path).run(images.numpy())
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    for negate, result in found.items():
+        difference = result - (-expected if negate else expected)
+        assert np.abs(difference).max() < 0.05 * np.ptp(expected), negate
 
 
 class Endless(torch.utils.data.Dataset):
@@ -225,19 +234,35 @@ def test_a_dataset_of_any_indices_ends(tmp_path):
     assert (tmp_path / "model.subp").exists() and summary is not None
 
 
-def test_int8_with_names(tmp_path):
+class TwoMaps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        y = self.body(x).relu()
+        return y, self.head(y)
+
+
+# What quantization itself calls values that it adds.
+@pytest.mark.parametrize("names", [["map", "map.uint8"], ["input.uint8", "conv2d.as_relu"]])
+def test_int8_with_names(names, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+    traces, trace = [], subp.trace
+    monkeypatch.setattr(subp, "trace", lambda *args, **kwargs: traces.append(1) or trace(*args, **kwargs))
+    model = TwoMaps()
     loader = [(torch.randn(16, 3, 24, 24), torch.zeros(16)) for _ in range(2)]
     summary = export_model(
-        model, torch.randn(1, 3, 24, 24), tmp_path / "m.subp", dtype="int8", calibration=loader, names=["map"]
+        model, torch.randn(1, 3, 24, 24), tmp_path / "m.subp", dtype="int8", calibration=loader, names=names
     )
-    assert [spec.name for spec in summary.outputs] == ["map"]
+    assert [spec.name for spec in summary.outputs] == names and len(traces) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.subp"]
     images = torch.randn(2, 3, 24, 24)
     with torch.inference_mode():
-        expected = model.eval()(images).numpy()
+        expected = model.eval()(images)
     found = subp_ext.Session(tmp_path / "m.subp").run(images.numpy())
-    assert 1e-4 < np.abs(found - expected).max() / np.ptp(expected) < 0.05
+    for ours, theirs in zip(found, expected, strict=True):
+        assert 1e-4 < np.abs(ours - theirs.numpy()).max() / np.ptp(theirs.numpy()) < 0.05
 
 
 def test_bfloat16_of_several_inputs(tmp_path):

@@ -336,6 +336,7 @@ def test_a_bias_far_beyond_the_products_stays_within_32_bits():
 
 REFUSED = {
     "too few": (lambda: (everything(), IMAGES[:4]), "4 calibration images are too few; give 8 or more"),
+    "fewer than run at once": (lambda: (of_batch(41), IMAGES), "40 .* are too few; the network takes 41 at a time"),
     "constant": (lambda: (everything(), np.ones_like(IMAGES)), "are the same, or of one colour"),
     "the same": (lambda: (everything(), np.repeat(IMAGES[:1], 9, 0)), "are the same, or of one colour"),
     "not numbers": (lambda: (everything(), np.where(IMAGES > 2, np.nan, IMAGES)), "infinite or not a number"),
@@ -345,6 +346,21 @@ REFUSED = {
     "overflow": (lambda: (overflowing(), IMAGES), "node 'last.?.*' computes values that are infinite or not a number"),
     "nothing": (lambda: (network(Node("relu", "fc", {"self": Ref("x")})), IMAGES), "no convolution or linear layer"),
 }
+
+
+def of_batch(count: int) -> Graph:
+    graph = everything()
+    inputs = [dataclasses.replace(spec, shape=(count, *spec.shape[1:])) for spec in graph.inputs]
+    return dataclasses.replace(graph, inputs=inputs)
+
+
+def test_a_network_of_a_fixed_number_of_images_is_measured_on_as_many():
+    options = QuantizeOptions(max_drop=0.0)
+    found, report = quantize_graph(of_batch(20), IMAGES, options)
+    same, expected = quantize_graph(everything(), IMAGES, options)
+    assert report.kept == expected.kept and report.agreement == expected.agreement
+    # Means over images are summed in another order.
+    np.testing.assert_allclose(run_all(found, IMAGES), run_all(same, IMAGES), atol=1e-5)
 
 
 def raw_pixels() -> Graph:

@@ -62,6 +62,8 @@ def check_images(graph: Graph, images: np.ndarray) -> None:
         raise UsageError(f"calibration images have shape {list(images.shape)}; the network takes {list(shape)}")
     if len(images) < FEWEST_IMAGES:
         raise UsageError(f"{len(images)} calibration images are too few; give {FEWEST_IMAGES} or more, better hundreds")
+    if len(images) < (shape[0] or 0):
+        raise UsageError(f"{len(images)} calibration images are too few; the network takes {shape[0]} at a time")
     if not np.isfinite(images).all():
         raise UsageError("calibration images hold values that are infinite or not a number; check mean and std")
     # Over the pixels of a channel: what a picture of one colour, normalised, differs by between channels is no content.

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from .calibrate import batches
 from .calibration_images import calibration_images, images_of_folder, images_of_run, random_images
 from .network import Network
+from .outputs import name_outputs
 from .qdq import GraphModule, write_qdq_onnx
 from .quantize import QuantizeOptions, quantize_by_name
 from .quantize_report import QuantizeReport, agreement, sqnr
@@ -46,10 +47,28 @@ def export_int8(
     uint8_input: str | None = None,
     kind: str = "subp",
 ) -> QuantizeReport:
-    """Writes a network as an int8 file, whole or not at all.
+    """Write a network as an int8 file, whole or not at all.
+
+    It is traced and compared with torch in float32; the rest, arguments and errors included, is ``write_int8``'s.
+    """
+    _check_kind(kind, uint8_input)
+    graph = checked_graph(network.model, network.input_size, network.metadata)
+    return write_int8(graph, path, images, labels, options, uint8_input, kind)
+
+
+def write_int8(
+    graph: Graph,
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    options: QuantizeOptions | None = None,
+    uint8_input: str | None = None,
+    kind: str = "subp",
+) -> QuantizeReport:
+    """Write a graph in float32 as an int8 file, whole or not at all.
 
     Args:
-        network: masked or plain.
+        graph: of images [B, C, H, W], that was compared with its model.
         path: the file.
         images: for calibration, [n, C, H, W] float32, normalised; hundreds.
         labels: [n] their classes, to say what is lost of top-1.
@@ -64,15 +83,12 @@ def export_int8(
         UsageError: the network cannot be quantized or written so, or the file computes something else.
         OSError: it cannot be written.
     """
-    if kind not in KINDS:
-        raise UsageError(f"--format {kind} --dtype int8: expected --format {' or '.join(KINDS)}")
-    if uint8_input is not None and kind != "subp":
-        raise UsageError(f"--uint8-input belongs to --format subp; {kind} files take normalised images")
-    if uint8_input not in (None, *LAYOUTS):
-        raise UsageError(f"--uint8-input {uint8_input}: expected one of {', '.join(LAYOUTS)}")
-    exact = checked_graph(network.model, network.input_size, network.metadata)
-    named, report = quantize_by_name(exact, images, options or QuantizeOptions(), labels)
-    _check_zeros(exact, named)
+    _check_kind(kind, uint8_input)
+    names = [spec.name for spec in graph.outputs]
+    # Names of values that are added have dots in them; the results' own come back at the end.
+    graph = name_outputs(graph, [name.replace(".", "_") for name in names])
+    named, report = quantize_by_name(graph, images, options or QuantizeOptions(), labels)
+    _check_zeros(graph, named)
     about = {key: value for key, value in report.to_json().items() if key != "layers"}
     named.metadata = named.metadata | {"quantization": about | {"kept_float": report.kept}}
     few = next(batches(images, named, _CHECKED_ON))
@@ -80,11 +96,25 @@ def export_int8(
     found = _first(subp_ext.Session(tabled).run(few))
     _check_oracle(named, few, found)
     if kind == "onnx":
-        write_atomically(path, lambda file: _write_onnx(named, file, network.input_size, few, found))
+        write_atomically(path, lambda file: _write_onnx(name_outputs(named, names), file, few, found))
     else:
-        final = tabled if uint8_input is None else _with_pixels(tabled, uint8_input, network.metadata)
+        final = name_outputs(tabled if uint8_input is None else _with_pixels(tabled, uint8_input), names)
         write_atomically(path, lambda file: _write_subp(final, file, tabled, few, found))
     return report
+
+
+def _check_kind(kind: str, uint8_input: str | None) -> None:
+    """Refuse what there is no such file of.
+
+    Raises:
+        UsageError: the message names the flag.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"--format {kind} --dtype int8: expected --format {' or '.join(KINDS)}")
+    if uint8_input is not None and kind != "subp":
+        raise UsageError(f"--uint8-input belongs to --format subp; {kind} files take normalised images")
+    if uint8_input not in (None, *LAYOUTS):
+        raise UsageError(f"--uint8-input {uint8_input}: expected one of {', '.join(LAYOUTS)}")
 
 
 def _first(results: object) -> np.ndarray:
@@ -123,8 +153,8 @@ def _check_oracle(named: Graph, images: np.ndarray, found: np.ndarray) -> None:
         )
 
 
-def _with_pixels(graph: Graph, layout: str, metadata: dict[str, object]) -> Graph:
-    mean, std = metadata.get("mean"), metadata.get("std")
+def _with_pixels(graph: Graph, layout: str) -> Graph:
+    mean, std = graph.metadata.get("mean"), graph.metadata.get("std")
     if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
         raise UsageError("--uint8-input needs the mean and std that images are normalised with; the network has none")
     return with_uint8_input(graph, layout, list(mean), list(std))
@@ -157,15 +187,13 @@ def _normalise(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.nd
     return ((images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)).numpy()
 
 
-def _write_onnx(
-    named: Graph, file: Path, input_size: tuple[int, int, int], images: np.ndarray, found: np.ndarray
-) -> None:
+def _write_onnx(named: Graph, file: Path, images: np.ndarray, found: np.ndarray) -> None:
     """Writes the file, and runs it where ONNX Runtime is installed.
 
     Raises:
         UsageError: its results have little to do with the graph's.
     """
-    write_qdq_onnx(named, file, input_size)
+    write_qdq_onnx(named, file, images.shape[1:])
     try:
         import onnxruntime
     except ImportError:

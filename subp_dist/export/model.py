@@ -20,9 +20,7 @@ from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError
 from .bfloat16 import write_bfloat16
 from .example import Example, ExampleInputs
-from .int8 import export_int8
-from .network import Network
-from .outputs import chosen_names, name_outputs
+from .int8 import write_int8
 from .plain import unwrapped
 from .subp import checked
 from .summary import ExportSummary, summarize
@@ -132,29 +130,20 @@ def _write_bfloat16(wanted: _Wanted) -> None:
 
 
 def _write_int8(wanted: _Wanted) -> None:
-    """Static quantization after training."""
-    example, path = wanted.example, wanted.path
-    images = example.arguments[0] if len(example.arguments) == 1 and not example.keywords else None
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
+    """Static quantization after training.
+
+    Raises:
+        UsageError: as ``write_int8``, or the model takes something else than images.
+    """
+    tensors = wanted.example.tensors
+    if len(tensors) != 1 or tensors[0].ndim != 4 or not tensors[0].is_floating_point():
         raise UsageError(
-            "dtype 'int8' takes models that are called with images [B, C, H, W] and nothing else; this one is called "
-            f"with {example.described}, in {len(example.arguments) + len(example.keywords)} arguments: export it as "
-            "float32"
+            "dtype 'int8' takes models that are called with images [B, C, H, W] and no other tensor; this one is "
+            f"called with {wanted.example.described}: export it as float32 or bfloat16"
         )
     assert wanted.calibration is not None
-    _, channels, height, width = images.shape
-    network = Network(wanted.model, (channels, height, width), {}, dict(wanted.metadata))
-    if wanted.names is None:
-        report = export_int8(network, path, calibration_array(wanted.calibration))
-    else:
-        temporary = path.with_name(f".{path.name}.unnamed")
-        try:
-            report = export_int8(network, temporary, calibration_array(wanted.calibration))
-            graph = subp_ext.load(temporary)
-            write_graph(name_outputs(graph, chosen_names([None] * len(graph.outputs), wanted.names)), path, example)
-        finally:
-            temporary.unlink(missing_ok=True)
-    _logger.info("%s: %s", path.name, report.summary())
+    images = calibration_array(wanted.calibration)
+    _logger.info("%s: %s", wanted.path.name, write_int8(wanted.graph(), wanted.path, images).summary())
 
 
 def calibration_array(calibration: Iterable[Any]) -> np.ndarray:

@@ -198,7 +198,7 @@ def _by_sensitivity(first: _Attempt, work: _Work) -> list[str]:
     """Layers in int8, first those that, quantized alone, add the most noise to the network's result."""
     nodes = [node for node in first.placement.graph.nodes if node.op in HEAVY and node.output in first.placement.int8]
     names = list(dict.fromkeys(map(layer_name, nodes)))
-    few = work.images[:_MEASURED_ON]
+    few = work.images[: max(_MEASURED_ON, work.graph.inputs[0].shape[0] or 0)]
     noise = {}
     for name in names:
         others = {other: "measuring another layer" for other in names if other != name}
