@@ -313,7 +313,7 @@ cdef class CompiledConvolution(_InPasses):
                 f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
             )
         moved = self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels) if words else None
-        if words:  # whole words, with any channel where none is left
+        if words:  # whole words, the last channel again where none is left: pack_words counts on that
             missing = call.words * kernels.of_row[0].interleave - call.kept
             step = len(copies) // columns * plane_rows * out_shape[2]
         else:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from subp_ext import runtime
-from subp_ext.dtypes import DTYPES
+from subp_ext.dtypes import DTYPES, Array
 from subp_ext.requantize import Requantization
 
 # Sizes beyond it are mistakes, and sums of a few below it fit the kernels' integers.
@@ -226,9 +227,19 @@ class Algorithm(ABC):
 
 def pack_tiles(values: np.ndarray, layer: Layer) -> np.ndarray:
     """`[R, ..., N]` to `[R, -1]`, each row one tile of channels after the other, as the kernels read them."""
-    rows, sizes = values.shape[0], [channels for channels, _ in layer.tiles]
-    parts = [values[..., end - size : end].reshape(rows, -1) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+    packed = np.empty((len(values), values[0].size), values.dtype)
+    for tile, channels in _tiles(packed, layer, *values.shape[1:-1]):
+        tile[...] = values[..., channels]
+    return packed
+
+
+def _tiles(packed: np.ndarray, layer: Layer, *terms: int, per_word: int | None = None) -> Iterator[tuple[Array, slice]]:
+    """The tiles in packed weights, `[R, *terms, channels]`, with words `[..., per_word]`, and the channels of each."""
+    rows, end = len(packed), 0
+    size, words = math.prod(terms) * (per_word or 1), () if per_word is None else (per_word,)
+    for channels, _ in layer.tiles:
+        begin, end = end, end + channels
+        yield packed[:, begin * size : end * size].reshape(rows, *terms, channels, *words), slice(begin, end)
 
 
 def pack_planes(values: np.ndarray, layer: Layer) -> np.ndarray:
@@ -243,25 +254,36 @@ def pack_quads(values: np.ndarray, layer: Layer) -> np.ndarray:
 
 def pack_pairs(values: np.ndarray, layer: Layer) -> np.ndarray:
     """As `pack_quads`, in words of two kept channels, their weights widened to 16 bits; the bytes of them."""
-    return _pack_words(values.astype(np.int16), layer, 2).view(np.int8)
+    return _pack_words(values, layer, 2, np.int16).view(np.int8)
 
 
 def pack_words(values: np.ndarray, layer: Layer) -> np.ndarray:
-    """As `pack_quads`, of 16 bits and two kept channels."""
-    return _pack_words(values, layer, 2)
+    """As `pack_quads`, of bfloat16 and two kept channels.
 
-
-def _pack_words(values: np.ndarray, layer: Layer, per_word: int) -> np.ndarray:
-    """Tiles of `[words, taps, channels, per_word]`; channels that fill the last word weigh nothing."""
+    A last word of one channel has it twice, each time with half of the weight, which gives the same product: weights of
+    nothing would make NaN of infinity.
+    """
+    packed = _pack_words(values, layer, 2)
     rows, kept, kh, kw, block = values.shape
-    words = -(-kept // per_word)
-    filled = np.zeros((rows, words * per_word, kh * kw, block), values.dtype)
-    filled[:, :kept] = values.reshape(rows, kept, kh * kw, block)
-    # [R, words, taps, N, per_word]
-    split = filled.reshape(rows, words, per_word, kh * kw, block).transpose(0, 1, 3, 4, 2)
-    sizes = [channels for channels, _ in layer.tiles]
-    parts = [split[:, :, :, end - n : end].reshape(rows, -1) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+    if kept % 2:
+        row = DTYPES["bfloat16"]
+        halves = row.from_float(row.to_float(values[:, -1]) / 2).reshape(rows, kh * kw, block, 1)
+        for tile, channels in _tiles(packed, layer, -(-kept // 2), kh * kw, per_word=2):
+            tile[:, -1] = halves[:, :, channels]
+    return packed
+
+
+def _pack_words(values: np.ndarray, layer: Layer, per_word: int, dtype: Any = None) -> np.ndarray:
+    """Tiles of `[words, taps, channels, per_word]`; what fills the last word weighs nothing."""
+    rows, kept, kh, kw, block = values.shape
+    words, taps = -(-kept // per_word), kh * kw
+    values = values.reshape(rows, kept, taps, block)
+    packed = np.zeros((rows, words * taps * block * per_word), dtype or values.dtype)
+    for tile, channels in _tiles(packed, layer, words, taps, per_word=per_word):
+        for i in range(per_word):
+            part = values[:, i::per_word, :, channels]
+            tile[:, : part.shape[1], ..., i] = part
+    return packed
 
 
 # How a kernel wants its weights, by the name that its row gives.

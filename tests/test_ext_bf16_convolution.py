@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ext_kernels import cases, depthwise_cases, oracle, typed_weight
 
-from subp_ext import _kernels
+from subp_ext import UniformBlockSparse, _kernels
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, TypedArray, as_type
 from subp_ext.fused_depthwise import FusedDepthwise
@@ -137,22 +137,83 @@ def test_a_chain_has_the_bits_of_one_after_the_other(kernel_set, size):
         np.testing.assert_array_equal(got, want)
 
 
+def not_finite(array):
+    """NaN, infinity with its sign, and 0 for what is finite."""
+    return np.where(np.isfinite(array), 0, array)
+
+
+def check_what_is_not_finite(case, geometry, image, seed, kernel_set):
+    """One such number in an input of small ones: as in float32 it is in every output that reads it, and in no other.
+
+    Kernels also multiply what fills a word, pixels beyond the last and neighbours of a row, and none of that counts.
+    """
+    rng = np.random.default_rng(seed)
+    dense, weight = typed_weight(rng, "bfloat16", **case)
+    layer = Convolution(weight, **geometry, kernel_set=kernel_set)
+    layer.out_dtype = rng.choice(["", "float32"]).item()
+    x = bits(rng, image[0], case["per_group"] * case["groups"], *image[1:])
+    place, bad = tuple(rng.integers(x.shape)), rng.choice([np.nan, np.inf, -np.inf])
+    x[place] = BFLOAT16.from_float(np.float32(bad))
+    alone = np.zeros(x.shape)
+    alone[place] = 1
+    reads, _ = oracle(alone, dense, None, *geometry.values(), case["groups"])
+    with np.errstate(invalid="ignore"):
+        want = np.where(reads == 0, 0, bad * reads)
+    got = layer(x, threads=1)
+    np.testing.assert_array_equal(not_finite(got if layer.out_dtype else BFLOAT16.to_float(got)), want)
+
+
 @pytest.mark.parametrize("kernel_set", SETS)
-@pytest.mark.parametrize("groups", [1, 6])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_stays_so_and_goes_nowhere_else(kernel_set, groups, bad):
-    """The kernels compute with neighbours too, times nothing, and with pixels beyond the last."""
-    weight = TypedArray(np.full((6, 6 // groups, 3, 3), 0x3F80, np.uint16), as_type("bfloat16"))
-    x = np.ones((1, 6, 9, 20), np.float32)
-    x[0, 3, 4, 11] = bad
-    want = np.zeros((1, 6, 9, 20), bool)
-    want[0, slice(None) if groups == 1 else 3, 3:6, 10:13] = True
-    layer = Convolution(weight, padding=1, groups=groups, activation="relu", kernel_set=kernel_set)
-    for out_dtype in ("", "float32"):
-        layer.out_dtype = out_dtype
-        got = layer(BFLOAT16.from_float(x), threads=1)
-        got = got if out_dtype else BFLOAT16.to_float(got)
-        np.testing.assert_array_equal(np.isnan(got) if np.isnan(bad) else ~np.isfinite(got), want)
+@settings(max_examples=150, deadline=None)
+@given(drawn=st.one_of(cases(), depthwise_cases()))
+def test_what_is_not_finite_is_where_it_is_in_float32(kernel_set, drawn):
+    check_what_is_not_finite(*drawn[:4], kernel_set)
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("block", [1, 2, 4, 5, 8, 16, 32])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (7, 2)])
+def test_what_is_not_finite_in_a_word_of_one_channel(kernel_set, block, kernel, stride):
+    """All but one of these are, or all words are shared; planes are those of a linear layer and of networks."""
+    geometry = {"stride": (stride,) * 2, "padding": ((kernel // 2,) * 2,) * 2, "dilation": (1, 1)}
+    for seed, (per_group, kept) in enumerate([(1, 1), (3, 1), (3, 3), (6, 5), (8, 4)]):
+        case = {
+            "outputs": 37,
+            "per_group": per_group,
+            "kernel": (kernel,) * 2,
+            "block": block,
+            "groups": 1,
+            "kept": kept,
+        }
+        for size in ((1, 1), (7, 7), (14, 14)):
+            check_what_is_not_finite(case, geometry, (1, *size), seed, kernel_set)
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_a_chain(kernel_set, bad):
+    """Of a channel that is the last of an odd number in one block row, and in no other."""
+    values = np.full((2, 3, 1, 1, 16), 0x3F80, np.uint16)
+    weight = UniformBlockSparse(values, np.int32([[0, 1, 4], [0, 2, 3]]), (32, 5, 1, 1), 16, 1, dtype="bfloat16")
+    ones = TypedArray(np.full((32, 1, 3, 3), 0x3F80, np.uint16), as_type("bfloat16"))
+    chain = FusedDepthwise(
+        Convolution(weight, kernel_set=kernel_set), Convolution(ones, padding=1, groups=32, kernel_set=kernel_set), ""
+    )
+    x, got = np.full((1, 5, 9, 9), 0x3F80, np.uint16), np.empty((1, 32, 9, 9), np.uint16)
+    x[0, 4, 4, 5] = BFLOAT16.from_float(np.float32(bad))
+    compiled = chain.build(9, 9)
+    compiled.run(x, None, got, scratch(compiled.scratch), 1)
+    want = np.zeros(got.shape)
+    want[0, :16, 3:6, 4:7] = bad
+    np.testing.assert_array_equal(not_finite(BFLOAT16.to_float(got)), want)
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+def test_nan_passes_a_relu(kernel_set):
+    weight = TypedArray(np.full((3, 3, 1, 1), 0x3F80, np.uint16), as_type("bfloat16"))
+    x = np.full((1, 3, 1, 20), 0x7FC0, np.uint16)
+    got = Convolution(weight, activation="relu", kernel_set=kernel_set)(x, threads=1)
+    assert np.isnan(BFLOAT16.to_float(got)).all()
 
 
 @pytest.mark.parametrize("kernel_set", SETS)

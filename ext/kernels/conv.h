@@ -23,7 +23,7 @@ typedef struct {
     const void *values;     /* IN per block row and tile of it, as the rows' packing lays them out */
     ptrdiff_t packed;       /* kept channels with those that fill the last of the kernels' groups of them */
     const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times channel_stride; of words
-                                       [rows][words][their channels], any of the group's where there are none left */
+                                       [rows][words][their channels], the last again where none is left */
     const float *bias;      /* IN [out_channels] or NULL */
 
     /* Planes: copies of a channel in which every tap is a shifted run of pixels. Copy p holds, for y < band_planes
