@@ -54,20 +54,27 @@ class GraphModule(nn.Module):
         self.names: dict[str, str] = {}
         for number, (name, constant) in enumerate(graph.constants.items()):
             self.names[name] = f"constant_{number}"
-            self.register_buffer(self.names[name], torch.from_numpy(np.array(_elements(constant))))
-            found = _scale(constant)
-            if found is not None:
-                scale = torch.from_numpy(np.array(found))
-                self.register_buffer(f"{self.names[name]}_scale", scale)
-                self.register_buffer(f"{self.names[name]}_zero", torch.zeros(len(scale), dtype=torch.int64))
+            self._register(name, constant)
+
+    def _register(self, name: str, constant: Constant) -> None:
+        self.register_buffer(self.names[name], torch.from_numpy(np.array(_elements(constant))))
+        found = _scale(constant)
+        if found is not None:
+            scale = torch.from_numpy(np.array(found))
+            self.register_buffer(f"{self.names[name]}_scale", scale)
+            self.register_buffer(f"{self.names[name]}_zero", torch.zeros(len(scale), dtype=torch.int64))
 
     def forward(self, images: Tensor) -> Any:
         values: dict[str, Any] = {self.graph.inputs[0].name: images}
         for node in self.graph.nodes:
-            result = self._run(node, {name: self._resolved(value, values) for name, value in node.args.items()})
-            values[node.output] = result if node.type is None else self._rounded(result, node.type)
+            values[node.output] = self._value(node, values)
         results = {spec.name: values[spec.name] for spec in self.graph.outputs}
         return next(iter(results.values())) if len(results) == 1 else results
+
+    def _value(self, node: Node, values: dict[str, Any]) -> Any:
+        """The result of a node, from the values before it."""
+        result = self._run(node, {name: self._resolved(value, values) for name, value in node.args.items()})
+        return result if node.type is None else self._rounded(result, node.type)
 
     def _resolved(self, value: Any, values: dict[str, Any]) -> Any:
         if isinstance(value, Ref):

@@ -112,6 +112,13 @@ def quantize_by_name(
     graph: Graph, images: np.ndarray, options: QuantizeOptions, labels: np.ndarray | None = None
 ) -> tuple[Graph, QuantizeReport]:
     """As ``quantize_graph``, with the activations by their names, for other formats."""
+    return quantize_from(graph, images, options, labels)[:2]
+
+
+def quantize_from(
+    graph: Graph, images: np.ndarray, options: QuantizeOptions, labels: np.ndarray | None = None
+) -> tuple[Graph, QuantizeReport, Graph]:
+    """As ``quantize_by_name``, and the graph in float32 that was rounded, its nodes named as those of the result."""
     images = np.ascontiguousarray(images, np.float32)
     check_images(graph, images)
     shapes = value_shapes(graph, next(batches(images, graph, 1)))
@@ -125,7 +132,7 @@ def quantize_by_name(
     pair = None if labels is None else (top1(exact, labels), top1(results, labels))
     report = QuantizeReport(rows, len(images), agreement(exact, results), pair, sqnr(exact, results))
     metadata = attempt.graph.metadata | {"dtype": "int8"}
-    return replace(attempt.graph, metadata=metadata), report
+    return replace(attempt.graph, metadata=metadata), report, attempt.placement.graph
 
 
 def _attempt(work: _Work, sensitive: Mapping[str, str], found: Observations | None = None) -> _Attempt:

@@ -30,7 +30,7 @@ _FLAT = {
 _COARSER = 4.0
 
 # Largest bias in units of input scale times weight scale: sums stay within 32 bits with room for the products.
-_LARGEST_BIAS = 2.0**28
+LARGEST_BIAS = 2.0**28
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def quantized_weight(
     """
     dense = weight.to_dense() if isinstance(weight, UniformBlockSparse) else weight
     largest = np.abs(dense.reshape(len(dense), -1)).max(1, initial=0.0).astype(np.float64)
-    scale = np.maximum(largest / 127, np.abs(bias) / (input_scale * _LARGEST_BIAS))
+    scale = np.maximum(largest / 127, np.abs(bias) / (input_scale * LARGEST_BIAS))
     # A channel of zeros that only adds its bias.
     scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32)
     if isinstance(weight, UniformBlockSparse):
