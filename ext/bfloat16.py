@@ -8,7 +8,7 @@ outputs of the graph and what only operators in float32 read stay float32.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,14 +48,21 @@ def as_asked(graph: Graph, dtype: str | None) -> Graph:
     return in_float32(graph) if dtype == FLOAT32.name or no_fast_bfloat16() else graph
 
 
+def weights_rounded(graph: Graph) -> Callable[[str, Constant], Constant]:
+    """For `format.read`: rounds the weights that `convert` would, one by one, so that no two forms of all are held."""
+    names = _weight_names(graph)
+    return lambda name, constant: _rounded(constant) if name in names and _is_float(constant) else constant
+
+
 def convert(graph: Graph) -> Graph:
     """Returns a graph in float32 as one in bfloat16; what is quantized or has another type stays as it is.
 
     Args:
-        graph: not changed. It comes back if it has no convolution or linear layer with a known weight in float32.
+        graph: not changed. Its weights may be bfloat16 already. It comes back if it is converted, or has no convolution
+            or linear layer with a known weight of floats.
     """
-    weights = _weights(graph)
-    if not weights:
+    weights = {name for name in _weight_names(graph) if _is_float(graph.constants.get(name))}
+    if not weights or graph.metadata.get(PRECISION) == NAME:
         return graph
     planes = _Planes.of(graph, weights)
     nodes: list[Node] = []
@@ -99,12 +106,11 @@ def in_float32(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _weights(graph: Graph) -> set[str]:
-    """Names of the float32 constants that nothing reads but layers, as their weights."""
+def _weight_names(graph: Graph) -> set[str]:
+    """Names of what nothing reads but layers, as their weights."""
     read = {ref.name for node in graph.nodes for ref in node.refs() if ref is not _weight(node)}
     read |= {spec.name for spec in graph.outputs}
-    found = {ref.name for node in graph.nodes if (ref := _weight(node)) is not None}
-    return {name for name in found - read if _is_float32(graph.constants.get(name))}
+    return {ref.name for node in graph.nodes if (ref := _weight(node)) is not None} - read
 
 
 def _weight(node: Node) -> Ref | None:
@@ -112,17 +118,17 @@ def _weight(node: Node) -> Ref | None:
     return ref if isinstance(ref, Ref) else None
 
 
-def _is_float32(value: Constant | None) -> bool:
+def _is_float(value: Constant | None) -> bool:
+    """Whether it is a weight of float32, or of bfloat16 already."""
     if isinstance(value, UniformBlockSparse):
-        return value.dtype == "float32" and value.order is None
-    return isinstance(value, np.ndarray) and value.dtype == np.float32
+        return value.dtype in (FLOAT32.name, NAME) and value.order is None
+    return value.type == BFLOAT16 if isinstance(value, TypedArray) else value is not None and value.dtype == np.float32
 
 
 def _rounded(value: Constant) -> Constant:
-    if isinstance(value, UniformBlockSparse):
+    if isinstance(value, UniformBlockSparse) and value.dtype != NAME:
         return replace(value, values=BFLOAT16.from_float(value.values), dtype=NAME)
-    assert isinstance(value, np.ndarray)
-    return TypedArray(BFLOAT16.from_float(value), BFLOAT16)
+    return TypedArray(BFLOAT16.from_float(value), BFLOAT16) if isinstance(value, np.ndarray) else value
 
 
 def _renamed(args: Mapping[str, Any], names: Mapping[str, str], among: Any) -> dict[str, Any]:

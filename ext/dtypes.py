@@ -15,6 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+# Numbers that are rounded at once: what is between stays in the cache, and is nothing beside a large weight.
+AT_ONCE = 1 << 16
+
 Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 
@@ -86,15 +89,26 @@ class DType:
 
 
 def _bfloat16_to_float32(bits: Array) -> Float32Array:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def _float32_to_bfloat16(array: Float32Array) -> Array:
-    bits = np.ascontiguousarray(array).view(np.uint32)
+    numbers = np.ascontiguousarray(array).reshape(-1)
+    rounded = np.empty(numbers.size, np.uint16)
+    for at in range(0, numbers.size, AT_ONCE):
+        part = slice(at, at + AT_ONCE)
+        rounded[part] = _rounded_to_bfloat16(numbers[part])
+    return rounded.reshape(np.shape(array))
+
+
+def _rounded_to_bfloat16(numbers: Float32Array) -> Array:
+    bits = numbers.view(np.uint32)
     # Half of what is cut off, less one bit unless the last kept bit is odd: ties go to even.
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
     quiet = (bits >> 16) | 0x40  # a NaN whose kept bits are all zero would read as infinity
-    return np.where(np.isnan(array), quiet, rounded).astype(np.uint16).reshape(np.shape(array))
+    return np.where(np.isnan(numbers), quiet, rounded)
 
 
 def _plain(

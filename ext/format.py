@@ -16,8 +16,8 @@ import json
 import math
 import os
 import struct
-import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ _PARTS = ("tensor", "values", "indices", "scale", "zero_point", "order")
 
 # Tensors to be written, each with the name of its data type.
 _Arrays = list[tuple[str, Array]]
+
+Change = Callable[[Graph], Callable[[str, Constant], Constant]]
 
 
 class FormatError(ValueError):
@@ -85,13 +87,24 @@ def load(path: ModelSource) -> Graph:
         FormatError: what is there is not a sound `.subp` file.
         TypeError: it is nothing to read from.
     """
+    return read(path, lambda graph: lambda name, constant: constant)
+
+
+def read(path: ModelSource, changed: Change) -> Graph:
+    """As `load`, with other constants in place of those in the file: each is changed before the next one is read.
+
+    Args:
+        path: as for `load`.
+        changed: given the graph, which has no constants yet and is not checked, returns what makes of a constant's name
+            and value the one to keep.
+    """
     name = name_of(path)
     if isinstance(path, (str, os.PathLike)) and Path(path).is_dir():
         raise FormatError(f"{name}: is a directory; expected a .subp file")
     with opened(path) as (file, size):
         try:
             header_crc, header_bytes = _read_preamble(file.read(ALIGNMENT), size)
-            return _parse(file, header_bytes, header_crc, size)
+            return _parse(file, header_bytes, header_crc, size, changed)
         except FormatError as error:
             raise FormatError(f"{name}: {error}") from error
         # Validation of the graph and its weights raises ValueError or TypeError; deep nesting RecursionError.
@@ -139,6 +152,8 @@ def _offsets(arrays: _Arrays) -> tuple[list[int], int]:
 def _write(path: Path, head: bytes, tensors: list[tuple[int, np.ndarray]], size: int) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory; expected the name of a file", str(path))
+    import tempfile  # 1 MB, of no use to who only reads
+
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:  # the temporary file's name would tell nobody anything
@@ -185,7 +200,7 @@ def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
     return header_crc, header_bytes
 
 
-def _parse(file: Readable, header_bytes: int, header_crc: int, size: int) -> Graph:
+def _parse(file: Readable, header_bytes: int, header_crc: int, size: int, changed: Change) -> Graph:
     """Reads what follows the preamble."""
     raw = file.read(header_bytes)
     if zlib.crc32(raw) != header_crc:
@@ -194,17 +209,18 @@ def _parse(file: Readable, header_bytes: int, header_crc: int, size: int) -> Gra
     start = _align(ALIGNMENT + header_bytes)
     try:
         _check_table(header["tensors"], size - start)
-        tensors = [_read_tensor(entry, number, file, start) for number, entry in enumerate(header["tensors"])]
-        dtypes = [entry["dtype"] for entry in header["tensors"]]
-        constants: dict[str, Constant] = {}
-        used: set[int] = set()
+        graph, dtypes = Graph.from_json(header["graph"]), [entry["dtype"] for entry in header["tensors"]]
+        change, unread = changed(graph), dict(enumerate(header["tensors"]))
         for entry in header["constants"]:
             parts = [entry[part] for part in _PARTS if part in entry]
-            if entry["name"] in constants or used.intersection(parts):
-                raise FormatError(f"constant {entry['name']!r} is listed twice, or a tensor of it")
-            used.update(parts)
-            constants[entry["name"]] = _read_constant(entry, tensors, dtypes)
-        return Graph.from_json(header["graph"], constants)
+            if entry["name"] in graph.constants or len(set(parts)) < len(parts) or not unread.keys() >= set(parts):
+                raise FormatError(f"constant {entry['name']!r} or a tensor of it is listed twice, or is not there")
+            tensors = {number: _read_tensor(unread.pop(number), number, file, start) for number in parts}
+            graph.constants[entry["name"]] = change(entry["name"], _read_constant(entry, tensors, dtypes))
+        for number, entry in unread.items():
+            _read_tensor(entry, number, file, start)  # of no use, and damaged all the same
+        graph.validate()
+        return graph
     except (KeyError, IndexError, AttributeError, OverflowError) as error:
         raise FormatError(f"the header lacks a part or has one of the wrong kind: {error!r}") from error
 
@@ -242,7 +258,7 @@ def _read_tensor(entry: dict[str, Any], number: int, file: Readable, start: int)
     return array.astype(storage, copy=False)
 
 
-def _read_constant(entry: dict[str, Any], tensors: list[Array], dtypes: list[str]) -> Constant:
+def _read_constant(entry: dict[str, Any], tensors: dict[int, Array], dtypes: list[str]) -> Constant:
     if "tensor" in entry:
         return _read_array(entry, tensors, dtypes)
     values, indices = tensors[entry["values"]], tensors[entry["indices"]]
@@ -256,7 +272,7 @@ def _read_constant(entry: dict[str, Any], tensors: list[Array], dtypes: list[str
     return UniformBlockSparse(values, indices.astype(np.int32), *form, dtypes[entry["values"]], scale, order)
 
 
-def _read_array(entry: dict[str, Any], tensors: list[Array], dtypes: list[str]) -> Array | TypedArray:
+def _read_array(entry: dict[str, Any], tensors: dict[int, Array], dtypes: list[str]) -> Array | TypedArray:
     values, dtype = tensors[entry["tensor"]], dtypes[entry["tensor"]]
     quantization = None
     if "scale" in entry:

@@ -164,20 +164,18 @@ class Graph:
         return {"inputs": inputs, "outputs": outputs, "nodes": nodes, "metadata": self.metadata}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], constants: dict[str, Constant]) -> Graph:
-        """Builds and validates a graph.
+    def from_json(cls, data: dict[str, Any]) -> Graph:
+        """Builds a graph without its constants, which is to be validated once it has them.
 
         Raises:
-            ValueError: the data is not what `to_json` writes, or the graph is not valid.
+            ValueError: the data is not what `to_json` writes.
         """
         try:
             specs = {side: [_read_spec(entry) for entry in data[side]] for side in ("inputs", "outputs")}
             nodes = [_read_node(entry) for entry in data["nodes"]]
-            graph = cls(specs["inputs"], specs["outputs"], nodes, constants, data["metadata"])
+            return cls(specs["inputs"], specs["outputs"], nodes, {}, data["metadata"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"graph description lacks a part or has one of the wrong kind: {error!r}") from error
-        graph.validate()
-        return graph
 
 
 def _define(name: Any, what: str, known: set[str]) -> None:

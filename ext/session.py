@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from subp_ext import operators, runtime
-from subp_ext.bfloat16 import as_asked
+from subp_ext.bfloat16 import NAME, as_asked, weights_rounded
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import TypedArray, ValueType
-from subp_ext.format import FormatError, load
+from subp_ext.format import FormatError, load, read
 from subp_ext.fused_depthwise import FusedDepthwise, fuse_depthwise
 from subp_ext.graph import Graph, Node, TensorSpec
 from subp_ext.operators import NUMBER, OPERATORS
@@ -81,7 +81,7 @@ class Session:
             with np.errstate(all="ignore"):
                 self._build(as_asked(model, dtype))
             return
-        graph = load(model)
+        graph = read(model, weights_rounded) if dtype == NAME else load(model)
         try:
             with np.errstate(all="ignore"):
                 graph = as_asked(graph, dtype)
