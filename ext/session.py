@@ -88,6 +88,7 @@ class Session:
                 self._build(graph, owned=True)
         except ValueError as error:
             raise FormatError(f"{name_of(model)}: the network cannot run: {error}; export it again") from error
+        runtime.return_memory()  # what plain weights leave free between packed ones
 
     def _build(self, graph: Graph, owned: bool = False) -> None:
         """Computes what depends on constants alone, packs weights, and plans a run where all sizes are known."""
