@@ -1,7 +1,7 @@
 """The compiled part of subp_ext; everything else about the package is in setup.cfg."""
 
-import os
 import platform
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = "ext/kernels"
+usable = runpy.run_path(str(ROOT / "ext/affinity.py"))["usable"]  # the CPUs to build on; importing it wants NumPy
 DISPATCH = ["conv", "cpu", "dispatch", "fused_depthwise", "resample", "winograd"]  # without kernels of their own
 HEADERS, LISTS = (sorted(map(str, Path(KERNELS).glob(f"*.{suffix}"))) for suffix in ("h", "inc"))
 # A kernel set beyond the generic one is a line here: (machines it builds on, name, compiler flags). Of kernels/<name>.c
@@ -75,7 +76,7 @@ class BuildLibraries(build_clib):
     """`build_clib` on all cores: the kernel sets take most of an installation's time, and do not know each other."""
 
     def build_libraries(self, libraries: list[tuple[str, dict]]) -> None:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(len(usable())) as pool:
             list(pool.map(lambda library: super(BuildLibraries, self).build_libraries([library]), libraries))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,16 @@ _LIBRARIES = ("libgomp", "libomp", "libiomp5")
 
 
 def usable() -> set[int]:
-    """The CPUs that this process may use: those of the calling thread, and with a binding those of OpenMP's places."""
+    """The CPUs that this process may use: those of the calling thread, or all of OpenMP's where that has bound it.
+
+    OpenMP binds a thread that calls it to the first of its places; CPUs other than those were chosen by somebody since.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return set(range(os.cpu_count() or 1))
     found = os.sched_getaffinity(0)
     if any(os.environ.get(name) for name in BINDING):
-        found = found.union(*map(_places, _loaded()))
+        bound = [places for places in map(_places, _loaded()) if places and places[0] == found]
+        return found.union(*itertools.chain.from_iterable(bound))
     return found
 
 
@@ -55,16 +60,15 @@ def _loaded() -> set[str]:
     return {path for path in paths if Path(path).name.startswith(_LIBRARIES)}
 
 
-def _places(path: str) -> set[int]:
-    """The CPUs of the places of an OpenMP library; none where it binds nothing."""
+def _places(path: str) -> list[set[int]]:
+    """The CPUs of each place of an OpenMP library; none where it binds nothing."""
     try:
         library = ctypes.CDLL(path)
-        count = library.omp_get_num_places()
-        cpus: set[int] = set()
-        for place in range(count):
+        places = []
+        for place in range(library.omp_get_num_places()):
             ids = (ctypes.c_int * library.omp_get_place_num_procs(place))()
             library.omp_get_place_proc_ids(place, ids)
-            cpus.update(ids)
+            places.append(set(ids))
     except (OSError, AttributeError):
-        return set()
-    return cpus
+        return []
+    return places

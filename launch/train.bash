@@ -45,7 +45,7 @@ done
 "$root/launch/setup.sh"
 python=$venv/bin/python
 
-cores=$("$python" -c "import os; print(len(os.sched_getaffinity(0)))")
+cores=$("$python" -c "from subp_ext import affinity; print(len(affinity.usable()))")
 if [[ -z ${NPROC:-} ]]; then
     gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true)
     NPROC=$((gpus > 0 ? gpus : 2))

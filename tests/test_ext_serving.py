@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from subp_ext import FormatError, Graph, Node, Ref, Session, TensorSpec, load, save
+from subp_ext import FormatError, Graph, Node, Ref, Session, TensorSpec, affinity, load, save
 
 
 def network(**metadata):
@@ -153,6 +153,22 @@ def test_bound_threads_hide_no_cpus(first, binding):
         pytest.importorskip("torch")
     done = python(first + "import subp_ext; print(subp_ext.cpu_info()['usable_cpus'])", **binding)
     assert done.stdout.strip() == str(len(os.sched_getaffinity(0))), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
+def test_cpus_taken_from_a_bound_process_do_not_come_back():
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) == 1:
+        pytest.skip("one CPU, nothing to take away")
+    code = "import os, subp_ext; print(subp_ext.cpu_info()['usable_cpus'])"
+    code += f"; os.sched_setaffinity(0, {{{cpus[-1]}}}); print(subp_ext.cpu_info()['usable_cpus'])"
+    done = python(code, OMP_PROC_BIND="true")
+    assert done.stdout.split() == [str(len(cpus)), "1"], done.stderr
+
+
+def test_a_system_without_affinity_has_all_its_cpus(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert len(affinity.usable()) == os.cpu_count()
 
 
 FEW_THREADS = """

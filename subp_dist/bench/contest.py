@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from subp_ext import affinity
+
 from ..errors import UsageError
 
 _WORKER = Path(__file__).with_name("worker.py")
@@ -152,7 +154,7 @@ def distinct_cores(count: int) -> list[int]:
     Raises:
         UsageError: this process may not use as many CPUs.
     """
-    usable = sorted(os.sched_getaffinity(0), reverse=True)
+    usable = sorted(affinity.usable(), reverse=True)
     if count > len(usable):
         raise UsageError(f"--threads {count}: this process may use {len(usable)} CPUs")
     first_of_core: dict[str, int] = {}

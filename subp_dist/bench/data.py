@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import datasets, transforms
+
+from subp_ext import affinity
 
 from ..data.beton import Beton, require_ffcv
 from ..data.ffcv_loader import Crop, FFCVLoader, Output
@@ -147,7 +148,7 @@ def as_table(rows: list[dict]) -> str:
             f"{row['loader']:<13}{row['storage']:<9}{stored:<11}{row['workers']:>7}{row['images_per_s']:>11.0f}"
             f"{row['images_per_s'] / rows[0]['images_per_s']:>7.2f}x"
         )
-    return "\n".join([*lines, f"{len(os.sched_getaffinity(0))} usable cores"])
+    return "\n".join([*lines, f"{len(affinity.usable())} usable cores"])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from subp_ext import affinity
 
 from ..errors import UsageError
 
@@ -156,7 +157,7 @@ class Beton:
                 _logger.warning("broken: %s: image %d: %s", self.path, index, error)
                 return False
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(len(affinity.usable())) as pool:
             sound = np.flatnonzero(list(pool.map(is_sound, range(len(self)))))
         if len(sound) == 0:
             raise UsageError(f"{self.path}: none of the images can be decoded")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
 from timm.data import ImageDataset
+
+from subp_ext import affinity
 
 from ..config import DataConfig
 from ..errors import UsageError
@@ -60,7 +61,7 @@ def _check_splits(checks: list[Callable[[], tuple[int, list[str] | None]]]) -> i
 def _check_pictures(config: DataConfig, split: str) -> tuple[int, list[str] | None]:
     mode = "L" if config.in_chans == 1 else "RGB"
     found = PictureFiles(open_split(config.dataset, config.data_dir or "", split, mode), mode)
-    workers = len(os.sched_getaffinity(0))
+    workers = len(affinity.usable())
     sound, _ = verify(Pictures(found.dataset, mode), Storage(0, 0.0), workers, skip=True)
     broken, left_out = len(found) - len(sound), 0
     if isinstance(found.dataset, ImageDataset) and isinstance(found.reader, ClassFolders):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm.data
 from torch.utils.data import Dataset, Subset
+
+from subp_ext import affinity
 
 from ..config import AugmentationConfig, DataConfig
 from ..errors import UsageError
@@ -134,7 +135,7 @@ class Data:
 
 
 def _loading(config: DataConfig, rank: Rank) -> dict:
-    workers = 0 if config.data_dir == "builtin" else min(config.workers, len(os.sched_getaffinity(0)))
+    workers = 0 if config.data_dir == "builtin" else min(config.workers, len(affinity.usable()))
     pin_memory = rank.device.type == "cuda"
     return {"num_workers": workers, "pin_memory": pin_memory}
 

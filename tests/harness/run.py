@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import platform
 import runpy
 import shutil
@@ -64,7 +63,7 @@ def build(directory: Path, machine: str, sanitize: bool) -> list[str]:
         [compiler, *flags, *special, "-c", str(source), "-o", str(target)]
         for (source, special), target in zip(sources, objects, strict=True)
     ]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(setup["usable"]())) as pool:
         list(pool.map(run, jobs))
     program = str(directory / "harness")
     run([compiler, *flags, *static, *map(str, objects), "-o", program, "-lm"])
