@@ -33,7 +33,7 @@ from .zeros import SPARSE_OPERATORS, Masks, in_output_rows, zeros_found
 
 _logger = logging.getLogger(__name__)
 
-# Of the processor, that torch.export may take for expressions of sizes.
+# That torch.export may take for expressions of sizes.
 DERIVE_SECONDS = 90
 
 
@@ -157,7 +157,7 @@ def _derived(source: Source, example: Example) -> Graph | str:
     try:
         traced = within(DERIVE_SECONDS, lambda: trace(source.plain, example, sizes=True))
         if traced is None:
-            return f"torch.export did not get through the sizes in {DERIVE_SECONDS} s of the processor"
+            return f"torch.export did not get through the sizes in {DERIVE_SECONDS} s"
         graph = verified(_build(source, traced), source.plain, example)
         tried = list(tried_sizes(traced.inputs, example))
         for assumption in traced.assumptions:
