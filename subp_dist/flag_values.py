@@ -35,6 +35,16 @@ def as_path(text: str) -> Path:
     return Path(as_path_text(text))
 
 
+def check_several(given: Sequence[str] | None, what: str) -> None:
+    """Refuse one text where several are expected: it would be taken letter by letter.
+
+    Raises:
+        UsageError: ``what`` was given so.
+    """
+    if isinstance(given, (str, bytes)):
+        raise UsageError(f"{what} {given!r}: expected a list or tuple of texts, such as [{given!r}]")
+
+
 def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     """``["width=32", "act_layer=silu"]`` -> ``{"width": 32, "act_layer": "silu"}``: Python literals, else text.
 

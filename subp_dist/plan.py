@@ -12,6 +12,7 @@ from timm.layers import CondConv2d, Conv2dSame
 from torch import nn
 
 from . import masks
+from .flag_values import check_several
 from .parametrization import STANDARDISED
 from .torch_compat import ANY_CONVOLUTION
 
@@ -70,6 +71,10 @@ def plan_layers(
     Raises:
         ValueError: a pattern matches no layer, a rate is out of range, or its pattern changes nothing.
     """
+    check_several(skip, "skip")
+    check_several(only, "only")
+    if layer_rates is not None and not isinstance(layer_rates, Mapping):
+        raise ValueError(f"layer_rates {layer_rates!r}: expected a dict, such as {{'layer4*': 0.75}}")
     prefix, network = find_network(model)
     if prefix:
         skip, only = ([pattern.removeprefix(prefix) for pattern in patterns] for patterns in (skip, only))

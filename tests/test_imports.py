@@ -31,7 +31,7 @@ ALLOWED = {
     "masks": {"blocks"},
     "lost_writes": {"torch_compat", "transfers"},
     "parametrization": {"blocks", "lost_writes", "torch_compat"},
-    "plan": {"masks", "parametrization", "torch_compat"},
+    "plan": {"flag_values", "masks", "parametrization", "torch_compat"},
     "pruner": {
         "agreement",
         "blocks",

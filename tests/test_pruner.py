@@ -297,6 +297,12 @@ def test_a_skip_pattern_that_matches_nothing_is_an_error_that_shows_names():
         small_pruner(skip=["tail", "*downsmple*"])
 
 
+@pytest.mark.parametrize("argument", ["skip", "only", "layer_rates"])
+def test_one_text_in_place_of_several_is_not_taken_letter_by_letter(argument):
+    with pytest.raises(ValueError, match=f"^{argument} 'whole': expected a (list|dict)"):
+        plan_layers(nn.Sequential(SmallNet()), **{argument: "whole"})
+
+
 def test_a_skip_pattern_of_a_layer_that_is_no_convolution_is_an_error():
     with pytest.raises(ValueError, match="--skip 'fc' matches no convolution"):
         small_pruner(skip=["fc"])

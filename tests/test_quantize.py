@@ -386,6 +386,7 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(case):
     [
         ({"range": "max"}, "--range max: expected one of auto, minmax, percentile, mse"),
         ({"max_drop": -1.0}, "--max-drop -1: expected points between 0 and 100"),
+        ({"keep_float": "fc"}, "keep_float 'fc': expected a list or tuple of texts"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):

@@ -18,6 +18,7 @@ from subp_ext import Graph
 
 from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError
+from ..flag_values import check_several
 from .bfloat16 import write_bfloat16
 from .example import Example, ExampleInputs
 from .int8 import write_int8
@@ -93,6 +94,9 @@ def export_model(
             if dtype == "int8"
             else f"calibration belongs to dtype 'int8'; {dtype} needs none"
         )
+    check_several(names, "names")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise UsageError(f"metadata {metadata!r}: expected a dict of JSON values")
     model = unwrapped(model)
     example = Example.of(example_inputs, model)
     given = {"input_size": list(example.tensors[0].shape[1:])} if len(example.tensors) == 1 else {}

@@ -17,6 +17,7 @@ import subp_ext
 from subp_ext import Graph
 
 from ..errors import UsageError
+from ..flag_values import check_several
 from .calibrate import Observations, batches, check_images, observe, sources, value_shapes
 from .correct import corrected_biases
 from .equalize import equalized
@@ -46,7 +47,7 @@ class QuantizeOptions:
             the calibration images; the most sensitive layers stay in float32 until it does. None accepts any.
 
     Raises:
-        UsageError: a range that there is not, or a drop outside of [0, 100].
+        UsageError: a range that there is not, a drop outside of [0, 100], or patterns that are one text.
     """
 
     range: str = "auto"
@@ -55,6 +56,7 @@ class QuantizeOptions:
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
+        check_several(self.keep_float, "keep_float")
         if self.range not in RANGES:
             raise UsageError(f"--range {self.range}: expected one of {', '.join(RANGES)}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
