@@ -4,6 +4,9 @@ Networks: a few small layers at 16 to 64 pixels; the oracle is torch, 1e-4 of th
 (test_export_zeros.py), nesting of results (test_export_outputs.py), int8 itself (test_quantize_export.py).
 """
 
+import logging
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +17,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 import subp_ext
 from subp_dist import PruneSchedule, SUBPPruner, export_model
 from subp_dist.errors import UsageError
-from subp_dist.export import subp
-from subp_dist.export.deadline import within
+from subp_dist.export import bfloat16, subp
 
 
 class Segments(nn.Module):
@@ -275,6 +277,60 @@ def test_bfloat16_of_several_inputs(tmp_path):
     assert 1e-5 < np.abs(found - expected).max() / np.ptp(expected) < 0.02
 
 
+class Results(nn.Module):
+    """What a function makes of a convolution's output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 16, 3), function
+
+    def forward(self, x):
+        return self.function(self.conv(x))
+
+
+OF_BFLOAT16 = {
+    "classes": (lambda y: y.argmax(1), r"^m.subp: \d+\.\d % of whole numbers as in float32 on random images$"),
+    "counts": (lambda y: (y > 0.1).sum((1, 2, 3)), r"% of whole numbers"),
+    "masked": (lambda y: y + torch.tensor([0.0, -torch.inf]).repeat(8).view(16, 1, 1), r"\d\d dB of signal"),
+    "zeros": (lambda y: y * 0, r"^m.subp: 200 dB of signal"),
+    "both": (lambda y: (y, y.argmax(1)), r"\d\d dB of signal over the difference from float32 and \d+\.\d % of whole"),
+}
+
+
+@pytest.mark.parametrize("name", OF_BFLOAT16)
+def test_bfloat16_of_results_that_are_whole_or_infinite(name, tmp_path, caplog):
+    torch.manual_seed(0)
+    function, message = OF_BFLOAT16[name]
+    with caplog.at_level(logging.INFO, "subp_dist"):
+        export_model(Results(function), torch.randn(2, 3, 16, 16), tmp_path / "m.subp", dtype="bfloat16")
+    said = next(record.getMessage() for record in caplog.records if record.name == "subp_dist.export.model")
+    assert re.search(message, said) and "inf" not in said, said
+
+
+@pytest.mark.parametrize(
+    "function, change, message",
+    [
+        (
+            lambda y: y.argmax(1),
+            lambda found: 15 - found,
+            "0.0 % of whole numbers as in float32, expected 6 dB or 50 %",
+        ),
+        (lambda y: y, lambda found: np.where(found > 2, np.inf, found), "-inf dB of signal"),
+        (lambda y: y, lambda found: -found, "-6 dB of signal over the difference from float32, expected 6 dB or more"),
+    ],
+)
+def test_bfloat16_with_results_that_have_little_to_do_with_float32_is_not_written(
+    function, change, message, tmp_path, monkeypatch
+):
+    torch.manual_seed(0)
+    path, model = tmp_path / "m.subp", Results(function)
+    run, changes = bfloat16.run_session, iter([lambda found: found, change])
+    monkeypatch.setattr(bfloat16, "run_session", lambda *given: list(map(next(changes), run(*given))))
+    with pytest.raises(UsageError, match=message):
+        export_model(model, torch.randn(2, 3, 16, 16), path, dtype="bfloat16")
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -283,6 +339,8 @@ def test_bfloat16_of_several_inputs(tmp_path):
         ({"calibration": []}, "calibration belongs to dtype 'int8'"),
         ({"dtype": "int8", "calibration": []}, "calibration holds nothing; expected images of one size"),
         ({"dtype": "int8", "calibration": [torch.zeros(2, 2)]}, r"calibration holds float32 of shape \[2, 2\]"),
+        ({"names": "y"}, r"names 'y': expected a list or tuple of texts, such as \['y'\]"),
+        ({"metadata": "by us"}, "metadata 'by us': expected a dict of JSON values"),
         ({"names": ["a", "b"]}, "names has a, b; expected a name of its own for each of 1 outputs"),
     ],
 )
@@ -309,12 +367,3 @@ def test_int8_of_several_inputs_is_refused(tmp_path):
     inputs = (torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 8, 8))
     with pytest.raises(UsageError, match="'int8' takes models that are called with images"):
         export_model(Pair(), inputs, tmp_path / "model.subp", dtype="int8", calibration=[inputs])
-
-
-def test_work_that_takes_too_long_is_given_up():
-    def for_ever():
-        while True:
-            pass
-
-    assert within(0.05, for_ever) is None
-    assert within(60, lambda: 3) == 3

@@ -19,8 +19,9 @@ from .subp import checked_graph
 from .verify import run_session
 
 # Random images that bfloat16 is compared with float32 on, and the decibels of signal over difference that it must keep:
-# rounding leaves 40 to 50, and 20 in random networks that amplify it.
-_IMAGES, _LEAST_SQNR = 8, 6.0
+# rounding leaves 40 to 50, and 20 in random networks that amplify it. Of whole numbers that share may stay the same
+# instead.
+_IMAGES, _LEAST_SQNR, _LEAST_SAME = 8, 6.0, 0.5
 
 
 def export_bfloat16(network: Network, path: Path) -> str:
@@ -82,10 +83,26 @@ def compared(graph: Graph, path: Path, example: Example) -> str:
     images = example.of_batch(_IMAGES).fitting(graph).random()
     expected = run_session(subp_ext.Session(graph, dtype="float32"), images)
     found = run_session(subp_ext.Session(path), images)
-    noise = min((sqnr(a, b) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"), default=np.inf)
-    if not noise >= _LEAST_SQNR:
+    pairs = list(zip(expected, found, strict=True))
+    real = [_decibels(exact, ours) for exact, ours in pairs if exact.dtype.kind == "f"]
+    whole = [
+        (float((exact == ours).mean()), _decibels(exact, ours)) for exact, ours in pairs if exact.dtype.kind != "f"
+    ]
+    # Whole numbers may be classes, of which most stay, or counts, which are near.
+    likest = [noise if same < _LEAST_SAME else np.inf for same, noise in whole]
+    said = [f"{min(real):.0f} dB of signal over the difference from float32"] if real else []
+    said += [f"{100 * min(same for same, _ in whole):.1f} % of whole numbers as in float32"] if whole else []
+    if not min([*real, *likest]) >= _LEAST_SQNR:
         raise UsageError(
-            f"the network loses too much in bfloat16: {noise:.0f} dB of signal over the difference from float32, "
-            f"expected {_LEAST_SQNR:g} or more; it was not written, export it in float32"
+            f"the network loses too much in bfloat16: {' and '.join(said)}, expected {_LEAST_SQNR:g} dB"
+            f"{f' or {100 * _LEAST_SAME:g} %' if whole else ''} or more; it was not written, export it in float32"
         )
-    return f"{noise:.0f} dB of signal over the difference from float32 on random images"
+    return f"{' and '.join(said)} on random images"
+
+
+def _decibels(exact: np.ndarray, found: np.ndarray) -> float:
+    """Signal over difference where results are finite; -inf if one alone is infinite, or not a number, anywhere."""
+    finite = np.isfinite(exact)
+    if not np.array_equal(exact[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
+        return -np.inf
+    return sqnr(exact[finite], found[finite])

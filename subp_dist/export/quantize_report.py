@@ -96,10 +96,12 @@ def top1(results: np.ndarray, labels: np.ndarray) -> float:
 
 
 def sqnr(exact: np.ndarray, quantized: np.ndarray) -> float:
-    """Signal over noise in dB, at most 200."""
-    signal = float((exact.astype(np.float64) ** 2).sum())
-    noise = float(((exact.astype(np.float64) - quantized) ** 2).sum())
-    return 10 * float(np.log10(max(signal, 1e-300) / max(noise, signal * 1e-20, 1e-300)))
+    """Signal over noise in dB, between -200 and 200, which equal results have, zeros too."""
+    real = exact.astype(np.float64)
+    signal, noise = float((real**2).sum()), float(((real - quantized) ** 2).sum())
+    if noise == 0:
+        return 200.0
+    return 10 * float(np.log10(max(signal, noise * 1e-20) / max(noise, signal * 1e-20)))
 
 
 def describe_layers(
