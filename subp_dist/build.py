@@ -126,6 +126,8 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
     updates_per_epoch = -(-batches // config.optimization.grad_accum_steps)
     schedule = create_schedule(config, updates_per_epoch)
     _check_export(config, planned, data)
+    if config.optimization.qat_epochs:
+        _check_qat(config, planned, data)
     model = _arrange(planned.model, config, rank)
     distillation = create_distillation(config.distillation, config.data, data.sizes)
     pruner = SUBPPruner(model, schedule, plan=planned.plan, seed=config.run.seed, **config.pruning.scoring)
@@ -150,6 +152,7 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
         else None,
         monitor=Monitor(None),
         distillation=distillation and distillation.to(rank.device),
+        updates_per_epoch=updates_per_epoch,
     )
 
 
@@ -164,6 +167,25 @@ def _check_export(config: Resolved, planned: PlannedModel, data: Data) -> None:
         from .export.of_run import check_quantizable
 
         on_primary(lambda: check_quantizable(planned.model, data))
+
+
+def _check_qat(config: Resolved, planned: PlannedModel, data: Data) -> None:
+    """Find out before a training, not in its last epochs, whether it can go on with fake quantization.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    from .qat.start import check_trainable
+
+    optimization, side = config.optimization, data.input_size[1]
+    first, end = optimization.float_epochs, optimization.all_epochs
+    sizes = {epoch: data.resolutions.at(epoch) for epoch in range(first, end)} if data.resolutions else {}
+    if other := next((epoch for epoch, pixels in sizes.items() if pixels != side), None):
+        raise UsageError(
+            f"--qat-epochs {optimization.qat_epochs}: they train at the size that int8 is calibrated for, {side} "
+            f"pixels, and --res-schedule has {sizes[other]} in epoch {other}; reach {side} before epoch {first}"
+        )
+    on_primary(lambda: check_trainable(planned.model, data.input_size))
 
 
 def check_machine(given: TrainConfig, rank: Rank) -> None:
@@ -212,7 +234,7 @@ def create_schedule(config: Resolved, updates_per_epoch: int) -> PruneSchedule:
     Raises:
         UsageError: the last mask update would come before the target rate is due.
     """
-    pruning, epochs = config.pruning, config.optimization.all_epochs
+    pruning, epochs = config.pruning, config.optimization.float_epochs
     schedule = PruneSchedule(pruning.prune_rate, pruning.prune_start, pruning.prune_end, pruning.prune_schedule)
     interval = pruning.prune_interval
     if interval and updates_per_epoch:
@@ -222,6 +244,17 @@ def create_schedule(config: Resolved, updates_per_epoch: int) -> PruneSchedule:
                 f"--prune-interval {interval}: the last mask update falls on epoch {last:.2f}, before the "
                 f"schedule's end at {schedule.end:g}; update more often, or end earlier"
             )
+    if (
+        config.optimization.qat_epochs
+        and not interval
+        and schedule.end > epochs - 1
+        and (schedule.rate or pruning.layer_rates)
+    ):
+        raise UsageError(
+            f"--qat-epochs {config.optimization.qat_epochs}: masks stay as they are from epoch {epochs} on, and their "
+            f"last update, at epoch {epochs - 1}, comes before the schedule's end at {schedule.end:g}; set an earlier "
+            "--prune-end, or fewer --qat-epochs"
+        )
     return schedule
 
 

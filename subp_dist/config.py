@@ -108,6 +108,7 @@ class OptimizationConfig:
     """The optimizer and its learning rate over time; timm's factories read their arguments from it by name."""
 
     epochs: int = 250
+    qat_epochs: int = 0
     opt: str = "momentum"
     lr: float | None = None
     lr_base: float = 0.1
@@ -134,6 +135,11 @@ class OptimizationConfig:
     def all_epochs(self) -> int:
         """Epochs of the run: those of the schedule, and those that stay at its last rate if it comes to an end."""
         return self.epochs + (self.cooldown_epochs if self.sched in ENDING_SCHEDULES else 0)
+
+    @property
+    def float_epochs(self) -> int:
+        """Epochs before those with fake quantization."""
+        return self.all_epochs - self.qat_epochs
 
 
 @dataclass(frozen=True)

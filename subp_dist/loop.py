@@ -51,7 +51,7 @@ def train_epoch(
         global_step = epoch * steps + step
         if position == 0:
             seed_all(derive_seed(config.run.seed, global_step, training.rank.rank))
-            if interval and global_step % interval == 0:
+            if interval and global_step % interval == 0 and training.quantized is None:
                 training.update_masks(epoch + step / steps, global_step)
         # The last step of an epoch may have fewer batches than the others.
         in_step = min(accumulate, batches - step * accumulate)
@@ -125,12 +125,13 @@ def _optimizer_step(training: Training) -> Tensor:
     weights, which only edits gradients, is skipped with it.
     """
     optimization, scaler, attempt = training.config.optimization, training.scaler, _Attempt(training.optimizer)
-    parameters = [p for p in training.model.parameters() if p.grad is not None]
+    parameters = [p for p in training.learner.parameters() if p.grad is not None]
     scaler.unscale_(attempt)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if optimization.clip_grad is not None:
         dispatch_clip_grad(parameters, value=optimization.clip_grad, mode=optimization.clip_mode)
-    training.pruner.decay_gradients()
+    if training.quantized is None:
+        training.pruner.decay_gradients()
     scaler.step(attempt)
     scaler.update()
     training.optimizer.zero_grad(set_to_none=True)

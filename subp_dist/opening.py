@@ -25,6 +25,7 @@ def opening_lines(training: Training, given: TrainConfig, steps: int, folder: Pa
         _batches(training, steps),
         _learning_rate(config, given),
         _pruning(training),
+        *_quantization(config),
         f"results: {folder.resolve()}",
     ]
 
@@ -64,6 +65,16 @@ def _pruning(training: Training) -> str:
         f"1x{pruning.block_size} blocks, {pruning.prune_schedule} over epochs {pruning.prune_start:g} to "
         f"{pruning.prune_end:g}; {kept / 1e6:.1f} of {dense / 1e6:.1f} M MACs remain"
     )
+
+
+def _quantization(config: Resolved) -> list[str]:
+    optimization = config.optimization
+    if not optimization.qat_epochs:
+        return []
+    return [
+        f"fake quantization: the last {_count(optimization.qat_epochs, 'epoch')}, from epoch "
+        f"{optimization.float_epochs} on, at the masks of then"
+    ]
 
 
 def _count(number: int, noun: str) -> str:

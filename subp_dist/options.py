@@ -203,6 +203,12 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--epochs", type=COUNT, help="epochs of training")
+    add(
+        "--qat-epochs",
+        type=WHOLE,
+        metavar="N",
+        help="the last N of all epochs train with int8's rounding, at the masks they find; --export-dtype int8 then",
+    )
     add("--opt", help="timm optimizer; 'momentum' is SGD without Nesterov, 'sgd' with it")
     add("--lr", type=POSITIVE, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")
     add("--lr-base", type=POSITIVE, help="learning rate at the base batch size")
@@ -426,6 +432,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         raise UsageError(f"--batch-size {args.batch_size}: mixup and cutmix pair images up; expected an even number")
     if args.data_dir == "builtin":
         _check_for_digits(args)
+    _check_qat(args)
     if args.export_dtype != "float32" and args.no_export:
         raise UsageError(
             f"--export-dtype {args.export_dtype} with --no-export: {args.export_dtype} is made of what is exported; "
@@ -441,6 +448,23 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         raise UsageError(f"--warmup-epochs {args.warmup_epochs}: --sched none has no warm-up; use --sched constant")
     if args.decay_rate > 1 and args.sched != "poly":
         raise UsageError(f"--decay-rate {args.decay_rate}: expected a factor in (0, 1]; it is a power for --sched poly")
+
+
+def _check_qat(args: argparse.Namespace) -> None:
+    """Refuse what does not go with epochs of fake quantization, which imply an export in int8."""
+    epochs = TrainConfig.from_flags(vars(args)).optimization.all_epochs
+    if not args.qat_epochs:
+        return
+    flag = f"--qat-epochs {args.qat_epochs}"
+    if args.qat_epochs >= epochs:
+        raise UsageError(f"{flag}: expected fewer than the run's {epochs} epochs, for the masks are found before them")
+    if args.no_export:
+        raise UsageError(f"{flag} with --no-export: its integers are for model-int8.subp; leave one of them out")
+    if args.export_dtype == "bfloat16":
+        raise UsageError(f"{flag} with --export-dtype bfloat16: it trains for int8; leave one of them out")
+    if args.sched == "plateau":
+        raise UsageError(f"{flag} with --sched plateau: the learning rate has to follow from the epoch; use another")
+    args.export_dtype = "int8"
 
 
 def _check_for_digits(args: argparse.Namespace) -> None:

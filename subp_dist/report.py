@@ -25,8 +25,8 @@ def run_report(training: Training, folder: Path, checkpoint: dict, int8: dict | 
         int8: what became of each layer in int8, where that was exported.
 
     Returns:
-        ``accuracy`` (percent), ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept),
-        ``files`` (bytes), ``int8``, ``timings`` and ``versions``.
+        ``accuracy`` (percent; of the integers where there was fake quantization, with ``float32``'s before it),
+        ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept), ``files`` (bytes), ``int8``, ``timings`` and ``versions``.
     """
     pruner, config = training.pruner, training.config
     layers = pruner.report(training.macs)
@@ -37,9 +37,13 @@ def run_report(training: Training, folder: Path, checkpoint: dict, int8: dict | 
     names = ("model.safetensors", "model.subp", "model-bfloat16.subp", "model-int8.subp")
     exported = [path for name in names if (path := folder / name).exists()]
     val = checkpoint["val"]
+    accuracy = {"top1": val["top1"], "top5": val["top5"], "epoch": checkpoint["epoch"]}
+    if quantized := checkpoint.get("quantized"):
+        before = {key: quantized["float32"].get(key) for key in ("top1", "top5")}
+        accuracy["float32"] = before | {"epoch": quantized["epoch"] - 1}
     report = {
         "model": config.model.name,
-        "accuracy": {"top1": val["top1"], "top5": val["top5"], "epoch": checkpoint["epoch"]},
+        "accuracy": accuracy,
         "prune_rate": {"asked": config.pruning.prune_rate, "achieved": pruner.pruned_share()},
         "macs": {"dense": dense, "kept": kept},
         "parameters": {"dense": total, "kept": total - pruned},

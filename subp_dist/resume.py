@@ -39,6 +39,10 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
     _check_resumable(training, checkpoint)
     in_epoch = checkpoint.get("in_epoch")
     training.model.load_state_dict(checkpoint["model"])
+    if "quantized" in checkpoint:
+        from .qat.phase import Quantized, enter
+
+        enter(training, Quantized.of(checkpoint["quantized"], training.rank.device))
     _restore_optimizer(training, checkpoint)
     training.scaler.load_state_dict(checkpoint["scaler"])
     training.updates = checkpoint["updates"]
@@ -62,7 +66,11 @@ def _check_resumable(training: Training, checkpoint: dict) -> None:
                 f"--resume: the checkpoint was trained with --{flag.replace('_', '-')} {then[flag]}, this run has "
                 f"{now[flag]}; use the same flag, or start anew"
             )
-    if bool(training.ema) != ("ema" in checkpoint):
+    if "quantized" in checkpoint or training.config.optimization.qat_epochs:
+        from .qat.phase import check_resumable  # with it comes the runtime
+
+        check_resumable(training, checkpoint)
+    if "quantized" not in checkpoint and bool(training.ema) != ("ema" in checkpoint):
         raise UsageError("--resume: the run and its checkpoint must agree on --model-ema")
     epoch, step = position(checkpoint)
     if (epoch, step) > (training.config.optimization.all_epochs, 0):
@@ -130,6 +138,8 @@ def _scheduler_state(scheduler: Scheduler) -> dict | None:
 
 def _own_buffers(training: Training) -> list[dict[str, torch.Tensor]]:
     """Buffers that differ between ranks until an epoch ends: the batch-norm statistics, and their moving average."""
+    if training.quantized is not None:  # it has none
+        return []
     models = [training.model] + ([training.ema.module] if training.ema else [])
     return [{name: b for name, b in model.named_buffers() if b.is_floating_point()} for model in models]
 
@@ -157,4 +167,6 @@ def checkpoint_state(training: Training, epoch: int, best: float | None, val_met
         "scaler": training.scaler.state_dict(),
         "updates": training.updates,
     }
+    if training.quantized is not None:
+        state["quantized"] = training.quantized.state
     return state | ({"ema": training.ema.module.state_dict()} if training.ema else {})

@@ -46,7 +46,7 @@ from .resolve import resolve
 from .resume import checkpoint_state, restore, set_learning_rate
 from .run_folder import claim_folder, find_checkpoint, folder_of, start_folder
 from .stopping import StopRequest, end_with_launcher
-from .training import Training
+from .training import Training, about_network
 
 _logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def main(given: TrainConfig) -> Path:
             best = start_folder(folder, given, training.config, checkpoint, best)
         except ValueError as error:
             raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-        run = Run(training, loaders, folder, best, checkpoint["val"] if checkpoint else None)
+        run = Run(training, data, loaders, folder, best, checkpoint["val"] if checkpoint else None)
         if checkpoint:
             set_learning_rate(training, first_epoch, run.global_step(first_epoch))
         for line in opening_lines(training, given, run.steps, folder):
@@ -140,6 +140,7 @@ class Run:
 
     Args:
         training: all parts of the run.
+        data: what is learned from.
         loaders: for training and validation.
         folder: where checkpoints go.
         best: the best top-1 so far, at the target rate.
@@ -149,12 +150,13 @@ class Run:
     def __init__(
         self,
         training: Training,
+        data: Data,
         loaders: tuple[ResumableLoader, DataLoader],
         folder: Path,
         best: float | None,
         val_metrics: dict[str, float] | None,
     ) -> None:
-        self.training, self.folder = training, folder
+        self.training, self.data, self.folder = training, data, folder
         self.train_loader, self.val_loader = loaders
         self.best, self.val_metrics = best, val_metrics
         self.steps = -(-len(self.train_loader) // training.config.optimization.grad_accum_steps)
@@ -172,16 +174,30 @@ class Run:
         config = self.training.config
         with StopRequest(config.run.timeout) as stop:
             for epoch in range(first_epoch, config.optimization.all_epochs):
+                if epoch == config.optimization.float_epochs and self.training.quantized is None:
+                    self._quantize(epoch)
                 self._epoch(epoch, stop)
                 if epoch + 1 < config.optimization.all_epochs and stop.poll():
                     raise Stopped(f"stopped and saved after epoch {epoch}; --resume auto goes on there")
+
+    def _quantize(self, epoch: int) -> None:
+        """Begin the epochs with fake quantization; which of them is best, only they tell."""
+        from .qat import phase  # with it comes the runtime
+
+        assert self.val_metrics is not None
+        about = about_network(self.training.config, self.data)
+        quantized = phase.begin(self.training, self.data, about, epoch, self.val_metrics)
+        phase.enter(self.training, quantized)
+        set_learning_rate(self.training, epoch, self.global_step(epoch))
+        self.best = None
+        self.training.monitor.line(f"fake quantization from epoch {epoch} on: {phase.said_of(quantized)}")
 
     def _epoch(self, epoch: int, stop: StopRequest) -> None:
         training, monitor = self.training, self.training.monitor
         config, progress = training.config, training.progress
         started = time.perf_counter()
         self.train_loader.set_epoch(epoch, first_batch=progress.step * config.optimization.grad_accum_steps)
-        if not config.pruning.prune_interval and progress.step == 0:
+        if not config.pruning.prune_interval and progress.step == 0 and training.quantized is None:
             training.update_masks(epoch, self.global_step(epoch))
         train_metrics = train_epoch(training, self.train_loader, epoch, lambda: self._after_step(epoch, stop))
         self.val_metrics = evaluate(training, self.val_loader)
@@ -236,11 +252,15 @@ class Run:
 
 
 def evaluate(training: Training, val_loader: DataLoader) -> dict[str, float]:
-    """Validate the weights that would be exported: the moving average where there is one.
+    """Validate the network that would be exported: the moving average where there is one, or the integers.
 
     Returns:
         ``loss``, ``top1`` and ``top5``; with a moving average also those of the model itself, as ``raw_*``.
     """
+    if training.quantized is not None:
+        metrics = validate(training.learner, val_loader, training, "val int8")
+        # The columns of the epochs before.
+        return metrics | ({f"raw_{key}": v for key, v in metrics.items()} if training.config.model.model_ema else {})
     world_size, reduce = training.rank.world_size, training.config.model.dist_bn == "reduce"
     if world_size > 1:
         distribute_bn(training.model, world_size, reduce)
@@ -273,16 +293,12 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     model = training.model
     model.load_state_dict(checkpoint["ema" if training.ema else "model"])
     model.to("cpu").eval()
-    metadata = {
-        "model": config.model.name, "num_classes": data.num_classes, "input_size": list(data.input_size),
-        "mean": list(data.mean), "std": list(data.std), "class_names": data.class_names,
-        "block_size": config.pruning.block_size, "prune_rate": config.pruning.prune_rate,
-    }  # fmt: skip
+    metadata = about_network(config, data)
     text = {key: json.dumps(value) for key, value in metadata.items() if value is not None}
     save_plain_weights(folder / "model.safetensors", plain_state_dict(model), text)
     for name in ("model-int8.subp", "model-bfloat16.subp"):
         (folder / name).unlink(missing_ok=True)  # of the weights before this part of the run
-    quantization = None if config.run.no_export else _export(training, data, folder, metadata)
+    quantization = None if config.run.no_export else _export(training, data, folder, checkpoint, metadata)
     report = run_report(training, folder, checkpoint, quantization)
     monitor = training.monitor
     results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
@@ -294,19 +310,21 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     )
 
 
-def _export(training: Training, data: Data, folder: Path, metadata: dict) -> dict | None:
+def _export(training: Training, data: Data, folder: Path, checkpoint: dict, metadata: dict) -> dict | None:
     """Write the network in float32, and in the second type that was asked for; returns what int8 came to, if that."""
     # With them comes the runtime, which a training without an export does not need.
     from .export import Network, export_model
-    from .export.of_run import export_run_bfloat16, export_run_int8
+    from .export.of_run import export_run_bfloat16, export_run_int8, export_run_trained
 
     config, model = training.config, training.model
     export_model(model, torch.zeros(2, *data.input_size), folder / "model.subp", metadata=metadata)
     arguments = model_arguments(config.model, data.num_classes, config.data.in_chans)
     network = Network(model, data.input_size, arguments, metadata)
+    if "quantized" in checkpoint:
+        return export_run_trained(checkpoint["quantized"], folder / "model-int8.subp")
     if config.run.export_dtype == "bfloat16":
         export_run_bfloat16(network, folder / "model-bfloat16.subp")
-    elif config.run.export_dtype == "int8":
+    if config.run.export_dtype == "int8":
         return export_run_int8(network, data, folder / "model-int8.subp")
     return None
 

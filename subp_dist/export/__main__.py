@@ -28,6 +28,7 @@ from .quantize import QuantizeOptions
 from .scales import RANGES
 from .summary import summarize
 from .tables import LAYOUTS
+from .trained import export_trained, said_of
 
 # Flags of --dtype int8, with their defaults.
 _INT8 = {"data_dir": None, "calibration_images": 512, "range": "auto", "keep_float": (), "max_drop": None}
@@ -164,8 +165,26 @@ def _calibration(args: argparse.Namespace, network: Network) -> tuple[np.ndarray
     return random_images(network.input_size, count, args.seed), None
 
 
+def _check_trained(args: argparse.Namespace) -> None:
+    """Refuse flags of a calibration for a run that has its integers from its training.
+
+    Raises:
+        UsageError: the message names the flag.
+    """
+    for flag, default in _INT8.items():
+        if flag != "uint8_input" and getattr(args, flag) != default:
+            raise UsageError(
+                f"--{flag.replace('_', '-')}: {args.source} was trained with fake quantization (--qat-epochs), and its "
+                "integers stay; leave the flag out, or calibrate its model.safetensors with --model"
+            )
+
+
 def _export_int8(args: argparse.Namespace, network: Network) -> str:
     """Writes an int8 file, and says what became of the network."""
+    if network.quantized is not None:
+        _check_trained(args)
+        export_trained(network.quantized, args.output, args.uint8_input, args.format)
+        return said_of(network.quantized)
     images, labels = _calibration(args, network)
     max_drop = _MAX_DROP if args.max_drop is None and labels is not None else args.max_drop
     options = QuantizeOptions(args.range, keep_float=tuple(args.keep_float), max_drop=max_drop)

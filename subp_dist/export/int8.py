@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def export_int8(
 
     It is traced and compared with torch in float32; the rest, arguments and errors included, is ``write_int8``'s.
     """
-    _check_kind(kind, uint8_input)
+    check_kind(kind, uint8_input)
     graph = checked_graph(network.model, network.input_size, network.metadata)
     return write_int8(graph, path, images, labels, options, uint8_input, kind)
 
@@ -83,7 +84,7 @@ def write_int8(
         UsageError: the network cannot be quantized or written so, or the file computes something else.
         OSError: it cannot be written.
     """
-    _check_kind(kind, uint8_input)
+    check_kind(kind, uint8_input)
     names = [spec.name for spec in graph.outputs]
     # Names of values that are added have dots in them; the results' own come back at the end.
     graph = name_outputs(graph, [name.replace(".", "_") for name in names])
@@ -91,19 +92,11 @@ def write_int8(
     _check_zeros(graph, named)
     about = {key: value for key, value in report.to_json().items() if key != "layers"}
     named.metadata = named.metadata | {"quantization": about | {"kept_float": report.kept}}
-    few = next(batches(images, named, _CHECKED_ON))
-    tabled = with_tables(named)
-    found = _first(subp_ext.Session(tabled).run(few))
-    _check_oracle(named, few, found)
-    if kind == "onnx":
-        write_atomically(path, lambda file: _write_onnx(name_outputs(named, names), file, few, found))
-    else:
-        final = name_outputs(tabled if uint8_input is None else _with_pixels(tabled, uint8_input), names)
-        write_atomically(path, lambda file: _write_subp(final, file, tabled, few, found))
+    write_quantized(named, path, next(batches(images, named, _CHECKED_ON)), uint8_input, kind, names)
     return report
 
 
-def _check_kind(kind: str, uint8_input: str | None) -> None:
+def check_kind(kind: str, uint8_input: str | None) -> None:
     """Refuse what there is no such file of.
 
     Raises:
@@ -115,6 +108,39 @@ def _check_kind(kind: str, uint8_input: str | None) -> None:
         raise UsageError(f"--uint8-input belongs to --format subp; {kind} files take normalised images")
     if uint8_input not in (None, *LAYOUTS):
         raise UsageError(f"--uint8-input {uint8_input}: expected one of {', '.join(LAYOUTS)}")
+
+
+def write_quantized(
+    named: Graph,
+    path: Path,
+    few: np.ndarray,
+    uint8_input: str | None = None,
+    kind: str = "subp",
+    names: Sequence[str] | None = None,
+) -> None:
+    """Write an int8 graph, its activations by their names, once it computes on a few images what torch does.
+
+    Args:
+        named: the graph.
+        path: the file.
+        few: [n, C, H, W] float32, normalised.
+        uint8_input: as for ``write_int8``.
+        kind: as for ``write_int8``.
+        names: of the results in the file, if not the graph's.
+
+    Raises:
+        UsageError: the file computes something else.
+        OSError: it cannot be written.
+    """
+    names = names or [spec.name for spec in named.outputs]
+    tabled = with_tables(named)
+    found = _first(subp_ext.Session(tabled).run(few))
+    _check_oracle(named, few, found)
+    if kind == "onnx":
+        write_atomically(path, lambda file: _write_onnx(name_outputs(named, names), file, few, found))
+    else:
+        final = name_outputs(tabled if uint8_input is None else _with_pixels(tabled, uint8_input), names)
+        write_atomically(path, lambda file: _write_subp(final, file, tabled, few, found))
 
 
 def _first(results: object) -> np.ndarray:

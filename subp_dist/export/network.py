@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ class Network:
         arguments: what timm creates its like with, the name aside.
         metadata: stored beside the weights.
         config: of the run that it comes from; None without a training.
+        quantized: what its checkpoint holds of a training with fake quantization, if there was one.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Network:
     arguments: dict[str, object]
     metadata: dict[str, object]
     config: Resolved | None = None
+    quantized: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, source: Path) -> Network:
@@ -71,7 +73,7 @@ class Network:
             "block_size": pruning.block_size, "prune_rate": pruning.prune_rate, "input_size": list(input_size),
             "class_names": _class_names(path.parent),
         }  # fmt: skip
-        return cls(model.eval(), input_size, arguments, metadata, config)
+        return cls(model.eval(), input_size, arguments, metadata, config, checkpoint.get("quantized"))
 
     @classmethod
     def random(

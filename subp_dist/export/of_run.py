@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,6 +19,7 @@ from .network import Network
 from .placement import place
 from .quantize import QuantizeOptions
 from .subp import build_graph
+from .trained import export_trained, said_of
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +62,28 @@ def export_run_int8(network: Network, data: Data, path: Path) -> dict | None:
         return None
     _logger.info("%s: %s", path.name, report.summary())
     return report.to_json()
+
+
+def export_run_trained(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """Write the integers that a run was trained with; a failure is told, and does not end the run.
+
+    Args:
+        state: what its checkpoint holds of the training with fake quantization.
+        path: the file.
+
+    Returns:
+        The report of the calibration that this training began with; None without a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        report = export_trained(state, path)
+    except UsageError as error:
+        _logger.warning("there is no %s: %s", path.name, error)
+        return None
+    _logger.info("%s: %s", path.name, said_of(state))
+    return report
 
 
 def export_run_bfloat16(network: Network, path: Path) -> None:

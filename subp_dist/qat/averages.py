@@ -27,7 +27,9 @@ def summed(op: str, args: Mapping[str, Any]) -> tuple[Tensor, Tensor | int] | No
     if op == "mean":
         return planes.sum((-2, -1), keepdim=bool(args.get("keepdim"))), height * width
     if op == "avg_pool2d":
-        return _windows(planes, {name: args[name] for name in _OF_WINDOWS if name in args}, args.get("divisor_override"))
+        return _windows(
+            planes, {name: args[name] for name in _OF_WINDOWS if name in args}, args.get("divisor_override")
+        )
     rows, columns = args["output_size"]
     if height % rows or width % columns:
         return None

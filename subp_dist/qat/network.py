@@ -35,7 +35,7 @@ _AVERAGES = ("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "mean"
 
 
 class _Layer(NamedTuple):
-    """What a layer computes with: integers ``weight``, their ``[O]`` scales times the input's, and ``[O]`` ``start``."""
+    """What a layer computes with: integers, what one of their products stands for (``[O]``), and the bias in that."""
 
     weight: Tensor
     unit: Tensor
@@ -46,8 +46,8 @@ class FakeQuantized(GraphModule):
     """The network of an int8 graph, with weights and biases that are trained.
 
     Values that are bytes in the graph are integers here as well, less their zero point and held in float32. What is
-    between them follows the runtime's arithmetic (docs/format.md, "Arithmetic of integers"). In evaluation it does so to
-    the bit; in training sums beyond 24 bits are rounded, as float32 does it. Activations keep the scales that were
+    between them follows the runtime's arithmetic (docs/format.md, "Arithmetic of integers"). In evaluation it does so
+    to the bit; in training sums beyond 24 bits are rounded, as float32 does it. Activations keep the scales that were
     calibrated. Those of weights follow the weights: the largest of an output channel is 127.
 
     A trained weight is a parameter times a fixed ``unit`` of each output channel, so that an optimizer meets weights of
@@ -147,7 +147,9 @@ class FakeQuantized(GraphModule):
 
     def _on_integers(self, node: Node, values: dict[str, Any], read: list[Any], out: Quantization | None) -> Any:
         """The result of a node whose operands are all bytes; None where it is one of real numbers."""
-        args = {name: self._resolved(value, values) for name, value in node.args.items() if name not in ("weight", "bias")}
+        args = {
+            name: self._resolved(value, values) for name, value in node.args.items() if name not in ("weight", "bias")
+        }
         if node.op in HEAVY:
             on_integers = _is_int8(self.graph.constants[node.args["weight"].name])
             return self._layer_on_integers(node, args, read, out) if on_integers else None
@@ -179,9 +181,7 @@ class FakeQuantized(GraphModule):
         """``a * factor + c``, in evaluation rounded once."""
         return a * factor + c if self.training else (a.double() * factor + c.double()).float()
 
-    def _layer_on_integers(
-        self, node: Node, args: dict[str, Any], read: list[Any], out: Quantization | None
-    ) -> Tensor:
+    def _layer_on_integers(self, node: Node, args: dict[str, Any], read: list[Any], out: Quantization | None) -> Tensor:
         residual, activation = args.pop("residual", None), args.pop("activation", None)
         layer = self._quantized_layer(node, read[0])
         shape = (-1,) if node.op == "linear" else (-1, 1, 1)
@@ -232,7 +232,9 @@ class FakeQuantized(GraphModule):
             key = self._tables[node.output] = f"table_{len(self._tables)}"
             self.register_buffer(f"{key}_values", table - int(out.zero_point), persistent=False)
             slopes = self._slopes(nodes[node.output], node.args["self"].name, out)
-            self.register_buffer(f"{key}_slopes", torch.where((table > 0) & (table < TOP), slopes, 0.0), persistent=False)
+            self.register_buffer(
+                f"{key}_slopes", torch.where((table > 0) & (table < TOP), slopes, 0.0), persistent=False
+            )
 
     def _slopes(self, node: Node, source: str, out: Quantization) -> Tensor:
         """``[256]``: the derivative of a node, in units of its scale over units of its operand's, at each byte."""
