@@ -28,6 +28,7 @@ ISA_SETS: list[tuple[set[str], str, list[str]]] = [
     (X86, "avx512vbmi", [*AVX512, "-mavx512vbmi"]),
     (X86, "avx512vnni", [*AVX512, "-mavx512vnni"]),
     (X86, "avx512bf16", [*AVX512, "-mavx512vnni", "-mavx512bf16"]),
+    (X86, "amx_bf16", [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]),
     (ARM, "neon", ["-ffp-contract=fast"]),  # part of the architecture
     (ARM, "neon_dotprod", ["-march=armv8.2-a+dotprod"]),
     (ARM, "neon_i8mm", ["-march=armv8.2-a+dotprod+i8mm"]),

@@ -65,6 +65,8 @@ cdef extern from "kernels.h" nogil:
     ctypedef void (*subp_quantized_mean_fn)(const subp_rescale *rescale, const void *input, Py_ssize_t count,
                                             void *out) noexcept nogil
     ctypedef void (*subp_cast_fn)(const void *input, Py_ssize_t count, void *out) noexcept nogil
+    ctypedef struct subp_thread_state_fn:
+        pass
     ctypedef union subp_run_functions:
         subp_interleave_fn interleave
         subp_depthwise_fn depthwise
@@ -131,6 +133,7 @@ cdef extern from "dispatch.h" nogil:
     const int subp_row_count
     int subp_row_fits(const subp_row *row, const subp_request *request)
     const subp_row *subp_choose(const subp_row *rows, int count, uint64_t features, const subp_request *request)
+    subp_thread_state_fn subp_thread_state(const subp_row *kernel)
 
 
 cdef extern from "conv.h" nogil:
@@ -159,6 +162,7 @@ cdef extern from "conv.h" nogil:
         const float *factor
         Py_ssize_t words, columns
         subp_interleave_fn interleave
+        subp_thread_state_fn state
         int to_float
         int shared
         Py_ssize_t run_pixels, halo, word_plane

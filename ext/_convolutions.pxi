@@ -340,6 +340,7 @@ cdef class CompiledConvolution(_InPasses):
         if interleave.interleave != call.kernels[0].interleave:
             raise ValueError(f"{interleave.name.decode()} makes other words than {call.kernels[0].name.decode()} reads")
         call.interleave = interleave.run.interleave
+        call.state = subp_thread_state(call.kernels[0])  # rows of other sets, if any, are narrower and have none
         plane, band = call.plane_rows * call.out_w, call.band * call.out_w
         copy, within = np.divmod(tap_offsets, plane)
         if int(within.max()) + band > plane:

@@ -212,12 +212,12 @@ def choose_among(made_up, features, operator, dtype, **shape):
 
 
 def tiles(kernel_set, block, dtype="float32"):
-    """Returns the (channels, pixels) of the tiles that a block row is computed in."""
+    """Returns the (channels, pixels, packing) of the tiles that a block row is computed in."""
     cdef const subp_row *row
     found, block = [], _whole("block", block)
     while block > 0:
         row = _choose(kernel_set, _Request("conv2d", dtype, channels=block))
-        found.append((row.channels, row.pixels))
+        found.append((row.channels, row.pixels, row.packing.decode()))
         block -= row.channels
     return found
 

@@ -38,7 +38,7 @@ PRODUCTS_PER_WEIGHT = 32
 
 def run_pixels(layer: Layer) -> int:
     """Pixels of a run: whole tiles of the kernel, RUN_PIXELS or a little more."""
-    block = max(pixels for _, pixels in layer.tiles)
+    block = max(pixels for _, pixels, _ in layer.tiles)
     return -(-RUN_PIXELS // block) * block
 
 
@@ -109,7 +109,7 @@ class Direct(Algorithm):
         out_h, out_w = planes.out_size
         layer = self._layer
         channels, tile = layer.channels, run_pixels(layer)
-        block = max(pixels for _, pixels in self._layer.tiles)
+        block = max(pixels for _, pixels, _ in self._layer.tiles)
         if not len(planes.copies):
             band = plane_rows = band or out_h
             stride = height * width
@@ -225,7 +225,7 @@ class DirectWords(Direct):
         plane_rows = band + halo if len(planes.copies) else band
         stride = odd_lines(-(-copies * plane_rows * row_bytes // 4)) * 4 // layer.itemsize
         stride = stride if len(planes.copies) else height * width
-        pixels, block = band * out_w, max(pixels for _, pixels in layer.tiles)
+        pixels, block = band * out_w, max(pixels for _, pixels, _ in layer.tiles)
         if tile == block and pixels % (tile + 1) == 0 and pixels % LINE:
             tile += 1  # as above, for kernels that compute an odd pixel beside a block
         if tile < pixels < tile + LINE // 2:

@@ -17,6 +17,9 @@ from subp_ext.requantize import Requantization
 # Sizes beyond it are mistakes, and sums of a few below it fit the kernels' integers.
 MAX_SIZE = 2**31 - 1
 
+# Words of a row of a tile register.
+REGISTER_WORDS = 16
+
 
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """Returns (height, width) from one number or two.
@@ -98,8 +101,8 @@ class Layer:
         return self.shape[2:]
 
     @property
-    def tiles(self) -> list[tuple[int, int]]:
-        """The (channels, pixels) of the kernels that a block row takes, one after the other."""
+    def tiles(self) -> list[tuple[int, int, str]]:
+        """The (channels, pixels, packing) of the kernels that a block row takes, one after the other."""
         return runtime.kernels().tiles(self.kernel_set, self.block_size, self.dtype)
 
     @property
@@ -237,7 +240,7 @@ def _tiles(packed: np.ndarray, layer: Layer, *terms: int, per_word: int | None =
     """The tiles in packed weights, `[R, *terms, channels]`, with words `[..., per_word]`, and the channels of each."""
     rows, end = len(packed), 0
     size, words = math.prod(terms) * (per_word or 1), () if per_word is None else (per_word,)
-    for channels, _ in layer.tiles:
+    for channels, _, _ in layer.tiles:
         begin, end = end, end + channels
         yield packed[:, begin * size : end * size].reshape(rows, *terms, channels, *words), slice(begin, end)
 
@@ -258,18 +261,21 @@ def pack_pairs(values: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def pack_words(values: np.ndarray, layer: Layer) -> np.ndarray:
-    """As `pack_quads`, of bfloat16 and two kept channels.
+    """As `pack_quads`, of bfloat16 and two kept channels; each tile in the order that its kernel wants.
 
     A last word of one channel has it twice, each time with half of the weight, which gives the same product: weights of
     nothing would make NaN of infinity.
     """
     packed = _pack_words(values, layer, 2)
     rows, kept, kh, kw, block = values.shape
-    if kept % 2:
-        row = DTYPES["bfloat16"]
-        halves = row.from_float(row.to_float(values[:, -1]) / 2).reshape(rows, kh * kw, block, 1)
-        for tile, channels in _tiles(packed, layer, -(-kept // 2), kh * kw, per_word=2):
-            tile[:, -1] = halves[:, :, channels]
+    row = DTYPES["bfloat16"]
+    halves = row.from_float(row.to_float(values[:, -1:]) / 2).reshape(rows, -1, kh * kw, block, 1)
+    tiles = _tiles(packed, layer, -(-kept // 2), kh * kw, per_word=2)
+    for (tile, channels), (_, _, packing) in zip(tiles, layer.tiles, strict=True):
+        if kept % 2:
+            tile[:, -1:] = halves[:, :, :, channels]
+        if packing == "tile_registers":
+            tile[...] = _by_register(tile)
     return packed
 
 
@@ -286,6 +292,15 @@ def _pack_words(values: np.ndarray, layer: Layer, per_word: int, dtype: Any = No
     return packed
 
 
+def _by_register(tile: np.ndarray) -> np.ndarray:
+    """A tile `[R, words, taps, channels, per_word]` in parts `[R, taps, channels, words of a register, per_word]`."""
+    parts = [
+        tile[:, at : at + REGISTER_WORDS].transpose(0, 2, 3, 1, 4).reshape(len(tile), -1)
+        for at in range(0, tile.shape[1], REGISTER_WORDS)
+    ]
+    return np.concatenate(parts, axis=1).reshape(tile.shape)
+
+
 # How a kernel wants its weights, by the name that its row gives.
 PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {
     "tiles": pack_tiles,
@@ -294,4 +309,5 @@ PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {
     "signed_quads": pack_quads,
     "pairs": pack_pairs,
     "words": pack_words,
+    "tile_registers": pack_words,
 }

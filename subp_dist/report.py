@@ -26,7 +26,8 @@ def run_report(training: Training, folder: Path, checkpoint: dict, int8: dict | 
 
     Returns:
         ``accuracy`` (percent; of the integers where there was fake quantization, with ``float32``'s before it),
-        ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept), ``files`` (bytes), ``int8``, ``timings`` and ``versions``.
+        ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept), ``files`` (bytes), ``int8``,
+        ``timings`` and ``versions``.
     """
     pruner, config = training.pruner, training.config
     layers = pruner.report(training.macs)

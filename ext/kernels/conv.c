@@ -308,7 +308,7 @@ static void aim_words(const job *j, const run *r, subp_interleave *words) {
 /* Runs of pixels are the outer loop: the words of one run of all block rows come from the same part of the planes.
  * Those of the next run are made along with the products of this one: in their place where a run is one tile of one
  * tap, and its words are read once and for all; else in one of two places in turns. */
-static void run_from_words(const job *j) {
+static void run_all_words(const job *j) {
     const subp_conv *call = j->call;
     subp_interleave words = words_of(call, NULL, NULL, call->words, 0, NULL);
     subp_tile tile = {
@@ -334,6 +334,13 @@ static void run_from_words(const job *j) {
         run_words(call, &runs[now], makes ? &words : NULL, &tile, &to);
         if (ends) return;
     }
+}
+
+static void run_from_words(const job *j) {
+    const subp_thread_state_fn *state = &j->call->state;
+    if (state->begin) state->begin((int32_t)j->call->words);
+    run_all_words(j);
+    if (state->end) state->end();
 }
 
 /* The last band may be lower than the parts of a pass were cut for, and leave none for some. */

@@ -51,6 +51,7 @@ typedef struct {
     ptrdiff_t columns; /* that a kept channel counts for: copies come column by column, and each column's are those of a
                           kept channel; 1 if a channel counts for itself */
     subp_interleave_fn interleave;
+    subp_thread_state_fn state;    /* around a thread's calls of the kernels, or NULLs */
     int to_float;                  /* as of subp_tile */
     int shared;                    /* all block rows keep all channels of their group */
     ptrdiff_t run_pixels;          /* of a run whose words are made at once; the band if they are shared */

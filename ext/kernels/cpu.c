@@ -1,3 +1,5 @@
+#define _GNU_SOURCE
+
 #include "cpu.h"
 
 #define SUBP_FEATURE(name, architecture) #name,
@@ -11,6 +13,11 @@ enum { x86, arm, other };
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 
 #include <cpuid.h>
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define HERE x86
 
@@ -28,6 +35,17 @@ static int leaf_7(unsigned part, int number, int bit) {
     return __get_cpuid_count(7, part, &r[0], &r[1], &r[2], &r[3]) && r[number] >> bit & 1;
 }
 
+/* Whether this process may use AMX, now that it asks. Linux wants to be asked, once for all threads there will be, because
+ * the state is large; it refuses where somebody's stack for signals is too small for it. */
+static int amx_is_permitted(void) {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+#else
+    return 1;
+#endif
+}
+
 static uint64_t found(void) {
     uint64_t mask = 0;
     __builtin_cpu_init();
@@ -36,13 +54,16 @@ static uint64_t found(void) {
     if (__builtin_cpu_supports(#name)) mask |= SUBP_HAS(name);
     TEST(sse2) TEST(avx) TEST(avx2) TEST(fma) TEST(avx512f) TEST(avx512bw) TEST(avx512dq) TEST(avx512vl)
     TEST(avx512vbmi) TEST(avx512vnni) TEST(avx512bf16)
-    /* Older compilers do not know the names of these. Linux lets a process use AMX only once it has asked for it. */
+    /* Older compilers do not know the names of these. */
     if (mask & SUBP_HAS(avx2) && leaf_7(1, 0, 4)) mask |= SUBP_HAS(avxvnni);
-    if ((saved_state() >> 17 & 3) == 3 && leaf_7(0, 3, 24)) {
+    if ((saved_state() >> 17 & 3) == 3 && leaf_7(0, 3, 24) && amx_is_permitted()) {
         mask |= SUBP_HAS(amx_tile);
         if (leaf_7(0, 3, 25)) mask |= SUBP_HAS(amx_int8);
         if (leaf_7(0, 3, 22)) mask |= SUBP_HAS(amx_bf16);
     }
+#ifdef SUBP_EMULATED_TILES /* of the tests' builds alone: tile_registers.h */
+    mask |= SUBP_HAS(amx_tile) | SUBP_HAS(amx_bf16);
+#endif
     return mask;
 }
 

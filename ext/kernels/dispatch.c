@@ -41,6 +41,7 @@ enum { /* of each set */
 #define RUN_quantized_pool(name) name
 #define RUN_quantized_mean(name) name
 #define RUN_cast(name) name
+#define RUN_thread_state(name) {name##_begin, name##_end}
 
 #define SUBP_ROW(operator, own_name, type, weights, outputs, own_set, tile_channels, tile_pixels, interleaved, packed, \
                  bound, window_size, window_stride)                                                                  \
@@ -88,4 +89,12 @@ const subp_row *subp_choose(const subp_row *rows, int count, uint64_t features, 
     for (int i = count - 1; i >= 0; i--)
         if (!(rows[i].features & ~features) && subp_row_fits(&rows[i], request)) return &rows[i];
     return NULL;
+}
+
+subp_thread_state_fn subp_thread_state(const subp_row *kernel) {
+    for (int i = 0; i < subp_row_count; i++)
+        if (subp_row_table[i].op == SUBP_OP_thread_state && subp_row_table[i].set == kernel->set &&
+            subp_row_table[i].dtype == kernel->dtype)
+            return subp_row_table[i].run.thread_state;
+    return (subp_thread_state_fn){NULL, NULL};
 }

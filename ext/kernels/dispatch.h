@@ -40,4 +40,7 @@ int subp_row_fits(const subp_row *row, const subp_request *request);
 /* The last row that fits and needs none but these features; NULL if there is none. */
 const subp_row *subp_choose(const subp_row *rows, int count, uint64_t features, const subp_request *request);
 
+/* What threads do around calls of a kernel; NULLs where it is nothing. */
+subp_thread_state_fn subp_thread_state(const subp_row *kernel);
+
 #endif

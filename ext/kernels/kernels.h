@@ -30,7 +30,8 @@ enum subp_set {
     OPERATOR(conv2d) OPERATOR(interleave) OPERATOR(depthwise) OPERATOR(winograd) OPERATOR(pool)              \
     OPERATOR(mean) OPERATOR(binary) OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run)              \
     OPERATOR(halve) OPERATOR(peak) OPERATOR(quantize) OPERATOR(dequantize) OPERATOR(lookup)                  \
-    OPERATOR(quantized_binary) OPERATOR(quantized_pool) OPERATOR(quantized_mean) OPERATOR(cast)
+    OPERATOR(quantized_binary) OPERATOR(quantized_pool) OPERATOR(quantized_mean) OPERATOR(cast)              \
+    OPERATOR(thread_state)
 
 #define SUBP_OPERATOR(name) SUBP_OP_##name,
 enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
@@ -178,7 +179,8 @@ enum { SUBP_NORM_PIXELS = 64 };
  * table[x], 256 results of uint8 or float32. `quantized_binary` is a sum of two operands of one size, or a product,
  * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for
  * 2 * width + out_w + SUBP_POOL_SLACK sums. `cast` is from the row's type of activations to that of outputs. Where an
- * operand and the result have elements of one size, they may be in the same place. */
+ * operand and the result have elements of one size, they may be in the same place.
+ * `thread_state` is what a thread does before and after calls of its set's kernels of conv2d, on so many words. */
 typedef void (*subp_conv2d_fn)(const subp_tile *tile);
 typedef void (*subp_interleave_fn)(const subp_interleave *planes);
 typedef void (*subp_depthwise_fn)(const subp_depthwise *planes);
@@ -208,6 +210,10 @@ typedef void (*subp_quantized_binary_fn)(int multiply, const subp_rescale *resca
 typedef void (*subp_quantized_pool_fn)(const subp_quantized_pool *pool, const void *in, void *out, int32_t *row);
 typedef void (*subp_quantized_mean_fn)(const subp_rescale *rescale, const void *in, ptrdiff_t count, void *out);
 typedef void (*subp_cast_fn)(const void *in, ptrdiff_t count, void *out);
+typedef struct {
+    void (*begin)(int32_t words);
+    void (*end)(void);
+} subp_thread_state_fn;
 
 typedef union {
     subp_conv2d_fn conv2d;
@@ -229,6 +235,7 @@ typedef union {
     subp_quantized_pool_fn quantized_pool;
     subp_quantized_mean_fn quantized_mean;
     subp_cast_fn cast;
+    subp_thread_state_fn thread_state;
 } subp_run_functions;
 
 /* A kernel; what the fields mean is told in the lists. */
@@ -270,6 +277,9 @@ typedef struct {
 #define SUBP_DECLARE_quantized_pool(name) void name(const subp_quantized_pool *, const void *, void *, int32_t *);
 #define SUBP_DECLARE_quantized_mean(name) void name(const subp_rescale *, const void *, ptrdiff_t, void *);
 #define SUBP_DECLARE_cast(name) void name(const void *, ptrdiff_t, void *);
+#define SUBP_DECLARE_thread_state(name)  \
+    void name##_begin(int32_t);          \
+    void name##_end(void);
 #define SUBP_ROW(operator, name, ...) SUBP_DECLARE_##operator(name)
 #include "dtypes.inc"
 

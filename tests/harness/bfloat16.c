@@ -22,6 +22,7 @@ void check_bfloat16(int set) {
     };
     for (ptrdiff_t n = 0, k = 0; n < s.block; n += kernels[k++]->channels)
         kernels[k] = choose_tile(set, dtype, s.block - n);
+    call.state = subp_thread_state(kernels[0]);
     call.out_element = call.to_float ? 4 : 2;
     plan_words(&call, &s);
     const subp_conv_parts parts = subp_conv_divide(&call, between(1, 20));

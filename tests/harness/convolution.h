@@ -32,6 +32,9 @@ float *exact_planes(const subp_conv *call);
 void plan_words(subp_conv *call, const shape *s);
 const int32_t *choose_word_channels(subp_conv *call);
 const void *pack_words(const subp_conv *call, const void *values, size_t element);
+/* Where the word of a channel and a tap is among those of a kernel's tile. */
+ptrdiff_t word_place(const subp_row *kernel, ptrdiff_t words, ptrdiff_t taps, ptrdiff_t word, ptrdiff_t tap,
+                     ptrdiff_t c);
 void run_words(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t batch, const subp_conv_parts *parts);
 
 #endif

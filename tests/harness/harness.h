@@ -63,6 +63,7 @@ subp_window random_depthwise_window(void);
 
 /* --- the checks: one case each, of a kernel set --- */
 void check_tile(int set, const subp_row *kernel);
+void check_word_tile(const subp_row *kernel); /* of bfloat16 */
 void check_convolution(int set);
 void check_int8(int set);
 void check_bfloat16(int set);

@@ -14,6 +14,30 @@ static unsigned long long number(const char *text) {
     return value;
 }
 
+#ifdef SUBP_EMULATED_TILES
+int subp_tiles_configured(void);
+#else
+static int subp_tiles_configured(void) { return 0; }
+#endif
+
+/* Ends a case. */
+static void clean_up(void) {
+    if (subp_tiles_configured()) fail("the tile registers were not released");
+    free_buffers();
+}
+
+/* One case of each kernel of a set that computes a tile of a convolution, of the types that have such a check. */
+static void check_tiles(int set, unsigned long long seed) {
+    for (int k = 0; k < subp_row_count; k++) {
+        const subp_row *row = &subp_row_table[k];
+        if (row->set != (enum subp_set)set || row->op != SUBP_OP_conv2d) continue;
+        seed_case(seed);
+        if (row->dtype == SUBP_DTYPE_float32) check_tile(set, row);
+        if (row->dtype == SUBP_DTYPE_bfloat16) check_word_tile(row);
+        clean_up();
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) {
         fprintf(stderr, "usage: harness COUNT SEED\n");
@@ -33,18 +57,11 @@ int main(int argc, char **argv) {
             continue;
         }
         for (unsigned long long i = 0; i < count; i++) {
-            for (int k = 0; k < subp_row_count; k++) {
-                const subp_row *row = &subp_row_table[k];
-                if (row->set != (enum subp_set)set || row->op != SUBP_OP_conv2d || row->dtype != SUBP_DTYPE_float32)
-                    continue;
-                seed_case(seed + i);
-                check_tile(set, row);
-                free_buffers();
-            }
+            check_tiles(set, seed + i);
             for (size_t c = 0; c < sizeof(checks) / sizeof(checks[0]); c++) {
                 seed_case(seed + i);
                 checks[c](set);
-                free_buffers();
+                clean_up();
             }
         }
         printf("%s: %llu cases of each kernel and operator, seeds %llu to %llu\n", name, count, seed, seed + count - 1);

@@ -1,7 +1,8 @@
 """Builds the harness from the sources and flags of setup.py, and runs it on random shapes.
 
 python tests/harness/run.py COUNT SEED                      as the product is built
-python tests/harness/run.py COUNT SEED --sanitize           under AddressSanitizer and UndefinedBehaviorSanitizer
+python tests/harness/run.py COUNT SEED --sanitize           under AddressSanitizer and UndefinedBehaviorSanitizer, which
+                                                            do not see what AMX touches: its tiles are emulated
 python tests/harness/run.py COUNT SEED --machine aarch64    NEON, cross-compiled and emulated
 """
 
@@ -50,6 +51,8 @@ def build(directory: Path, machine: str, sanitize: bool) -> list[str]:
     command = [] if native else [f"qemu-{machine}", *(["-L", f"/usr/{machine}-linux-gnu"] if sanitize else [])]
     flags = [*setup["CFLAGS"], *WARNINGS, *(SANITIZE if sanitize else []), f"-I{kernels}"]
     flags += [f"-DSUBP_HAVE_{name.upper()}=1" for name, _ in sets]
+    if sanitize and "amx_bf16" in dict(sets):
+        flags += ["-DSUBP_EMULATED_TILES=1", f"-I{Path(__file__).parent}"]
     sources = [(kernels / f"{name}.c", []) for name in setup["DISPATCH"]]
     sources += [
         (kernels / f"{file}.c", special)

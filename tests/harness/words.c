@@ -3,17 +3,28 @@
 
 #include "convolution.h"
 
+ptrdiff_t word_place(const subp_row *kernel, ptrdiff_t words, ptrdiff_t taps, ptrdiff_t word, ptrdiff_t tap,
+                     ptrdiff_t c) {
+    const ptrdiff_t channels = kernel->channels, first = word / 16 * 16, row = words - first < 16 ? words - first : 16;
+    if (strcmp(kernel->packing, "tile_registers")) return (word * taps + tap) * channels + c;
+    return first * taps * channels + (tap * channels + c) * row + word - first;
+}
+
 const void *pack_words(const subp_conv *call, const void *values, size_t element) {
     const ptrdiff_t interleave = call->kernels[0]->interleave, terms = call->kept * call->taps;
+    const ptrdiff_t taps = call->taps / call->columns; /* as kernels see them */
     const size_t size = SUBP_WORD / (size_t)interleave; /* of a weight in a word */
-    char *packed = exact((size_t)(call->rows * call->words * (call->taps / call->columns) * call->block * SUBP_WORD));
-    char *to = packed;
+    char *packed = exact((size_t)(call->rows * call->words * taps * call->block * SUBP_WORD)), *tile = packed;
     for (ptrdiff_t row = 0; row < call->rows; row++)
-        for (ptrdiff_t first = 0, n = 0; first < call->block; first += call->kernels[n++]->channels)
+        for (ptrdiff_t first = 0, n = 0; first < call->block; first += call->kernels[n++]->channels,
+                       tile += call->words * taps * call->kernels[n - 1]->channels * SUBP_WORD)
             for (ptrdiff_t word = 0; word < call->words; word++)
                 for (ptrdiff_t tap = 0; tap < call->taps; tap += call->columns)
                     for (ptrdiff_t c = 0; c < call->kernels[n]->channels; c++)
-                        for (ptrdiff_t i = 0; i < interleave; i++, to += size) {
+                        for (ptrdiff_t i = 0; i < interleave; i++) {
+                            const ptrdiff_t place = word_place(call->kernels[n], call->words, taps, word,
+                                                               tap / call->columns, c);
+                            char *to = tile + place * SUBP_WORD + i * (ptrdiff_t)size;
                             const ptrdiff_t kept = word * interleave + i, k = kept / call->columns;
                             const ptrdiff_t at = (k * call->taps + tap + kept % call->columns) * call->block;
                             const ptrdiff_t value = row * terms * call->block + at + first + c;
