@@ -159,9 +159,21 @@ def test_padding_with_what_is_there(mode, pad):
     assert np.array_equal(run("pad", {"pad": pad, "mode": mode}, x, name="self"), want)
 
 
-def test_padding_with_more_than_is_there_is_refused():
-    with pytest.raises(ValueError, match="reflect padding of 9 and 0 is more than 9 elements give"):
-        run("pad", {"pad": [0, 0, 9, 0], "mode": "reflect"}, normal(1, 1, 9, 8), name="self")
+@pytest.mark.parametrize(
+    "pad, mode, message",
+    [
+        ([0, 0, 9, 0], "reflect", "reflect padding of 9 and 0 is more than 9 elements give"),
+        ([-5, 4], "circular", "circular padding of -5 and 4 is more than 3 elements give"),
+        ([-5, -4], "constant", r"padding of -5 and -4 cuts more than all 8 elements off a dimension of \[1, 1, 9, 8\]"),
+        ([-9, 4], "constant", "padding of -9 and 4 cuts more than all 8 elements off"),
+        ([0, 0, -12, 2], "reflect", "padding of -12 and 2 cuts more than all 9 elements off"),
+        ([1, 2, 3], "constant", r"padding is \[1, 2, 3\]; expected \(before, after\) of up to 4 dimensions"),
+        ([1] * 10, "constant", r"padding is .*; expected \(before, after\) of up to 4 dimensions"),
+    ],
+)
+def test_padding_with_more_than_is_there_is_refused(pad, mode, message):
+    with pytest.raises(ValueError, match=message):
+        run("pad", {"pad": pad, "mode": mode}, normal(1, 1, 9, 8), name="self")
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])

@@ -348,6 +348,8 @@ case("pad", None, self=X, pad=[1, 2, 0, 3])
 case("pad", None, self=X, pad=[1, -2, -1, 3], value=-1.5)
 for mode in ("reflect", "replicate", "circular"):
     case("pad", None, self=X, pad=[1, 2, 3, 0], mode=mode)
+    if mode != "circular":  # torch crops before it wraps, or after it, by the version
+        case("pad", None, self=X, pad=[-2, 1, 2, -1], mode=mode)
 case("constant_pad_nd", None, self=X, pad=[1, 2], value=0.5)
 case("reflection_pad2d", None, self=X, padding=[1, 2, 3, 0])
 case("reflection_pad1d", None, self=X[0], padding=[1, 2])

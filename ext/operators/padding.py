@@ -11,18 +11,37 @@ from subp_ext.dtypes import Array
 from subp_ext.operators.arguments import sizes
 from subp_ext.operators.plane_copies import gathered
 from subp_ext.operators.record import Lowered, Lowering, MetaTensor, Spec, Unsupported, operator
-from subp_ext.operators.shape_inference import of_shape
 from subp_ext.tensor import At, Call, Tensor
 
 if TYPE_CHECKING:
     from subp_ext.planner import Planner
 
 
-def _pad_spec(self: MetaTensor, pad: Any = None, padding: Any = None, **rest: Any) -> Spec:
-    amounts, shape = pad if padding is None else padding, list(self.shape)
-    for i in range(len(amounts) // 2):
-        shape[-1 - i] += amounts[2 * i] + amounts[2 * i + 1]
-    return sizes(shape), self.dtype
+def _pairs(amounts: Sequence[int], rank: int) -> list[tuple[int, int]]:
+    """(before, after) of every dimension, from ATen's list, which begins with the last one.
+
+    Raises:
+        ValueError: it is not one of pairs, or has more of them than there are dimensions.
+    """
+    if len(amounts) % 2 or len(amounts) > 2 * rank:
+        raise ValueError(
+            f"padding is {list(amounts)}; expected (before, after) of up to {rank} dimensions, the last one first"
+        )
+    given = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
+    return [(0, 0)] * (rank - len(given)) + given[::-1]
+
+
+def _pad_spec(
+    self: MetaTensor, pad: Any = None, padding: Any = None, mode: str = "constant", value: Any = None
+) -> Spec:
+    cuts_first = padding is None and mode in _CUT_FIRST
+    pairs = _pairs(pad if padding is None else padding, len(self.shape))
+    for n, (before, after) in zip(self.shape, pairs, strict=True):
+        if min(before, 0) + min(after, 0) + n < 0 if cuts_first else before + after + n < 0:
+            raise ValueError(
+                f"padding of {before} and {after} cuts more than all {n} elements off a dimension of {list(self.shape)}"
+            )
+    return sizes([n + before + after for n, (before, after) in zip(self.shape, pairs, strict=True)]), self.dtype
 
 
 def _lower_pad(
@@ -36,8 +55,6 @@ def _lower_pad(
     shape, _ = _pad_spec(self.view, pad)
     planner.check_room(shape, self.type)
     inner, outer = _overlap(self.view.shape, pad)
-    if self.view[inner].shape != of_shape(shape)[outer].shape:
-        return Unsupported("it cuts off more than there is")
     out = planner.empty(shape, self.type)
     fill = (value or 0) if self.type.plain else self.type.from_float(np.array(value or 0.0, np.float32))
 
@@ -59,38 +76,42 @@ def _lower_copies(planner: Planner, op: str, x: Any, pad: Sequence[int], mode: s
     """With elements of the tensor itself, at both ends of its last two dimensions."""
     if not isinstance(x, Tensor) or not x.view.ndim >= 2 or not x.view.size:
         return Unsupported("the input is known, has one dimension, or is empty")
-    if len(pad) % 2 or len(pad) > 4:
+    shape, _ = _pad_spec(x.view, padding=pad)
+    if len(pad) > 4:
         return Unsupported("more than two dimensions grow")
-    shape, _ = _pad_spec(x.view, pad)
     planner.check_room(shape, x.type)
-    rows, columns = (_padded(np.arange(x.view.shape[-1 - n]), pad[2 * n : 2 * n + 2], mode) for n in (1, 0))
+    pairs = _pairs(pad, x.view.ndim)
+    rows, columns = (_taken(x.view.shape[axis], pairs[axis], mode) for axis in (-2, -1))
     return Lowered(gathered(planner, op, x, rows, columns))
 
 
-def _padded(indices: Array, amounts: Sequence[int], mode: str) -> Array:
-    """Indices of an axis as they are after padding it.
+def _taken(count: int, pair: tuple[int, int], mode: str) -> Array:
+    """Which of an axis's elements are in its padded one, in their order there.
 
     Raises:
-        ValueError: there is not as much as the mode takes.
+        ValueError: there are not as many as the mode takes.
     """
-    before, after = amounts if len(amounts) else (0, 0)
+    (before, after), indices = pair, np.arange(count)
+    grown = max(before, 0), max(after, 0)
+    if mode in _CUT_FIRST:
+        indices, before, after = indices[max(-before, 0) : count - max(-after, 0)], *grown
     room = {"reflect": len(indices) - 1, "circular": len(indices)}.get(mode)
-    if room is not None and max(before, after) > room:
-        raise ValueError(f"{mode} padding of {before} and {after} is more than {len(indices)} elements give")
-    kept = indices[max(-before, 0) : len(indices) - max(-after, 0)]
-    padded: Array = np.pad(kept, (max(before, 0), max(after, 0)), mode=_MODES[mode])
-    return padded
+    if room is not None and max(grown) > room:
+        raise ValueError(f"{mode} padding of {pair[0]} and {pair[1]} is more than {len(indices)} elements give")
+    padded: Array = np.pad(indices, grown, mode=_MODES[mode])
+    return padded[max(-before, 0) : len(padded) - max(-after, 0)]
 
 
 def _overlap(shape: Sequence[int], pad: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """The part of a tensor that stays when it is padded, and where it is in the result."""
-    pairs = [(0, 0)] * (len(shape) - len(pad) // 2) + [
-        (pad[i], pad[i + 1]) for i in range(len(pad) // 2 * 2 - 2, -1, -2)
-    ]
+    """The part of a tensor that stays when it is padded with a constant, and where it is in the result."""
+    pairs = _pairs(pad, len(shape))
     inner = [slice(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(pairs, shape, strict=True)]
     outer = [slice(max(b, 0), n + b + a - max(a, 0)) for (b, a), n in zip(pairs, shape, strict=True)]
     return tuple(inner), tuple(outer)
 
+
+# As in torch, these modes go around what negative padding leaves; the others cut what they have put around.
+_CUT_FIRST = ("constant", "circular")
 
 _MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -98,14 +119,15 @@ _MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular":
 @operator("pad", shape=_pad_spec, lower=_lower_pad)
 def pad(self: Array, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Array:
     """Pads from the last dimension backwards, (before, after) each; a negative number cuts."""
-    pairs = [(0, 0)] * self.ndim
-    for i in range(len(pad) // 2):
-        pairs[-1 - i] = (pad[2 * i], pad[2 * i + 1])
-    keep = tuple(slice(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(pairs, self.shape, strict=True))
-    grow = [(max(b, 0), max(a, 0)) for b, a in pairs]
     if mode == "constant":
-        return np.pad(self[keep], grow, constant_values=value or 0)
-    return np.pad(self[keep], grow, mode=_MODES[mode])
+        inner, outer = _overlap(self.shape, pad)
+        out = np.full(_pad_spec(self, pad)[0], value or 0, self.dtype)
+        out[outer] = self[inner]
+        return out
+    for axis, pair in enumerate(_pairs(pad, self.ndim)):
+        if pair != (0, 0):
+            self = np.take(self, _taken(self.shape[axis], pair, mode), axis)
+    return self
 
 
 @operator("constant_pad_nd", shape=_pad_spec, lower=_lower_pad)
