@@ -25,9 +25,9 @@ def run_report(training: Training, folder: Path, checkpoint: dict, int8: dict | 
         int8: what became of each layer in int8, where that was exported.
 
     Returns:
-        ``accuracy`` (percent; of the integers where there was fake quantization, with ``float32``'s before it),
-        ``layers`` (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept), ``files`` (bytes), ``int8``,
-        ``timings`` and ``versions``.
+        ``accuracy`` (percent; of the integers where they were trained, and of ``float32`` before that), ``layers``
+        (``LayerReport.as_row``), ``macs`` and ``parameters`` (dense and kept), ``files`` (bytes), ``int8``, ``timings``
+        and ``versions``.
     """
     pruner, config = training.pruner, training.config
     layers = pruner.report(training.macs)

@@ -214,7 +214,8 @@ class FakeQuantized(GraphModule):
             scale = torch.maximum(largest / 127, bias.abs().double() / (float(read.scale) * LARGEST_BIAS))
             scale = torch.where(scale > float(np.finfo(np.float32).tiny), scale, 1.0).float()
             unit = float(read.scale) * scale.double()
-        whole = rounded(weight / scale.view(-1, *[1] * (weight.ndim - 1)), -127, 127)
+        # Without bounds: the largest may come to a little more than 127 before it is rounded.
+        whole = rounded(weight / scale.view(-1, *[1] * (weight.ndim - 1)))
         return _Layer(whole, unit, rounded(bias.double() / unit))
 
     # Tables.
