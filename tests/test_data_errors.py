@@ -5,7 +5,6 @@ Here broken files, and the loader alone; whatever else may fail is in test_every
 """
 
 import csv
-import os
 import struct
 import subprocess
 import sys
@@ -19,28 +18,13 @@ import psutil
 import pytest
 import torch
 from nursery import Fork
+from picture_runs import run
 from PIL import Image
-from runs import TRAIN, environment
+from runs import environment
 from torch.utils.data import Dataset
 
 from subp_dist.data.guarded import GuardedLoader
 from subp_dist.errors import DataError, LoaderError
-
-FLAGS = [
-    *("test_resnet", "--img-size", "32", "--epochs", "1", "--batch-size", "4", "--no-export", "--experiment", "run"),
-    *("--prune-start", "0", "--prune-end", "0", "--lr", "0.01"),
-]
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
-    for split, count in (("train", 14), ("val", 4)):
-        for name in ("cat", "dog"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(pixels).save(tmp_path / f"data/{split}/{name}/{index:02}.png")
-    return tmp_path / "data"
 
 
 def bomb(path: Path) -> None:
@@ -49,33 +33,6 @@ def bomb(path: Path) -> None:
 
     header = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))))
-
-
-def members(session: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def run(folder: Path, *more: str, ranks: int = 1, program: Path = TRAIN, start=Fork, **extra: str):
-    """Exit code and standard error of a run that leaves no process."""
-    forks = ["--run-path", "--start-method=fork"] if start is Fork else []
-    launch = ["-m", "subp_dist.launch", "--standalone", f"--nproc-per-node={ranks}", *forks] if ranks > 1 else []
-    flags = [*FLAGS, "--data-dir", str(folder), "--output", str(folder.parent / "out"), *more]
-    process = start([*launch, str(program), *flags], environment(**extra))
-    try:
-        errors = process.communicate(timeout=120)[1]
-        time.sleep(0.5)
-        assert not members(process.pid), "processes are left"
-    finally:
-        for left in members(process.pid):
-            left.kill()
-    return process.returncode, errors
 
 
 def interpreter(command: list[str], env: dict[str, str]) -> subprocess.Popen:
@@ -90,29 +47,29 @@ def interpreter(command: list[str], env: dict[str, str]) -> subprocess.Popen:
     ("split", "ranks", "workers", "start"),
     [("train", 2, "2", interpreter), ("train", 1, "2", Fork), ("val", 2, "1", Fork), ("val", 1, "0", Fork)],
 )
-def test_a_bomb_ends_the_run_with_its_name(folder, split, ranks, workers, start):
-    bomb(folder / split / "dog/00.png")
-    code, errors = run(folder, "--workers", workers, ranks=ranks, start=start)
+def test_a_bomb_ends_the_run_with_its_name(few_pictures, split, ranks, workers, start):
+    bomb(few_pictures / split / "dog/00.png")
+    code, errors = run(few_pictures, "--workers", workers, ranks=ranks, start=start)
     assert code == 2 and "Traceback" not in errors, errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and f"{split}/dog/00.png: cannot be read (DecompressionBombError" in lines[0], errors
     assert lines[0].startswith("error: rank ")
 
 
-def test_the_traceback_can_be_had(folder):
-    (folder / "train/cat/03.png").write_bytes(b"")
-    code, errors = run(folder, "--workers", "1", SUBP_DEBUG="1")
+def test_the_traceback_can_be_had(few_pictures):
+    (few_pictures / "train/cat/03.png").write_bytes(b"")
+    code, errors = run(few_pictures, "--workers", "1", SUBP_DEBUG="1")
     assert code == 2 and "Traceback" in errors and "cat/03.png: cannot be read (not a picture, or empty)" in errors
 
 
-def test_unreadable_pictures_are_left_out_alike_on_two_ranks(folder):
+def test_unreadable_pictures_are_left_out_alike_on_two_ranks(few_pictures):
     for name in ("train/cat/00.png", "train/dog/05.png", "val/cat/02.png"):
-        (folder / name).write_bytes(b"")
-    ended, errors = run(folder, "--workers", "1", "--broken", "skip", ranks=2)
+        (few_pictures / name).write_bytes(b"")
+    ended, errors = run(few_pictures, "--workers", "1", "--broken", "skip", ranks=2)
     assert ended == 0, errors
     assert "images: 26 for training, 7 for validation; 2 classes" in errors
     assert errors.count("broken: ") == 3 and errors.count("left out: ") == 2
-    (row,) = csv.DictReader((folder.parent / "out/run/summary.csv").open())
+    (row,) = csv.DictReader((few_pictures.parent / "out/run/summary.csv").open())
     hits = float(row["val_top1"]) * 7 / 100  # each of the seven counts once
     assert hits == pytest.approx(round(hits))
 
@@ -139,35 +96,35 @@ def phone(folder: Path) -> None:
 
 @WITHOUT_HEIC
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_check_lists_all_that_is_wrong_with_photographs_and_writes_nothing(folder, ranks):
-    phone(folder)
-    ended, errors = run(folder, "--check-data", ranks=ranks)
+def test_a_check_lists_all_that_is_wrong_with_photographs_and_writes_nothing(few_pictures, ranks):
+    phone(few_pictures)
+    ended, errors = run(few_pictures, "--check-data", ranks=ranks)
     assert ended == 1 and "Traceback" not in errors, errors
     assert "1 .heic, such as IMG_0002.HEIC (not read by Pillow: pip install pillow-heif, or convert to JPEG)" in errors
     assert "1 .mov, such as IMG_0003.MOV (videos)" in errors
     for name in ("train/cat/IMG_0004.JPG", "val/dog/IMG_0005.JPG"):
-        assert errors.count(f"broken: {folder / name}: ") == 1
+        assert errors.count(f"broken: {few_pictures / name}: ") == 1
     assert errors.count("error: --check-data: 5 things are wrong, named above") == 1
-    assert "verify: 100%" in errors and not (folder.parent / "out").exists()
+    assert "verify: 100%" in errors and not (few_pictures.parent / "out").exists()
 
 
 @WITHOUT_HEIC
-def test_photographs_are_trained_without_what_is_wrong_if_asked(folder):
-    phone(folder)
-    ended, errors = run(folder, "--broken", "skip", "--workers", "0")
+def test_photographs_are_trained_without_what_is_wrong_if_asked(few_pictures):
+    phone(few_pictures)
+    ended, errors = run(few_pictures, "--broken", "skip", "--workers", "0")
     assert ended == 0, errors
     assert "images: 29 for training, 9 for validation; 2 classes" in errors and "pip install pillow-heif" in errors
 
 
-def test_a_check_of_sound_data_ends_well(folder):
-    ended, errors = run(folder, "--check-data")
+def test_a_check_of_sound_data_ends_well(few_pictures):
+    ended, errors = run(few_pictures, "--check-data")
     assert ended == 0 and "wrong" not in errors, errors
 
 
-def test_a_check_goes_on_where_a_split_cannot_be_opened(folder):
-    for path in (folder / "train/cat").iterdir():
+def test_a_check_goes_on_where_a_split_cannot_be_opened(few_pictures):
+    for path in (few_pictures / "train/cat").iterdir():
         path.rename(path.with_suffix(".heic"))
-    ended, errors = run(folder, "--check-data")
+    ended, errors = run(few_pictures, "--check-data")
     assert ended == 1 and "wrong: no picture that can be read in" in errors, errors
     assert "error: --check-data: 1 thing is wrong" in errors and errors.count("verify: 100%") == 1
 

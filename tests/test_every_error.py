@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from picture_runs import run
 from runs import ROOT
-from test_data_errors import folder, run  # noqa: F401
 
 NAMED = "rank RANK: .*train/dog/00.png: "
 # What goes wrong: the exit code, and what the line says after "error: ". In CI those with a mark.
@@ -48,7 +48,7 @@ ENDS = {
 IN_CI = {"transform exits", "shared memory", "mask update", "validation of rank 1", "TensorBoard", "rank killed"}
 
 
-def fail(folder: Path, name: str, *flags: str) -> tuple[int, str, list[list[str]]]:  # noqa: F811
+def fail(folder: Path, name: str, *flags: str) -> tuple[int, str, list[list[str]]]:
     failed, started = folder.parent / "failed", time.time()
     settings = {"FAIL": name, "FAILED": str(failed)}
     code, errors = run(folder, "--workers", "4", *flags, ranks=2, program=ROOT / "tests/failing.py", **settings)
@@ -60,9 +60,9 @@ def fail(folder: Path, name: str, *flags: str) -> tuple[int, str, list[list[str]
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in IN_CI else pytest.mark.slow, id=name) for name in ENDS]
 )
-def test_whatever_fails_ends_all_ranks_with_one_line(folder, name):  # noqa: F811
+def test_whatever_fails_ends_all_ranks_with_one_line(few_pictures, name):
     code, message = ENDS[name]
-    ended, errors, noted = fail(folder, name)
+    ended, errors, noted = fail(few_pictures, name)
     lines = [line for line in errors.splitlines() if line.startswith(("error: ", "lost "))]
     assert len(lines) == 1, errors
     assert any(re.match(f"error: {message.replace('RANK', rank)}", lines[0]) for _, rank in noted), errors
@@ -82,13 +82,13 @@ def test_whatever_fails_ends_all_ranks_with_one_line(folder, name):  # noqa: F81
     ],
     ids=["diverges", "no-gpu", "sync-bn-without-gpu", "fewer-classes", "no-checkpoint"],
 )
-def test_what_flags_lead_to_ends_all_ranks_with_one_line(folder, flags, message):  # noqa: F811
-    ended, errors, _ = fail(folder, "flags", *flags)
+def test_what_flags_lead_to_ends_all_ranks_with_one_line(few_pictures, flags, message):
+    ended, errors, _ = fail(few_pictures, "flags", *flags)
     (line,) = [line for line in errors.splitlines() if line.startswith(("error: ", "lost "))]
     assert ended == 2 and re.match(f"error: {message}", line) and "Traceback" not in errors, errors
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_told_to_stop_has_all_save_and_end(folder):  # noqa: F811
-    ended, errors, _ = fail(folder, "rank told to stop", "--epochs", "3")
+def test_a_rank_that_is_told_to_stop_has_all_save_and_end(few_pictures):
+    ended, errors, _ = fail(few_pictures, "rank told to stop", "--epochs", "3")
     assert ended == 143 and errors.count("stopped and saved") == 1 and "Traceback" not in errors, errors

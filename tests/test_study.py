@@ -22,12 +22,11 @@ import pytest
 import timm
 import torch
 import yaml
+from grids import FLAGS, STUDY, grid_of
 from nursery import Fork
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from subp_dist.data import digits
 from subp_dist.errors import UsageError
 from subp_dist.options import parse_args
 from subp_dist.study import __main__ as command_line
@@ -36,39 +35,6 @@ from subp_dist.study.data import prepare
 from subp_dist.study.grid import Grid
 from subp_dist.study.runner import COLUMNS, Runner, read_results, results_of
 from subp_dist.study.table import as_markdown, plot, summarise
-
-FLAGS = {"epochs": 1, "batch-size": 16, "workers": 0, "img-size": 32, "prune-start": 0, "prune-end": 0}
-STUDY = {
-    "model": "test_resnet",
-    "images_per_class": 8,
-    "seeds": [1],
-    "cells": [[0.5, 16]],
-    "flags": FLAGS | {"no-export": True},
-    "variants": {
-        "dense": {"cells": [[0, 16]]},
-        "tuned": {"label": "tuned weights", "after": "dense", "flags": {"criterion": "l1"}},
-        "broken": {"flags": {"opt": "no_such_optimizer"}},
-    },
-}
-
-
-def grid_of(tmp_path: Path, **changes) -> Grid:
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
-    return Grid.read(tmp_path / "grid.yaml")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Real digits as PNG files: 20 of each class to learn, 4 to test."""
-    root = tmp_path_factory.mktemp("digits")
-    pixels, labels = digits.load_digits()
-    for label in range(10):
-        of_class = pixels[labels == label]
-        for index in range(24):
-            folder = root / ("train" if index < 20 else "val") / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(of_class[index].reshape(28, 28)).save(folder / f"{index:03}.png")
-    return root
 
 
 def test_seeds_are_the_outer_loop(tmp_path):
@@ -128,37 +94,37 @@ def of_class_3(folder: Path) -> list[Path]:
     return sorted((folder / "train" / "3").iterdir())
 
 
-def test_the_data_are_links_to_the_first_images_of_each_class(pictures, tmp_path):
-    made = prepare(pictures, tmp_path / "data", grid_of(tmp_path))
-    assert [path.resolve() for path in of_class_3(made)] == of_class_3(pictures)[:8]
+def test_the_data_are_links_to_the_first_images_of_each_class(digit_pictures, tmp_path):
+    made = prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path))
+    assert [path.resolve() for path in of_class_3(made)] == of_class_3(digit_pictures)[:8]
     assert len(list((made / "val").glob("*/*"))) == 40
-    nine = prepare(pictures, tmp_path / "data", grid_of(tmp_path, images_per_class=9))
+    nine = prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path, images_per_class=9))
     assert len(list((nine / "train").glob("*/*"))) == 90
-    assert prepare(pictures, tmp_path / "other", grid_of(tmp_path, images_per_class=None)) == pictures
+    assert prepare(digit_pictures, tmp_path / "other", grid_of(tmp_path, images_per_class=None)) == digit_pictures
     with pytest.raises(UsageError, match="has 20 images; the study asks for 21"):
-        prepare(pictures, tmp_path / "data", grid_of(tmp_path, images_per_class=21))
+        prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path, images_per_class=21))
     with pytest.raises(UsageError, match="expected train/"):
         prepare(tmp_path, tmp_path / "data", grid_of(tmp_path))
     with pytest.raises(UsageError, match="no such folder"):
         prepare(tmp_path / "nothing", tmp_path / "data", grid_of(tmp_path))
 
 
-def test_other_images_under_the_same_names_are_linked_anew(pictures, tmp_path):
-    prepare(pictures, tmp_path / "data", grid_of(tmp_path))
-    shutil.copytree(pictures, tmp_path / "moved")
+def test_other_images_under_the_same_names_are_linked_anew(digit_pictures, tmp_path):
+    prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path))
+    shutil.copytree(digit_pictures, tmp_path / "moved")
     made = prepare(tmp_path / "moved", tmp_path / "data", grid_of(tmp_path))
     assert [path.resolve() for path in of_class_3(made)] == of_class_3(tmp_path / "moved")[:8]
 
 
-def test_the_data_are_stored_for_ffcv_where_the_study_asks_for_it(pictures, tmp_path):
+def test_the_data_are_stored_for_ffcv_where_the_study_asks_for_it(digit_pictures, tmp_path):
     wanted = {"train_32_0.00_90.beton", "val_32_0.00_90.beton"}
-    made = prepare(pictures, tmp_path / "data", grid_of(tmp_path, beton="32_0.0_90"))
+    made = prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path, beton="32_0.0_90"))
     assert {path.name for path in made.glob("*.beton")} == wanted
     written = (made / "train_32_0.00_90.beton").stat().st_mtime_ns
-    prepare(pictures, tmp_path / "data", grid_of(tmp_path, beton="32_0.0_90"))
+    prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path, beton="32_0.0_90"))
     assert (made / "train_32_0.00_90.beton").stat().st_mtime_ns == written
     # A study of pictures must not read files that are left from before.
-    assert not list(prepare(pictures, tmp_path / "data", grid_of(tmp_path)).glob("*.beton"))
+    assert not list(prepare(digit_pictures, tmp_path / "data", grid_of(tmp_path)).glob("*.beton"))
 
 
 class Forked(Fork):
@@ -184,11 +150,11 @@ def forks():
 
 
 @pytest.fixture(scope="module")
-def done(pictures, tmp_path_factory) -> Runner:
+def done(digit_pictures, tmp_path_factory) -> Runner:
     """A study of three runs that has been worked through; the last one fails."""
     root = tmp_path_factory.mktemp("study")
     grid = grid_of(root)
-    runner = Runner(grid, prepare(pictures, root / "data", grid), root / "runs", root / "results.csv", 2, 1.0)
+    runner = Runner(grid, prepare(digit_pictures, root / "data", grid), root / "runs", root / "results.csv", 2, 1.0)
     runner.work()
     return runner
 
@@ -234,11 +200,11 @@ def test_weights_that_a_run_starts_from_are_made_again_where_they_are_missing(do
 DENSE = {"variants": {"dense": {"cells": [[0, 16]]}}}
 
 
-def test_a_changed_study_does_not_go_on_with_the_runs_of_the_old_one(pictures, tmp_path):
+def test_a_changed_study_does_not_go_on_with_the_runs_of_the_old_one(digit_pictures, tmp_path):
     top1 = {}
     for lr in (0.1, 1e-12):
         grid = grid_of(tmp_path, **DENSE, flags=FLAGS | {"no-export": True, "lr": lr})
-        data = prepare(pictures, tmp_path / "data", grid)
+        data = prepare(digit_pictures, tmp_path / "data", grid)
         runner = Runner(grid, data, tmp_path / "runs", tmp_path / "results.csv", 1, 1.0)
         runner.work()
         assert not runner.failed
@@ -279,19 +245,21 @@ def start(pictures: Path, root: Path) -> tuple[subprocess.Popen, int]:
     return study, run
 
 
-def test_sigterm_stops_the_runs_and_saves_them(pictures, tmp_path):
-    study, run = start(pictures, tmp_path)
+def test_sigterm_stops_the_runs_and_saves_them(digit_pictures, tmp_path):
+    study, run = start(digit_pictures, tmp_path)
     study.terminate()
     assert study.wait() == 128 + signal.SIGTERM
     assert not Path(f"/proc/{run}").exists()
     assert "stopped and saved" in (tmp_path / "runs" / "dense-0-1x16-s1" / "log.txt").read_text()
 
 
-def test_a_run_that_a_killed_study_leaves_is_not_started_twice(pictures, tmp_path):
-    study, run = start(pictures, tmp_path)
+def test_a_run_that_a_killed_study_leaves_is_not_started_twice(digit_pictures, tmp_path):
+    study, run = start(digit_pictures, tmp_path)
     study.kill()
     study.wait()
-    runner = Runner(Grid.read(tmp_path / "grid.yaml"), pictures, tmp_path / "runs", tmp_path / "results.csv", 1, 1.0)
+    runner = Runner(
+        Grid.read(tmp_path / "grid.yaml"), digit_pictures, tmp_path / "runs", tmp_path / "results.csv", 1, 1.0
+    )
     try:
         with pytest.raises(UsageError, match="or runs that one has left"):
             runner.work()
@@ -312,7 +280,7 @@ def test_another_csv_is_not_taken_for_results(tmp_path):
         read_results(tmp_path / "x.csv")
 
 
-def test_what_cannot_be_written_is_refused_before_the_first_run(pictures, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_refused_before_the_first_run(digit_pictures, tmp_path, monkeypatch):
     grid_of(tmp_path)
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
@@ -320,7 +288,7 @@ def test_what_cannot_be_written_is_refused_before_the_first_run(pictures, tmp_pa
         (["--results", "results.csv", "--plot", "plot.xls"], "expected the name of a .png or .svg file"),
         (["--results", "results.csv", "--plot", "nowhere/plot.svg"], "there is no folder nowhere"),
     ):
-        monkeypatch.setattr(sys, "argv", ["study", "grid.yaml", "--data-dir", str(pictures), *arguments])
+        monkeypatch.setattr(sys, "argv", ["study", "grid.yaml", "--data-dir", str(digit_pictures), *arguments])
         with pytest.raises(UsageError, match=message):
             command_line.cli.__wrapped__()
     assert not (tmp_path / "output").exists()

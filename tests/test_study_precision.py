@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from test_study import grid_of, pictures  # noqa: F401
+from grids import grid_of
 
 from subp_dist.errors import UsageError
 from subp_dist.study import precision
@@ -57,12 +57,12 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_trained_run_is_exported_and_measured(tmp_path, pictures, monkeypatch, capsys):  # noqa: F811
+def test_a_trained_run_is_exported_and_measured(tmp_path, digit_pictures, monkeypatch, capsys):
     flags = {"epochs": 1, "batch-size": 16, "workers": 0, "img-size": 32, "prune-start": 0, "prune-end": 0}
     flags |= {"no-export": True, "val-split": "val"}
     grid = grid_of(tmp_path, variants={"subp": {}}, flags=flags)
     runs = tmp_path / "runs"
-    Runner(grid, prepare(pictures, tmp_path / "data", grid), runs, tmp_path / "runs.csv", 1, 1.0).work()
+    Runner(grid, prepare(digit_pictures, tmp_path / "data", grid), runs, tmp_path / "runs.csv", 1, 1.0).work()
     given = (tmp_path / "grid.yaml", "--output", runs, "--results", tmp_path / "rows.csv")
     code, out, _ = call(monkeypatch, capsys, *given)
     assert code == 0 and "| subp, 50 % of 1x16 | int8 |" in out
