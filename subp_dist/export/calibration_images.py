@@ -69,7 +69,7 @@ def images_of_run(config: Resolved, model: nn.Module, data_dir: Path | None, cou
         config = config.replace(data_dir=str(data_dir), loader="auto")
     pretrained = cast("dict[str, Any]", getattr(model, "pretrained_cfg", {}))
     return calibration_images(
-        create_data(config.data, config.augmentation, pretrained, config.optimization.epochs), count
+        create_data(config.data, config.augmentation, pretrained, config.optimization.all_epochs), count
     )
 
 

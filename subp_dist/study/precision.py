@@ -18,18 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import subp_ext
 
+from .. import validate
 from ..checkpoint import check_writable, write_atomically
 from ..data import create_data
 from ..errors import UsageError, report_usage_errors
 from ..export import Network
-from ..export.verify import run_session
 from ..flag_values import as_path
-from ..process_group import Rank
-from ..validate import time_in_turns, top1
 from .grid import Grid, Run
 
 COLUMNS = (
@@ -108,17 +105,22 @@ def measure(run: Run, folder: Path, dtypes: Sequence[str], threads: int) -> list
     files = {dtype: folder / f"last-{dtype}.subp" for dtype in dtypes}
     commands = {dtype: _export(folder / "last.pt", path, dtype) for dtype, path in files.items()}
     sessions = {dtype: subp_ext.Session(path, threads=threads) for dtype, path in files.items()}
-    labels, in_torch, found = _predict(network, sessions)
+    config = network.config
+    assert config is not None
+    pretrained = getattr(network.model, "pretrained_cfg", {})
+    data = create_data(config.data, config.augmentation, pretrained, config.optimization.all_epochs)
+    trained = validate.Run(folder, config, data, network.model, {})
+    in_torch, labels, *found = validate.predict(trained, list(sessions.values()))
     image = np.zeros((1, *network.input_size), np.float32)
     runners = {dtype: lambda session=session: session.run(image) for dtype, session in sessions.items()}
-    times = time_in_turns(runners, seconds=3.0)
+    times = validate.time_in_turns(runners, seconds=3.0)
     about = (run.name, run.variant, f"{run.cell[0]:g}", run.cell[1], run.seed)
     rows = []
-    for dtype, logits in found.items():
+    for dtype, logits in zip(sessions, found, strict=True):
         same = int((logits.argmax(1) == in_torch.argmax(1)).sum())
         share = sessions[dtype].report(image).product_shares[dtype]
         values = (
-            *(*about, dtype, f"{top1(logits, labels):.2f}", same, len(labels), f"{share:.3f}"),
+            *(*about, dtype, f"{validate.top1(logits, labels):.2f}", same, len(labels), f"{share:.3f}"),
             *(files[dtype].stat().st_size, f"{min(times[dtype]):.3f}", commands[dtype]),
         )
         rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
@@ -133,24 +135,6 @@ def _export(checkpoint: Path, path: Path, dtype: str) -> str:
     if done.returncode:
         raise UsageError(f"{shlex.join(['python', *argv])}: {done.stderr.strip()}")
     return shlex.join(["python", *argv])
-
-
-def _predict(
-    network: Network, sessions: Mapping[str, subp_ext.Session]
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Labels [n], and logits [n, classes] of torch and of each session, over the validation images."""
-    config = network.config
-    assert config is not None
-    pretrained = getattr(network.model, "pretrained_cfg", {})
-    data = create_data(config.data, config.augmentation, pretrained, config.optimization.epochs)
-    labels, in_torch, found = [], [], defaultdict(list)
-    with torch.inference_mode():
-        for images, targets in data.val_loader(Rank(0, 1, torch.device("cpu"))):
-            labels.append(targets.numpy().copy())
-            in_torch.append(network.model(images).numpy())
-            for dtype, session in sessions.items():
-                found[dtype].append(run_session(session, images)[0])
-    return np.concatenate(labels), np.concatenate(in_torch), {key: np.concatenate(v) for key, v in found.items()}
 
 
 def as_markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
