@@ -6,8 +6,10 @@ All of it stands alone, too: without a process group a rank agrees with itself.
 from __future__ import annotations
 
 import math
+import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -15,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import DivergedError, UsageError
-from .process_group import world
+from .process_group import talk, world
 
 T = TypeVar("T")
 
@@ -35,6 +37,8 @@ def sum_over_ranks(values: Sequence[float] | Tensor, device: torch.device) -> li
 def on_rank(rank: int, function: Callable[[], T]) -> T:
     """Call a function on one rank and give its result to every rank: what it reads need not be on all machines.
 
+    It may take longer than a rank waits for another, as an export does: its rank says in time that it is still at work.
+
     Raises:
         UsageError: the function raised a ValueError there; the same is raised on every rank.
     """
@@ -42,14 +46,45 @@ def on_rank(rank: int, function: Callable[[], T]) -> T:
         return function()
     box: list = [None, None]
     if dist.get_rank() == rank:
-        try:
-            box[0] = function()
-        except ValueError as error:
-            box[1] = str(error)
+        with _heard_by_others(rank):
+            try:
+                box[0] = function()
+            except ValueError as error:
+                box[1] = str(error)
+    else:
+        while _say(rank, False):
+            pass
     dist.broadcast_object_list(box, src=rank)
     if box[1] is not None:
         raise UsageError(box[1])
     return box[0]
+
+
+@contextmanager
+def _heard_by_others(rank: int) -> Iterator[None]:
+    """Tell the others, while the block lasts, that this rank is at work; then, unless it failed, that it is not."""
+    done = threading.Event()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # another rank is gone, which the end of the block finds as well
+            while not done.wait(talk().interval):
+                _say(rank, True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+    _say(rank, False)
+
+
+def _say(rank: int, at_work: bool) -> bool:
+    """What that rank says on whether it is still at work; all others listen."""
+    word = torch.tensor(int(at_work), dtype=torch.int32)
+    dist.broadcast(word, src=rank, group=talk().group)
+    return bool(word)
 
 
 def on_primary(function: Callable[[], T]) -> T:

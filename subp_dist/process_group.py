@@ -23,6 +23,26 @@ from .torch_compat import lay_out_gradients, reason_of_lost_rank
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 
 
+# Seconds between two words of a rank that others wait for; less where the timeout is short.
+_WORD_EVERY = 10.0
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How ranks tell each other, from CPU to CPU, that they are still at work.
+
+    Attributes:
+        group: on gloo, apart from that of the tensors.
+        interval: seconds from one word to the next; several fall into the time that a rank may wait.
+    """
+
+    group: dist.ProcessGroup
+    interval: float
+
+
+_talk: Talk | None = None
+
+
 @dataclass(frozen=True)
 class Rank:
     """This process among all: global ``rank`` of ``world_size``, and the device it trains on."""
@@ -71,6 +91,8 @@ def init_process_group(device: str = "auto", timeout_minutes: float = 10) -> Ran
         **_store_of_this_attempt(timeout),
         device_id=torch_device if device == "cuda" else None,
     )
+    global _talk  # as torch keeps its group
+    _talk = Talk(dist.new_group(backend="gloo", timeout=timeout), min(_WORD_EVERY, timeout.total_seconds() / 4))
     return Rank(dist.get_rank(), dist.get_world_size(), torch_device)
 
 
@@ -130,6 +152,11 @@ def is_in_ddp(model: nn.Module) -> bool:
     return found()
 
 
+def talk() -> Talk:
+    """How ranks tell each other that they are still at work; over torch's own group where somebody else made that."""
+    return _talk or Talk(dist.group.WORLD, _WORD_EVERY)
+
+
 def world() -> tuple[int, int]:
     """(rank, world size); (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -138,9 +165,11 @@ def world() -> tuple[int, int]:
 @contextmanager
 def closing_process_group() -> Iterator[None]:
     """Leave the process group at the end, however it comes: an interpreter that ends with its threads may crash."""
+    global _talk
     try:
         yield
     finally:
+        _talk = None
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -18,6 +18,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,13 +30,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from subp_dist.agreement import compute_shared, share_out, sum_over_ranks, verify_identical
-from subp_dist.process_group import init_process_group, world
+from subp_dist.agreement import compute_shared, on_primary, share_out, sum_over_ranks, verify_identical
+from subp_dist.errors import LostRankError, UsageError
+from subp_dist.process_group import init_process_group, lost_ranks_named, world
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
 LAUNCH_SECONDS = 300
 WORLD_SIZES = [2, 4]
+# A launch whose ranks wait, and the seconds that one of them may wait for another: many, for a busy machine.
+LONG, WAIT = "long", 20
 CPU = torch.device("cpu")
 SHAPES = [(3, 4), (1,), (2, 0), (5,), (2, 2, 2), (7,), ()]
 COSTS = [12, 1, 0, 5, 8, 7, 1]
@@ -124,32 +129,70 @@ def work_of_a_rank(folder: Path, rank: int, world_size: int) -> None:
     dist.destroy_process_group()
 
 
+def work_at_length(folder: Path, rank: int, world_size: int) -> None:
+    """Rank 0 takes longer than another may wait; then it dies at work."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    init_process_group("cpu", timeout_minutes=WAIT / 60)
+    threads = threading.active_count()
+    result: dict = {"told": on_primary(lambda: time.sleep(1.25 * WAIT) or "done")}
+    result["left"] = threading.active_count() - threads
+    try:
+        on_primary(lambda: refuse("not so"))
+    except UsageError as error:
+        result["refused"] = str(error)
+    torch.save(result, folder / f"rank{rank}.pt")
+    try:
+        with lost_ranks_named():
+            on_primary(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    except LostRankError as error:
+        torch.save(result | {"lost": str(error)}, folder / f"rank{rank}.pt")
+    os._exit(0)
+
+
+def refuse(message: str) -> None:
+    raise ValueError(message)
+
+
 # Launching
 
 
+WORK = {"2": work_of_a_rank, "4": work_of_a_rank, LONG: work_at_length}
+
+
 def program(folder: Path, places: list[str]) -> int:
-    """Fork the ranks of each launch ``SIZE:PORT``, wait for them, go on with the next; 0 if all went well."""
+    """Fork the ranks of each launch ``NAME:PORT``, wait for them; 0 if all went well.
+
+    What takes long, and mostly waits, runs beside the others.
+    """
     context, failed = multiprocessing.get_context("fork"), False
-    for place in places:
-        size, _, os.environ["MASTER_PORT"] = place.partition(":")
-        (folder / size).mkdir()
-        arguments = [(folder / size, rank, int(size)) for rank in range(int(size))]
-        ranks = [context.Process(target=work_of_a_rank, args=each) for each in arguments]
+    waiting: list = []
+    for place in sorted(places, key=lambda place: not place.startswith(LONG)):
+        name, _, os.environ["MASTER_PORT"] = place.partition(":")
+        (folder / name).mkdir()
+        size = 2 if name == LONG else int(name)
+        ranks = [context.Process(target=WORK[name], args=(folder / name, rank, size)) for rank in range(size)]
         for rank in ranks:
             rank.start()
+        if name == LONG:
+            waiting = ranks
+            continue
         for rank in ranks:
             rank.join()
         failed = failed or any(rank.exitcode for rank in ranks)
-    return int(failed)
+    for rank in waiting:
+        rank.join()
+    return int(failed or [rank.exitcode for rank in waiting] != [-signal.SIGKILL, 0])
 
 
 @pytest.fixture(scope="module")
-def launches(tmp_path_factory) -> dict[int, list[dict]]:
-    """What `work_of_a_rank` found on every rank of a launch, by the number of ranks."""
+def launches(tmp_path_factory) -> dict[int | str, list[dict]]:
+    """What every rank of a launch found, by the number of ranks, or the name of the launch."""
     folder = tmp_path_factory.mktemp("ranks")
     stores = {
-        size: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=4))
-        for size in WORLD_SIZES
+        name: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=4))
+        for name in (*WORLD_SIZES, LONG)
     }
     environment = {
         **os.environ,
@@ -160,7 +203,7 @@ def launches(tmp_path_factory) -> dict[int, list[dict]]:
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), *(f"{size}:{store.port}" for size, store in stores.items())],
+            [sys.executable, __file__, str(folder), *(f"{name}:{store.port}" for name, store in stores.items())],
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -172,9 +215,10 @@ def launches(tmp_path_factory) -> dict[int, list[dict]]:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
     assert code == 0, log.read_text()
+    sizes = {size: size for size in WORLD_SIZES} | {LONG: 2}
     return {
-        size: [torch.load(folder / f"{size}/rank{rank}.pt", weights_only=False) for rank in range(size)]
-        for size in WORLD_SIZES
+        name: [torch.load(folder / f"{name}/rank{rank}.pt", weights_only=False) for rank in range(size)]
+        for name, size in sizes.items()
     }
 
 
@@ -337,6 +381,17 @@ def test_a_rank_with_another_seed_fails_the_update_on_every_rank(ranks):
     assert len(messages) == 1
     assert "masks differ between ranks: " in (message := messages.pop())
     assert "Resume from the last checkpoint" in message
+
+
+def test_a_rank_may_work_for_longer_than_others_wait(launches):
+    assert [rank["told"] for rank in launches[LONG]] == ["done", "done"]
+    assert [rank["refused"] for rank in launches[LONG]] == ["not so", "not so"]
+    assert [rank["left"] for rank in launches[LONG]] == [0, 0], "threads"
+
+
+def test_a_rank_that_dies_at_work_is_missed_by_the_others(launches):
+    first, second = launches[LONG]
+    assert "lost" not in first and "closed" in second["lost"].lower()
 
 
 if __name__ == "__main__":

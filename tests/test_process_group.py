@@ -80,6 +80,8 @@ def machine_of_gpus(monkeypatch) -> list:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
     monkeypatch.setattr(dist, "init_process_group", lambda **settings: calls.append(("init", settings)))
+    monkeypatch.setattr(dist, "new_group", lambda **settings: calls.append(("group", settings)))
+    monkeypatch.setattr(process_group, "_talk", None)
     monkeypatch.setattr(dist, "get_rank", lambda: 7)
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
     for name, value in {"RANK": 7, "WORLD_SIZE": 8, "LOCAL_RANK": 3, "LOCAL_WORLD_SIZE": 4}.items():
@@ -92,9 +94,10 @@ def test_a_rank_of_nccl_takes_the_gpu_of_its_local_rank(machine_of_gpus):
     rank = init_process_group("auto", timeout_minutes=2.5)
     gpu = torch.device("cuda", 3)
     # The device comes first: NCCL's communicator, and what torch sends for it, lie on the current one.
-    (first, device), (second, settings) = machine_of_gpus
+    (first, device), (second, settings), talk = machine_of_gpus
     assert (first, device, second) == ("set_device", gpu, "init")
     assert settings == {"backend": "nccl", "timeout": timedelta(minutes=2.5), "device_id": gpu}
+    assert talk == ("group", {"backend": "gloo", "timeout": timedelta(minutes=2.5)}), "from CPU to CPU"
     assert (rank.rank, rank.world_size, rank.device) == (7, 8, gpu)
 
 
