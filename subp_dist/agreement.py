@@ -9,7 +9,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import DivergedError, UsageError
-from .process_group import talk, world
+from .process_group import Talk, talk, world
 
 T = TypeVar("T")
 
@@ -37,7 +37,8 @@ def sum_over_ranks(values: Sequence[float] | Tensor, device: torch.device) -> li
 def on_rank(rank: int, function: Callable[[], T]) -> T:
     """Call a function on one rank and give its result to every rank: what it reads need not be on all machines.
 
-    It may take longer than a rank waits for another, as an export does: its rank says in time that it is still at work.
+    It may take longer than a rank waits for another, as an export does: its rank says in time that it is still at work,
+    in process groups that ``init_process_group`` made.
 
     Raises:
         UsageError: the function raised a ValueError there; the same is raised on every rank.
@@ -45,14 +46,15 @@ def on_rank(rank: int, function: Callable[[], T]) -> T:
     if not dist.is_initialized():
         return function()
     box: list = [None, None]
+    at_work = talk()
     if dist.get_rank() == rank:
-        with _heard_by_others(rank):
+        with _heard_by_others(at_work, rank) if at_work else nullcontext():
             try:
                 box[0] = function()
             except ValueError as error:
                 box[1] = str(error)
-    else:
-        while _say(rank, False):
+    elif at_work:
+        while _say(at_work, rank, False):
             pass
     dist.broadcast_object_list(box, src=rank)
     if box[1] is not None:
@@ -61,14 +63,14 @@ def on_rank(rank: int, function: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _heard_by_others(rank: int) -> Iterator[None]:
+def _heard_by_others(to: Talk, rank: int) -> Iterator[None]:
     """Tell the others, while the block lasts, that this rank is at work; then, unless it failed, that it is not."""
     done = threading.Event()
 
     def tell() -> None:
         with suppress(RuntimeError):  # another rank is gone, which the end of the block finds as well
-            while not done.wait(talk().interval):
-                _say(rank, True)
+            while not done.wait(to.interval):
+                _say(to, rank, True)
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
@@ -77,13 +79,13 @@ def _heard_by_others(rank: int) -> Iterator[None]:
     finally:
         done.set()
         teller.join()
-    _say(rank, False)
+    _say(to, rank, False)
 
 
-def _say(rank: int, at_work: bool) -> bool:
+def _say(to: Talk, rank: int, at_work: bool) -> bool:
     """What that rank says on whether it is still at work; all others listen."""
     word = torch.tensor(int(at_work), dtype=torch.int32)
-    dist.broadcast(word, src=rank, group=talk().group)
+    dist.broadcast(word, src=rank, group=to.group)
     return bool(word)
 
 

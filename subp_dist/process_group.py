@@ -152,9 +152,9 @@ def is_in_ddp(model: nn.Module) -> bool:
     return found()
 
 
-def talk() -> Talk:
-    """How ranks tell each other that they are still at work; over torch's own group where somebody else made that."""
-    return _talk or Talk(dist.group.WORLD, _WORD_EVERY)
+def talk() -> Talk | None:
+    """How ranks tell each other that they are still at work; None where somebody else made torch's group."""
+    return _talk
 
 
 def world() -> tuple[int, int]:
