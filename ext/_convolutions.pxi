@@ -87,7 +87,10 @@ cdef class _InPasses:
         target = _array("out", out, self._out_dtype, (source.shape[0], *self._out_shape), True)
         addend = _optional("residual", residual, self._out_dtype, target.shape)
         if addend is not None and self._dtype != self._out_dtype:
-            raise ValueError(f"a residual beside outputs of {self._out_dtype} from {self._dtype}, which no kernel adds; expected None")
+            raise ValueError(
+                f"a residual beside outputs of {self._out_dtype} from {self._dtype}, which no kernel adds; expected "
+                "None"
+            )
         memory = _room(scratch, self.scratch * call.threads)
         call.arrays.x, call.arrays.out, call.arrays.residual = source.data, target.data, _data(addend)
         call.scratch = _data(memory)
@@ -172,9 +175,9 @@ cdef _check_rows(rows, Py_ssize_t kept, in_channels, out_channels, groups, block
 
 
 cdef _Array _offsets(indices, in_channels, stride, columns=1, step=0, missing=0):
-    """Where the planes of kept channels are, `stride` elements apart, and of each its columns, `step` elements apart; the
-    last so many times more. In 32 bits, because products in 64 would compete with the kernels' own for a port of the
-    CPU."""
+    """Where the planes of kept channels are, `stride` elements apart, and of each its columns, `step` elements apart;
+    the last `missing` times more. In 32 bits, because products in 64 would compete with the kernels' own for a port of
+    the CPU."""
     if in_channels * stride >= 2**31:
         raise ValueError(f"{in_channels} channels of {stride} elements are too large; expected less than 2**31 in all")
     offsets = indices[:, :, None] * np.int32(stride) + np.arange(columns, dtype=np.int32) * np.int32(step)
@@ -301,16 +304,19 @@ cdef class CompiledConvolution(_InPasses):
             if channel_stride < room or farthest > room // columns:
                 raise ValueError(
                     f"a channel's planes have {room} floats, channel_stride is {channel_stride} and taps read up to "
-                    f"{farthest}; expected no more than the planes of a column, and all planes no more than channel_stride"
+                    f"{farthest}; expected no more than the planes of a column, and all planes within channel_stride"
                 )
             copy_rows = _array("rows", np.ascontiguousarray(copies[:, 0]), "intp", (None,))
             copy_columns = _array("columns", np.ascontiguousarray(copies[:, 1]), "intp", (None,))
             call.copy_rows = <const Py_ssize_t *>copy_rows.data
             call.copy_cols = <const Py_ssize_t *>copy_columns.data
-        elif columns > 1 or in_shape[1:] != out_shape[1:] or channel_stride != in_shape[1] * in_shape[2] or tap_offsets.tolist() != [0]:
+        elif (
+            columns > 1 or in_shape[1:] != out_shape[1:] or channel_stride != in_shape[1] * in_shape[2]
+            or tap_offsets.tolist() != [0]
+        ):
             raise ValueError(
-                f"without copies of it the input {list(in_shape)} is read in place; expected an output of that size, one "
-                f"tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
+                f"without copies of it the input {list(in_shape)} is read in place; expected an output of that size, "
+                f"one tap at 0 and a channel_stride of {in_shape[1] * in_shape[2]}"
             )
         moved = self._plan_words(kernel_set, dtype, tap_offsets, indices, run_pixels) if words else None
         if words:  # whole words, the last channel again where none is left: pack_words counts on that
@@ -421,7 +427,8 @@ cdef class CompiledWinograd(_InPasses):
         block, groups, pitch = _whole("block", block), _whole("groups", groups), _whole("pitch", pitch)
         call.run, call.call_tiles, call.pitch = _whole("run", run), _whole("call_tiles", call_tiles), pitch
         if pitch < call.run + SUBP_TILE_SLACK:
-            raise ValueError(f"pitch is {pitch}; expected at least {call.run + SUBP_TILE_SLACK}, for a run and its slack")
+            wanted = call.run + SUBP_TILE_SLACK
+            raise ValueError(f"pitch is {pitch}; expected at least {wanted}, for a run and its slack")
         indices = np.array(indices, np.int32)
         _check_rows(kept.shape[0], kept.shape[1], in_shape[0], out_shape[0], groups, block, indices)
         kernels = _Kernels(kernel_set, dtype, min(block, out_shape[0] + MAX_TILE_CHANNELS))
@@ -527,7 +534,8 @@ cdef class CompiledDepthwise:
         shape = np.shape(values)
         if len(shape) != 3:
             raise ValueError(f"values is {_told(values)}; expected an array of shape [channels, kernel_h, kernel_w]")
-        self._kernel = _choose(kernel_set, _Request("depthwise", dtype, kernel=shape[1:], stride=stride, dilation=dilation))
+        request = _Request("depthwise", dtype, kernel=shape[1:], stride=stride, dilation=dilation)
+        self._kernel = _choose(kernel_set, request)
         self._dtype = _DTYPES[self._kernel.dtype]
         weights = _array("values", values, _DTYPES[self._kernel.weight_dtype], (None, None, None))
         self._activation = _activation_number(activation)
@@ -570,7 +578,10 @@ cdef class CompiledDepthwise:
         source = _array("x", x, self._dtype, (None, channels, w.height, w.width))
         target = _array("out", out, self._out_dtype, (source.shape[0], channels, w.out_h, w.out_w), True)
         if residual is not None and self._dtype != self._out_dtype:
-            raise ValueError(f"a residual beside outputs of {self._out_dtype} from {self._dtype}, which no kernel adds; expected None")
+            raise ValueError(
+                f"a residual beside outputs of {self._out_dtype} from {self._dtype}, which no kernel adds; expected "
+                "None"
+            )
         addend = _optional("residual", residual, self._out_dtype, target.shape)
         call.threads, call.channels = _threads(threads), channels
         call.step = min(PLANES_AT_ONCE, (channels + call.threads - 1) // call.threads)
@@ -606,7 +617,9 @@ cdef class _Planes(_Bound):
         call.count = min(self.step, self.channels - channel)
         call.input = <const char *>call.input + first * call.in_stride * self.element
         call.out = <char *>call.out + first * call.out_stride * self.out_element
-        call.values = <const char *>call.values + channel * call.window.kernel_h * call.window.kernel_w * self.weight_element
+        call.values = (
+            <const char *>call.values + channel * call.window.kernel_h * call.window.kernel_w * self.weight_element
+        )
         if call.bias != NULL:
             call.bias += channel
         if call.requantize != NULL:
@@ -689,7 +702,9 @@ cdef class CompiledFusedDepthwise(_InPasses):
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
                     Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
-        subp_fused_depthwise_part(&self._call, arrays, pass_, part, scratch, self._words(own), <char *>own + self._first)
+        subp_fused_depthwise_part(
+            &self._call, arrays, pass_, part, scratch, self._words(own), <char *>own + self._first
+        )
 
     cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
         subp_fused_depthwise_pass(&self._call, arrays, pass_, own, self._words(own), <char *>own + self._first)
@@ -742,7 +757,9 @@ def run_rows(
         if (<CompiledConvolution>each)._call.words:
             raise ValueError("convolutions whose kernels read words make their own; expected others")
         if _common(each) != _common(convolutions[0]) or (<CompiledConvolution>each)._call.rows != 1:
-            raise ValueError("the convolutions have several block rows, or planes that differ; expected one and the same")
+            raise ValueError(
+                "the convolutions have several block rows, or planes that differ; expected one row, and the same planes"
+            )
     convolution = convolutions[0]
     source = _array("x", x, convolution._dtype, (1, *convolution._in_shape))
     memory = _room(scratch, convolution.scratch)

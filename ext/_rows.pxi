@@ -145,8 +145,8 @@ def choose(kernel_set, operator, dtype, **shape):
         kernel_set: admits the rows that need no more than this set does; None admits all that this CPU can run.
         operator: of the rows.
         dtype: of the activations.
-        shape: conv2d: channels, those there are for a tile; depthwise: kernel, stride and dilation, (height, width) each;
-            winograd: size, outputs of a tile along a side.
+        shape: conv2d: channels, those there are for a tile; depthwise: kernel, stride and dilation, (height, width)
+            each; winograd: size, outputs of a tile along a side.
 
     Returns:
         The row's name, and the better ones, best first, as (name, why it is not taken); None if there is no row.

@@ -29,6 +29,10 @@ echo "=== style"
 [[ -w $root ]] || export RUFF_NO_CACHE=true # set up by another user
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+# What ruff does not read.
+long=$(awk 'length > 120 { print FILENAME ":" FNR ": longer than 120 characters" }' \
+    ext/*.pxi ext/*.pyx ext/kernels/* tests/harness/*.[ch])
+[[ -z $long ]] || { echo "$long"; exit 1; }
 echo "=== types"
 # The runtime, and the method's pure files; the links give the packages the names that they are imported by.
 typed=$venv/typed

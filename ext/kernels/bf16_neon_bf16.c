@@ -1,5 +1,5 @@
-/* The bfloat16 kernels for NEON with dot products of it: 8 channels x 3 vectors fill 24 of the 32 registers. What is not
- * a whole vector goes through a copy. */
+/* The bfloat16 kernels for NEON with dot products of it: 8 channels x 3 vectors fill 24 of the 32 registers. What is
+ * not a whole vector goes through a copy. */
 #include <string.h>
 
 #include "kernels.h"

@@ -45,8 +45,8 @@ typedef struct {
     const float *factor;               /* IN [out_channels] */
 
     /* Words of kept channels, where the kernels read them in place of planes. A thread makes them for a block row and a
-     * run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all channels, they are
-     * made once for a whole pass, by those who fill planes. */
+     * run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all channels, they
+     * are made once for a whole pass, by those who fill planes. */
     ptrdiff_t words;   /* of a pixel; 0: planes are read as they are */
     ptrdiff_t columns; /* that a kept channel counts for: copies come column by column, and each column's are those of a
                           kept channel; 1 if a channel counts for itself */

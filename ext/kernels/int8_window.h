@@ -338,7 +338,7 @@ INLINE int fills_vectors(const subp_window *g) { return (void)g, 0; }
     static void copied_##kernel##s##stride(const subp_depthwise *d, const band_plan *p) {                             \
         copied_planes(d, p, kernel, stride, run_band_##kernel##s##stride);                                            \
     }                                                                                                                 \
-    void u8s8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                                 \
+    void u8s8_dwconv_##kernel##x##kernel##s##stride##__##set(const subp_depthwise *d) {                               \
         band_plan p;                                                                                                  \
         if (d->to_float)                                                                                              \
             subp_depthwise_bytes(d);                                                                                  \

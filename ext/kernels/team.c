@@ -96,8 +96,8 @@ static int creatable_soon(int count) {
     return made;
 }
 
-/* Has OpenMP create the threads of a team, which it keeps for the calling thread. Returns how many there are, itself among
- * them: OMP_THREAD_LIMIT may allow fewer. */
+/* Has OpenMP create the threads of a team, which it keeps for the calling thread. Returns how many there are, itself
+ * among them: OMP_THREAD_LIMIT may allow fewer. */
 static int start(int threads) {
     int found = 1;
     omp_set_dynamic(0); /* or OpenMP would end some of them under load, and create them again where nobody looks */

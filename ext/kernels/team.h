@@ -4,8 +4,8 @@
 
 /* Returns `wanted`, or as many as the calling thread's team can have where the system refuses to create more. Threads
  * that OpenMP does not keep for it yet are created, and ended, to find out; then OpenMP creates them: once for a team
- * that grows. Not to be called by two threads at a time, which would each count on the same room: under the GIL. From then
- * on OMP_DYNAMIC does not hold for the calling thread. */
+ * that grows. Not to be called by two threads at a time, which would each count on the same room: under the GIL. From
+ * then on OMP_DYNAMIC does not hold for the calling thread. */
 int subp_team(int wanted);
 
 /* To be told when OpenMP has let go of the calling thread's team. */

@@ -175,7 +175,7 @@ static void run_tail(const subp_tile *t, ptrdiff_t at, ptrdiff_t count) {
 }
 
 #define RUN_BLOCKS(channels, vectors)                                                                              \
-    for (; at + vectors * VF32_LANES <= t->count; at += vectors * VF32_LANES)                                                \
+    for (; at + vectors * VF32_LANES <= t->count; at += vectors * VF32_LANES)                                      \
         if (t->taps == 1 && t->ahead)                                                                              \
             block_##channels##x##vectors##_ahead(t, at);                                                           \
         else if (t->taps == 1)                                                                                     \

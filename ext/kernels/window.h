@@ -141,7 +141,7 @@ typedef void (*depthwise_rows_fn)(window_block *, const subp_window *, const win
                                                                   const window_columns *c) {                        \
         b->out.channels = height;                                                                                   \
         for (int e = 0; e < c->left; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);         \
-        for (ptrdiff_t x = c->begin; x < c->end; x += VF32_LANES)                                                        \
+        for (ptrdiff_t x = c->begin; x < c->end; x += VF32_LANES)                                                   \
             depthwise_block(b, g, x, kernel, stride, height, NULL, INSIDE);                                         \
         for (int e = c->left; e < c->edges; e++) depthwise_edge_##kernel##s##stride##x##height(b, g, &c->edge[e]);  \
     }

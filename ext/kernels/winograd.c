@@ -86,7 +86,7 @@ void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *array
     ptrdiff_t before = 0; /* channels of the block row's earlier tiles */
     for (ptrdiff_t i = 0; i < number; i++) before += call->kernels[i]->channels;
     const ptrdiff_t in_group = row % rows_per_group * call->block + before;
-    const ptrdiff_t channels = subp_smaller(kernel->channels, group_out - in_group); /* a group's last row may be narrower */
+    const ptrdiff_t channels = subp_smaller(kernel->channels, group_out - in_group); /* fewer in a group's last row */
     if (channels <= 0) return;
     const subp_tiles run = run_of(call, pass, kernel->channels);
     const void *values =

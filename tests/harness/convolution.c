@@ -95,9 +95,9 @@ void check_convolved(const subp_conv *call, const shape *s, const float *values,
                     ptrdiff_t from_y = y * s->stride[0] + i * s->dilation[0] - s->pad[0][0];
                     ptrdiff_t from_x = z * s->stride[1] + j * s->dilation[1] - s->pad[1][0];
                     if (from_y < 0 || from_y >= s->size[0] || from_x < 0 || from_x >= s->size[1]) continue;
-                    ptrdiff_t input = image * s->groups * s->group_in + group * s->group_in + indices[row * call->kept + k];
-                    ptrdiff_t tap = i * s->kernel[1] + j;
-                    add_product(&total, values[((row * call->kept + k) * call->taps + tap) * s->block + within % s->block],
+                    const ptrdiff_t kept = row * call->kept + k, tap = i * s->kernel[1] + j;
+                    ptrdiff_t input = (image * s->groups + group) * s->group_in + indices[kept];
+                    add_product(&total, values[(kept * call->taps + tap) * s->block + within % s->block],
                                 x[(input * s->size[0] + from_y) * s->size[1] + from_x]);
                 }
         if (call->bias) add_term(&total, call->bias[channel]);

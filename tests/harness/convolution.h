@@ -26,9 +26,9 @@ void check_convolved(const subp_conv *call, const shape *s, const float *values,
 /* Room for the planes of a pass, or NULL if it needs none. */
 float *exact_planes(const subp_conv *call);
 
-/* Of convolutions whose kernels read words: the fields about bands, planes and words; as choose_channels; values of each
- * block row in words, from [row][kept][tap][block] of elements of so many bytes; all passes, cut in parts if there are
- * such. */
+/* Of convolutions whose kernels read words: the fields about bands, planes and words; as choose_channels; values of
+ * each block row in words, from [row][kept][tap][block] of elements of so many bytes; all passes, cut in parts if there
+ * are such. */
 void plan_words(subp_conv *call, const shape *s);
 const int32_t *choose_word_channels(subp_conv *call);
 const void *pack_words(const subp_conv *call, const void *values, size_t element);

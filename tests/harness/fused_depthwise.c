@@ -35,7 +35,8 @@ static subp_window random_window(const ptrdiff_t size[2]) {
 }
 
 /* One after the other, over `between` as a whole. */
-static void run_apart(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t batch, float *planes) {
+static void run_apart(const subp_fused_depthwise *call, const subp_conv_arrays *arrays, ptrdiff_t batch,
+                      float *planes) {
     const subp_conv *first = &call->first;
     const ptrdiff_t channels = first->out_channels, plane = first->out_h * first->out_w;
     float *between = exact_floats((size_t)(batch * channels * plane), CANARY);
@@ -83,13 +84,14 @@ void check_fused_depthwise(int set) {
             .in_channels = s.groups * s.group_in, .height = s.size[0], .width = s.size[1],
             .out_channels = s.groups * s.group_out, .out_h = s.out[0], .out_w = s.out[1],
             .groups = s.groups, .rows = s.groups * s.rows_per_group, .block = s.block, .band = rows,
-            .kept = one_in(3) ? s.group_in : between(1, s.group_in), .taps = (int32_t)(s.kernel[0] * s.kernel[1]), .columns = 1,
-            .element = 4, .weight_element = 4, .out_element = 4,
+            .kept = one_in(3) ? s.group_in : between(1, s.group_in), .taps = (int32_t)(s.kernel[0] * s.kernel[1]),
+            .columns = 1, .element = 4, .weight_element = 4, .out_element = 4,
             .activation = exact_activation(), .halve = choose(set, SUBP_OP_halve, 0)->run.halve, .kernels = kernels,
             .pad_top = s.pad[0][0], .pad_left = s.pad[1][0], .stride_h = s.stride[0], .stride_w = s.stride[1],
             .pixels_outside = one_in(2),
         },
-        .window = w, .kernel = choose_window(set, SUBP_DTYPE_float32, &w), .padding = exact_floats((size_t)w.width, 0.0f),
+        .window = w, .kernel = choose_window(set, SUBP_DTYPE_float32, &w),
+        .padding = exact_floats((size_t)w.width, 0.0f),
         .activation = exact_activation(), .band = band, .step = one_in(2) ? 1 : between(1, 4), .pitch = pitch,
     };
     subp_conv *first = &call.first;
@@ -108,7 +110,8 @@ void check_fused_depthwise(int set) {
              w.pad_left, w.out_h, w.out_w, band, call.step, pitch, subp_activation_names[first->activation],
              subp_activation_names[call.activation], has_bias, has_residual);
 
-    const size_t channels = (size_t)first->out_channels, outputs = (size_t)s.batch * channels * (size_t)(w.out_h * w.out_w);
+    const size_t channels = (size_t)first->out_channels;
+    const size_t outputs = (size_t)s.batch * channels * (size_t)(w.out_h * w.out_w);
     choose_channels(first);
     first->values = pack(first, whole_floats((size_t)(first->rows * first->kept * first->taps * first->block)));
     first->bias = has_bias ? whole_floats(channels) : NULL;

@@ -56,7 +56,8 @@ void check_quantized_pool(int set) {
     draw_window(w);
     describe("set %d quantized pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td "
              "average %d zero points %d, %d", set, w->height, w->width, w->out_h, w->out_w, w->kernel_h, w->kernel_w,
-             w->stride_h, w->stride_w, w->dilation_h, w->dilation_w, w->pad_top, w->pad_left, average, p.in_zero, p.zero);
+             w->stride_h, w->stride_w, w->dilation_h, w->dilation_w, w->pad_top, w->pad_left, average, p.in_zero,
+             p.zero);
     const ptrdiff_t outputs = w->out_h * w->out_w;
     float *factors = exact_floats((size_t)(outputs + SUBP_FACTOR_SLACK), NAN);
     for (ptrdiff_t i = 0; i < outputs; i++) factors[i] = positive(2.0f) / (float)(w->kernel_h * w->kernel_w);
@@ -121,9 +122,9 @@ void check_quantized_elements(int set) {
     subp_rescale r = {(int32_t)between(0, 255), (int32_t)between(0, 255), positive(multiply ? 0.02f : 2.0f),
                       positive(2.0f), (int32_t)between(0, 255), 0, (int32_t)between(128, 255)};
     r.low = (int32_t)between(0, r.high);
-    describe("set %d quantized elements: count %td multiply %d one_b %d in_place %d zeros %d, %d, %d factors %.9g, %.9g "
-             "bounds %d to %d", set, count, multiply, one_b, in_place, r.a_zero, r.b_zero, r.zero, r.a_factor, r.b_factor,
-             r.low, r.high);
+    describe("set %d quantized elements: count %td multiply %d one_b %d in_place %d zeros %d, %d, %d "
+             "factors %.9g, %.9g bounds %d to %d", set, count, multiply, one_b, in_place, r.a_zero, r.b_zero, r.zero,
+             r.a_factor, r.b_factor, r.low, r.high);
     const uint8_t *a = bytes(count), *b = bytes(one_b ? 1 : count);
     uint8_t *out = in_place ? copy_of(a, count) : bytes_of(count, 77);
     choose_of(set, SUBP_OP_quantized_binary, SUBP_DTYPE_uint8)

@@ -20,9 +20,9 @@ void check_pool(int set) {
         ptrdiff_t size = *fields[d][0] = between(reach + 1 > pad ? reach + 1 - pad : 1, reach + 40);
         *fields[d][1] = (size + pad + after - reach - 1) / stride + 1; /* windows may hang over every edge */
     }
-    describe("set %d pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d", set,
-             w->height, w->width, w->out_h, w->out_w, w->kernel_h, w->kernel_w, w->stride_h, w->stride_w, w->dilation_h,
-             w->dilation_w, w->pad_top, w->pad_left, p.average);
+    describe("set %d pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d",
+             set, w->height, w->width, w->out_h, w->out_w, w->kernel_h, w->kernel_w, w->stride_h, w->stride_w,
+             w->dilation_h, w->dilation_w, w->pad_top, w->pad_left, p.average);
     float *row_counts = random_floats((size_t)w->out_h), *column_counts = random_floats((size_t)w->out_w);
     for (ptrdiff_t i = 0; i < w->out_h; i++) row_counts[i] = (float)between(1, 7);
     for (ptrdiff_t i = 0; i < w->out_w; i++) column_counts[i] = (float)between(1, 7);
@@ -96,7 +96,8 @@ static void check_normalised(ptrdiff_t at, float got, const float *in, ptrdiff_t
     for (ptrdiff_t i = 0; i < count; i++) mean += in[i * step], most = fmax(most, fabs(in[i * step]));
     mean /= (double)count;
     for (ptrdiff_t i = 0; i < count; i++) variance += (in[i * step] - mean) * (in[i * step] - mean);
-    const double scale = 1 / sqrt(variance / (double)count + eps), want = (in[own * step] - mean) * scale * weight + bias;
+    const double scale = 1 / sqrt(variance / (double)count + eps);
+    const double want = (in[own * step] - mean) * scale * weight + bias;
     const double bound = FLT_EPSILON * (double)(count + 16) * (2 * most * scale * fabs(weight) + fabs(bias));
     if (!(fabs(got - want) <= bound)) fail("normalised %td is %.9g; expected %.9g within %.3g", at, got, want, bound);
 }

@@ -32,10 +32,13 @@ void check_tile(int set, const subp_row *kernel) {
     const ptrdiff_t count = random_count(kernel->pixels), width = kernel->channels;
     const int32_t taps = random_taps(), kept = (int32_t)between(1, one_in(3) ? 4 : 33);
     const int32_t channels = one_in(2) ? kernel->channels : (int32_t)between(1, width);
-    const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70)), outputs = (channels - 1) * out_stride + count;
+    const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70));
+    const ptrdiff_t outputs = (channels - 1) * out_stride + count;
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
-    const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3), has_nan = one_in(20);
-    describe("set %d %s: count %td taps %d kept %d channels %d out_stride %td activation %s bias %d residual %d in place %d",
+    const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
+    const int has_nan = one_in(20);
+    describe("set %d %s: count %td taps %d kept %d channels %d out_stride %td activation %s bias %d residual %d "
+             "in place %d",
              set, kernel->name, count, taps, kept, channels, out_stride, subp_activation_names[activation], has_bias,
              has_residual, in_place);
 

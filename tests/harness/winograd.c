@@ -52,7 +52,8 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
         const ptrdiff_t row = channel / group_out * (call->rows / call->groups) + within / call->block;
         sum total = {0, 0};
         for (ptrdiff_t k = 0; k < call->kept; k++) {
-            const ptrdiff_t input = image * call->in_channels + channel / group_out * group_in + indices[row * call->kept + k];
+            const ptrdiff_t of_group = channel / group_out * group_in + indices[row * call->kept + k];
+            const ptrdiff_t input = image * call->in_channels + of_group;
             const float *from = x + input * t->height * t->width;
             const float *w = values + (row * call->kept + k) * 9 * call->block + within % call->block;
             double largest_input = 0, largest_value = 0;
@@ -123,8 +124,8 @@ void check_winograd(int set) {
     call.call_tiles = one_in(3) ? call.run : between(1, call.run);
     call.pitch = (call.run + SUBP_TILE_SLACK + SUBP_LINE - 1) / SUBP_LINE * SUBP_LINE;
     const int has_bias = !one_in(3), has_residual = one_in(2);
-    describe("set %d winograd %dx%d: batch %td groups %td in %td out %td block %td kept %td size %tdx%td pad %td,%td %td,%td "
-             "run %td call_tiles %td pitch %td activation %s bias %d residual %d",
+    describe("set %d winograd %dx%d: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
+             "pad %td,%td %td,%td run %td call_tiles %td pitch %td activation %s bias %d residual %d",
              set, size, size, batch, groups, group_in, group_out, block, call.kept, t->height, t->width, t->pad_top,
              after[0], t->pad_left, after[1], call.run, call.call_tiles, call.pitch,
              subp_activation_names[call.activation], has_bias, has_residual);
