@@ -137,6 +137,15 @@ def test_resizing(mode, form):
     np.testing.assert_allclose(run(op, args, x), want, atol=1e-5)
 
 
+def test_phases_that_see_the_same_part_of_the_input_share_its_copy():
+    x, weight = normal(1, 8, 6, 7), normal(8, 4, 3, 3)
+    node = Node("conv_transpose2d", "y", {"input": Ref("x"), "weight": Ref("w"), "stride": 2, "padding": 3})
+    session = Session(Graph([TensorSpec("x", x.shape)], [TensorSpec("y", (1, 4, 7, 9))], [node], {"w": weight}))
+    want = F.conv_transpose2d(torch.from_numpy(x), torch.from_numpy(weight), stride=2, padding=3).numpy()
+    np.testing.assert_allclose(session.run(x), want, rtol=1e-5, atol=1e-5)
+    assert [row.op for row in session.report().rows].count("copy") == 1
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_a_pixel_that_is_no_number_reaches_its_neighbours_alone(mode):
     x = np.zeros((1, 1, 32, 32), np.float32)

@@ -124,10 +124,11 @@ def lower(
     # Of an output smaller than the stride some phases have no pixel.
     step = (min(packed.stride[0], shape[2]), min(packed.stride[1], shape[3]))
     parts: list[Tensor | Array] = []
+    cuts: dict[Any, Tensor] = {((0, 0), (0, 0)): input}  # phases may see the same part of the input
     for row in range(step[0]):
         for column in range(step[1]):
             phase = packed.phases[row * packed.stride[1] + column]
-            part = _part(planner, op, phase, input, out_type)
+            part = _part(planner, op, phase, input, cuts, out_type)
             if isinstance(part, Unsupported):
                 return part
             parts.append(part)
@@ -143,16 +144,17 @@ def lower(
 
 
 def _part(
-    planner: Planner, op: str, phase: Phase, x: Tensor, out_type: ValueType | None
+    planner: Planner, op: str, phase: Phase, x: Tensor, cuts: dict[Any, Tensor], out_type: ValueType | None
 ) -> Tensor | Array | Unsupported:
-    """The pixels of a phase; of one whose taps meet no pixel what they all are."""
+    """The pixels of a phase; of one whose taps meet no pixel what they all are. `cuts` has the parts of x so far."""
     (top, bottom), (left, right) = phase.cut
     height, width = x.view.shape[2:]
     if phase.convolution is None or height <= top + bottom or width <= left + right:
         return phase.constant
-    if top or bottom or left or right:
-        x = planner.contiguous(viewed(planner, x, lambda view: view[:, :, top : height - bottom, left : width - right]))
-    outcome = lower_conv2d(planner, op, packed=phase.convolution, input=x, out_type=out_type)
+    if phase.cut not in cuts:
+        seen = viewed(planner, x, lambda view: view[:, :, top : height - bottom, left : width - right])
+        cuts[phase.cut] = planner.contiguous(seen)
+    outcome = lower_conv2d(planner, op, packed=phase.convolution, input=cuts[phase.cut], out_type=out_type)
     return outcome.value if isinstance(outcome, Lowered) else outcome
 
 
