@@ -98,6 +98,7 @@ cdef extern from "kernels.h" nogil:
     int SUBP_SET_COUNT, SUBP_DTYPE_COUNT, SUBP_OP_COUNT, SUBP_ACT_COUNT
     int SUBP_OP_conv2d, SUBP_OP_depthwise, SUBP_OP_winograd
     Py_ssize_t SUBP_NORM_PIXELS
+    int SUBP_ONE, SUBP_ONE_FLOAT
 
 
 cdef extern from "omp.h" nogil:

@@ -88,14 +88,14 @@ cdef class _Binary(_Bound):
     cdef const char *a
     cdef const char *b
     cdef char *out
-    cdef Py_ssize_t size, chunks, element
+    cdef Py_ssize_t size, chunks, element, b_element
     cdef int multiply, one, activation
 
     cdef void _item(self, Py_ssize_t i, int thread) noexcept nogil:
         cdef Py_ssize_t run = i // self.chunks, at = i % self.chunks * CHUNK, begin = run * self.size + at
         self.run(
-            self.multiply, self.a + begin * self.element, self.b + (run if self.one else begin) * self.element, self.one,
-            min(CHUNK, self.size - at), self.activation, self.out + begin * self.element
+            self.multiply, self.a + begin * self.element, self.b + (run if self.one else begin) * self.b_element,
+            self.one, min(CHUNK, self.size - at), self.activation, self.out + begin * self.element
         )
 
 
@@ -103,26 +103,29 @@ def bind_binary(
     kernel_set,
     bint multiply,  # else add
     a,  # IN [runs, n]
-    b,  # IN as a, or [runs, 1]
+    b,  # IN as a, or [runs, 1] of the same type or of float32
     activation,  # a name, or None
     out,  # OUT as a
     threads,
-    dtype="float32",  # of x and out
+    dtype="float32",  # of a and out
 ):
     """Binds activation(a + b) or activation(a * b)."""
     cdef _Binary call = _Binary.__new__(_Binary)
     cdef _Array first = _array("a", a, dtype, (None, None)), second, target
-    second = _array("b", b, dtype, (first.shape[0], None))
+    cdef bint floats = getattr(b, "dtype", None) == np.float32 and dtype != "float32"
+    second = _array("b", b, "float32" if floats else dtype, (first.shape[0], 1 if floats else None))
     if second.shape[1] not in (1, first.shape[1]):
-        raise ValueError(f"b has shape {list(second.shape)}; expected that of a, {list(first.shape)}, or one number a run")
+        wanted = f"that of a, {list(first.shape)}, or one number a run"
+        raise ValueError(f"b has shape {list(second.shape)}; expected {wanted}")
     target = _array("out", out, dtype, first.shape, True)
     call.threads, call.run = _threads(threads), _choose(kernel_set, _Request("binary", dtype)).run.binary
-    call.multiply, call.one, call.activation = multiply, second.shape[1] == 1, _activation_number(activation)
+    call.multiply, call.activation = multiply, _activation_number(activation)
+    call.one = 0 if second.shape[1] != 1 else SUBP_ONE_FLOAT if floats else SUBP_ONE
     call.size = first.shape[1]
     call.chunks = (call.size + CHUNK - 1) // CHUNK
     call.items = first.shape[0] * call.chunks
     call.a, call.b, call.out = <char *>first.data, <char *>second.data, <char *>target.data
-    call.element = first.itemsize
+    call.element, call.b_element = first.itemsize, second.itemsize
     call.held = (first, second, target)
     return call
 
@@ -234,7 +237,8 @@ def bind_norm_pixels(
     cdef _Array target = _array("out", out, dtype, source.shape, True)
     cdef _Array factors = _array("weight", weight, "float32", source.shape[1:2])
     cdef _Array summands = _array("bias", bias, "float32", source.shape[1:2])
-    call.threads, call.eps, call.run = _threads(threads), eps, _choose(kernel_set, _Request("norm_pixels", dtype)).run.norm_pixels
+    call.threads, call.eps = _threads(threads), eps
+    call.run = _choose(kernel_set, _Request("norm_pixels", dtype)).run.norm_pixels
     call.channels, call.pixels = source.shape[1:]
     call.tiles = (call.pixels + SUBP_NORM_PIXELS - 1) // SUBP_NORM_PIXELS
     call.items = source.shape[0] * call.tiles
@@ -251,8 +255,8 @@ cdef class _NormRuns(_Norm):
     cdef void _item(self, Py_ssize_t i, int thread) noexcept nogil:
         cdef Py_ssize_t at = i * self.channels * self.pixels, of_group = i % self.groups * self.channels
         self.run(
-            self.x + at * self.element, self.channels, self.pixels, self.weight + of_group, self.bias + of_group, self.eps,
-            self.out + at * self.element
+            self.x + at * self.element, self.channels, self.pixels, self.weight + of_group, self.bias + of_group,
+            self.eps, self.out + at * self.element
         )
 
 
@@ -272,10 +276,12 @@ def bind_norm_runs(
     cdef _Array target = _array("out", out, dtype, source.shape, True)
     cdef _Array factors = _array("weight", weight, "float32", (None, None))
     cdef _Array summands = _array("bias", bias, "float32", factors.shape)
-    call.threads, call.eps, call.run = _threads(threads), eps, _choose(kernel_set, _Request("norm_run", dtype)).run.norm_run
+    call.threads, call.eps = _threads(threads), eps
+    call.run = _choose(kernel_set, _Request("norm_run", dtype)).run.norm_run
     call.groups, call.channels = factors.shape
     if source.shape[1] % factors.shape[1]:
-        raise ValueError(f"x has runs of {source.shape[1]} numbers; expected a multiple of the {call.channels} channels")
+        wanted = f"a multiple of the {call.channels} channels"
+        raise ValueError(f"x has runs of {source.shape[1]} numbers; expected {wanted}")
     call.items, call.pixels = source.shape[0], source.shape[1] // call.channels
     call.element = source.itemsize
     call.x, call.out, call.held = <char *>source.data, <char *>target.data, (source, target, factors, summands)
@@ -403,7 +409,8 @@ cdef subp_rescale _rescale(value) except *:
     cdef str name
     for name in ("a_zero", "b_zero", "zero", "low", "high"):
         _whole(name, getattr(value, name), 0, 255)
-    found.a_zero, found.b_zero, found.a_factor, found.b_factor = value.a_zero, value.b_zero, value.a_factor, value.b_factor
+    found.a_zero, found.b_zero = value.a_zero, value.b_zero
+    found.a_factor, found.b_factor = value.a_factor, value.b_factor
     found.zero, found.low, found.high = value.zero, value.low, value.high
     return found
 

@@ -267,6 +267,24 @@ def test_casts_round_to_nearest_even_and_keep_nan(kernel_set, count):
     np.testing.assert_array_equal(back, want.float().numpy())
 
 
+@pytest.mark.parametrize("op", ["mul", "add"])
+def test_numbers_of_the_network_are_not_rounded_before_use(op):
+    """torch multiplies bfloat16 in float32 by the number as it was written; sums are treated alike here."""
+    x = BFLOAT16.from_float(np.random.default_rng(0).standard_normal((2, 8, 5, 5)))
+    scales = np.linspace(0.1, 0.9, 8, dtype=np.float32).reshape(8, 1, 1)
+    for other, constants in ((0.1, {}), (Ref("w"), {"w": scales})):
+        node = Node(op, "y", {"self": Ref("x"), "other": other}, BFLOAT16)
+        spec = TensorSpec("x", (2, 8, 5, 5), "bfloat16"), TensorSpec("y", (2, 8, 5, 5), "bfloat16")
+        session = Session(Graph([spec[0]], [spec[1]], [node], constants))
+        found = session.run(BFLOAT16.to_float(x))
+        assert "binary" in session.report().rows[0].kernel
+        wide, number = torch.from_numpy(BFLOAT16.to_float(x)), torch.tensor(constants.get("w", np.float32(0.1)))
+        want = (wide * number if op == "mul" else wide + number).bfloat16()
+        if op == "mul" and not constants:
+            assert torch.equal(want, wide.bfloat16() * 0.1)
+        np.testing.assert_array_equal(found, want.float().numpy())
+
+
 @pytest.mark.parametrize("multiply", [False, True])
 @pytest.mark.parametrize("one", [False, True])
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])

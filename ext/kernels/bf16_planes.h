@@ -7,7 +7,7 @@
 #include "kernels.h"
 #include "planes.h"
 
-/* A loop over elements whose result may be in the place of an operand: no element depends on another. */
+/* A loop whose result may lie where its operand does, each element in its own place: none depends on another. */
 #define SUBP_EACH _Pragma("GCC ivdep") for
 
 /* Numbers at work at a time, where several loops go over them. */
@@ -32,9 +32,10 @@ static inline void subp_bf16_activate_run(const uint16_t *in, ptrdiff_t count, i
 }
 
 /* Sums and products of a part, in float32. */
-static inline void subp_bf16_combine(int multiply, const uint16_t *a, const uint16_t *b, int one_b, ptrdiff_t count,
+static inline void subp_bf16_combine(int multiply, const uint16_t *a, const void *with, int one_b, ptrdiff_t count,
                                      float *out) {
-    const float constant = subp_from_bfloat16(*b);
+    const uint16_t *b = with;
+    const float constant = one_b == SUBP_ONE_FLOAT ? *(const float *)with : subp_from_bfloat16(*b);
     if (one_b && multiply)
         for (ptrdiff_t i = 0; i < count; i++) out[i] = subp_from_bfloat16(a[i]) * constant;
     else if (one_b)
@@ -45,12 +46,12 @@ static inline void subp_bf16_combine(int multiply, const uint16_t *a, const uint
         for (ptrdiff_t i = 0; i < count; i++) out[i] = subp_from_bfloat16(a[i]) + subp_from_bfloat16(b[i]);
 }
 
-static inline void subp_bf16_binary_run(int multiply, const uint16_t *a, const uint16_t *b, int one_b, ptrdiff_t count,
+static inline void subp_bf16_binary_run(int multiply, const uint16_t *a, const void *b, int one_b, ptrdiff_t count,
                                         int activation, uint16_t *out) {
     float part[SUBP_PART];
     for (ptrdiff_t at = 0; at < count; at += SUBP_PART) {
         const ptrdiff_t n = subp_smaller(SUBP_PART, count - at);
-        subp_bf16_combine(multiply, a + at, one_b ? b : b + at, one_b, n, part);
+        subp_bf16_combine(multiply, a + at, subp_at(b, one_b ? 0 : at, sizeof(*a)), one_b, n, part);
         subp_activate(part, n, activation);
         subp_narrow_run(part, n, out + at);
     }
@@ -75,8 +76,8 @@ static inline int16_t subp_bf16_rank(uint16_t x) {
 }
 static inline uint16_t subp_bf16_of_rank(int16_t rank) { return (uint16_t)(rank ^ (int16_t)(rank >> 15 & 0x7fff)); }
 
-/* Loops over rows of ranks are over whole blocks of as many as a vector may hold; what lies behind a row is of any value
- * and has room. */
+/* Loops over rows of ranks are over whole blocks of as many as a vector may hold; what lies behind a row is of any
+ * value and has room. */
 enum { SUBP_BLOCK = 32 };
 
 static inline ptrdiff_t subp_blocks(ptrdiff_t count) { return subp_ceil_div(count, SUBP_BLOCK) * SUBP_BLOCK; }

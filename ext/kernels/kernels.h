@@ -50,8 +50,8 @@ typedef struct {
 
 /* uint8 and bfloat16 activations come as words of SUBP_WORD bytes, each some kept channels of a pixel:
  * x[word][plane][pixel], and weights as well, [word][taps][channels of the tile]. A word has as many channels as the
- * row says: 4 bytes or 2 numbers of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as whole vectors: behind the
- * last there are SUBP_TILE_SLACK of any content.
+ * row says: 4 bytes or 2 numbers of 16 bits. Tap t of a pixel is tap_offsets[t] pixels further. Words are loaded as
+ * whole vectors: behind the last there are SUBP_TILE_SLACK of any content.
  *
  * This tells how they are made, from planes: word w of pixel p of copy c goes to
  * out[(w * word_stride + c * out_copy + p) * SUBP_WORD]. Nothing else is written, and no more than `count` elements
@@ -143,14 +143,14 @@ typedef struct {
     const float *row_counts, *column_counts; /* IN [out_h], [out_w]; not read for the maximum */
 } subp_pool;
 
-/* Enough for sums of an input row and an output row, or for the columns that a row of windows reaches over, in blocks of
- * whole vectors. */
+/* Enough for sums of an input row and an output row, or for the columns that a row of windows reaches over, in blocks
+ * of whole vectors. */
 static inline ptrdiff_t subp_pool_row(const subp_window *w) {
     return w->width + (w->stride_w + 1) * (w->out_w + 32) + w->kernel_w * w->dilation_w + w->pad_left + 128;
 }
 
-/* From quantized operands to a quantized result, with the constants of requantize.py: zero points, factors that have the
- * result's scale in them, and bounds from 0 to 255. A product or mean has one factor, a_factor. */
+/* From quantized operands to a quantized result, with the constants of requantize.py: zero points, factors that have
+ * the result's scale in them, and bounds from 0 to 255. A product or mean has one factor, a_factor. */
 typedef struct {
     int32_t a_zero, b_zero;
     float a_factor, b_factor;
@@ -161,7 +161,8 @@ typedef struct {
 typedef struct {
     subp_window window;
     int32_t in_zero, zero;
-    /* IN [out_h][out_w], what sums are multiplied by, and SUBP_FACTOR_SLACK more of any content; NULL for the maximum. */
+    /* IN [out_h][out_w], what sums are multiplied by, and SUBP_FACTOR_SLACK more of any content; NULL for the
+     * maximum. */
     const float *factors;
 } subp_quantized_pool;
 
@@ -169,8 +170,11 @@ enum { SUBP_POOL_SLACK = 384, SUBP_FACTOR_SLACK = 31 };
 
 enum { SUBP_NORM_PIXELS = 64 };
 
-/* The functions of each operator. Of `pool`, row is room for subp_pool_row floats. `binary` is a + b or a * b, with b one
- * number or as many as a. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
+/* Values of one_b of `binary` beside 0. */
+enum { SUBP_ONE = 1, SUBP_ONE_FLOAT = 2 };
+
+/* The functions of each operator. Of `pool`, row is room for subp_pool_row floats. `binary` is a + b or a * b, with b
+ * as many numbers as a, or one: of a's type, or for SUBP_ONE_FLOAT a float32, which is not rounded. `norm_pixels` makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over
  * channels that are `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus
  * bias[c]. `halve` takes every second element of each row and reads nothing beyond the last it takes. `peak` is a
  * loop of nothing but products, the speed that kernels are measured against: it returns how many operations a

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from operator import eq, ge, gt, le, lt, ne, neg
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,14 +40,13 @@ def _lower_binary(
     if isinstance(a, Tensor) and a.type == BFLOAT16 and isinstance(b, (int, float)):
         b = np.full((1,) * a.view.ndim, b, np.float32)
     fits = no_kernel("binary", a) is None and _is_array(b) and _one_type(a, b)
-    laid = _meet(a, b) if fits else None
-    if laid is None and fits and a.type == BFLOAT16 and _runs_of(a.view, as_meta(b)):
-        a, b = planner.contiguous(a), planner.contiguous(b)  # two casts would cost more than the copies
-        laid = _meet(a, b)
-    if laid is None:
+    met = None
+    if fits:  # two casts of bfloat16 would cost more than copies; NumPy's loop takes float32 in any order
+        met = _meet_copied(planner, a, b) if a.type == BFLOAT16 else _meet(a, b)
+    if met is None:
         return on_numpy(planner, op, np.multiply if op == "mul" else np.add, self, other)
-    order, b, runs = laid
-    if isinstance(b, np.ndarray) and not a.type.plain:
+    a, b, order, runs = met
+    if isinstance(b, np.ndarray) and not a.type.plain and b.size != runs:  # one number a run stays as exact as it is
         b = a.type.from_float(b)
     out, threads = planner.empty(a.view.shape, a.type, order), planner.threads
 
@@ -71,14 +70,10 @@ def _lower_integers(planner: Planner, op: str, a: Tensor, b: Any, out_type: Valu
     rescale = of_product(own, other, result) if op == "mul" else of_sum(own, other, result)
     if isinstance(rescale, str):
         return Unsupported(rescale)
-    laid = _meet(a, b)
-    if laid is None and not _runs_of(a.view, b.view):
+    met = _meet_copied(planner, a, b)
+    if met is None:
         return Unsupported("operands of shapes that meet in another way")
-    if laid is None:
-        a, b = planner.contiguous(a), planner.contiguous(b)
-        laid = _meet(a, b)
-    assert laid is not None
-    order, b, runs = laid
+    a, b, order, runs = met
     out, threads = planner.empty(a.view.shape, out_type, order), planner.threads
 
     def bind(at: At) -> Call:
@@ -89,26 +84,35 @@ def _lower_integers(planner: Planner, op: str, a: Tensor, b: Any, out_type: Valu
     return plan_kernel(planner, op, "quantized_binary", bind, [a, b], out, in_place=same)
 
 
-def _runs_of(a: Array, b: Array) -> bool:
-    """Whether two operands meet on a kernel once both are in C order."""
-    return 0 < a.ndim >= b.ndim and _runs(a, b.reshape((1,) * (a.ndim - b.ndim) + b.shape)) is not None
-
-
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
 def _one_type(a: Tensor, b: Tensor | Array) -> bool:
-    """Whether a kernel takes both: known numbers are rounded to bfloat16 once."""
+    """Whether a kernel takes both: of bfloat16 also known numbers in float32."""
     return type_of(b) in (a.type, ValueType(FLOAT32)) if isinstance(b, np.ndarray) else b.type == a.type
 
 
-def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:
-    """How two operands meet on a kernel: the larger one's memory order, the other spread to it, and its runs.
+class _Met(NamedTuple):
+    """How two operands meet on a kernel."""
 
-    Returns:
-        None if they do not.
-    """
+    a: Tensor  # the larger one
+    b: Any  # the other, spread to it
+    order: tuple[int, ...]  # of the larger one in memory
+    runs: int  # of it, each of which meets a number of the other; 1 if every element meets one of its own
+
+
+def _meet_copied(planner: Planner, a: Tensor, b: Any) -> _Met | None:
+    """As `_meet`; operands that meet in C order alone are copied to it."""
+    met, shape = _meet(a, b), as_meta(b).shape
+    spread = as_meta(b).reshape((1,) * (a.view.ndim - len(shape)) + shape)
+    if met is not None or not 0 < a.view.ndim >= len(shape) or _runs(a.view, spread) is None:
+        return met
+    return _meet(planner.contiguous(a), planner.contiguous(b))
+
+
+def _meet(a: Tensor, b: Any) -> _Met | None:
+    """How two operands meet; None if they do not."""
     order = memory_order(a.view)
     if order is None or a.view.ndim == 0:
         return None
@@ -117,7 +121,7 @@ def _meet(a: Any, b: Any) -> tuple[tuple[int, ...], Any, int] | None:
         return None
     laid_b = as_meta(b).transpose(order)
     runs = _runs(a.view.transpose(order), laid_b)
-    return None if runs is None or not laid_b.flags.c_contiguous else (order, b, runs)
+    return None if runs is None or not laid_b.flags.c_contiguous else _Met(a, b, order, runs)
 
 
 def _size(value: Any) -> int:

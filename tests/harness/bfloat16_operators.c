@@ -35,7 +35,8 @@ static void random_windows(subp_window *w) {
     for (int d = 0; d < 2; d++) {
         const ptrdiff_t kernel = *fields[d][2] = usual ? usual : between(1, 7);
         const ptrdiff_t stride = *fields[d][3] = usual ? 2 : between(1, 4);
-        const ptrdiff_t dilation = *fields[d][4] = !usual && one_in(3) ? between(1, 3) : 1, reach = (kernel - 1) * dilation;
+        const ptrdiff_t dilation = *fields[d][4] = !usual && one_in(3) ? between(1, 3) : 1;
+        const ptrdiff_t reach = (kernel - 1) * dilation;
         const ptrdiff_t pad = *fields[d][5] = between(0, kernel), after = between(0, kernel + stride);
         const ptrdiff_t size = *fields[d][0] = between(reach + 1 > pad ? reach + 1 - pad : 1, reach + 70);
         *fields[d][1] = (size + pad + after - reach - 1) / stride + 1; /* windows may hang over every edge */
@@ -46,7 +47,8 @@ void check_bfloat16_pool(int set) {
     subp_pool p = {.average = one_in(2)};
     subp_window *const w = &p.window;
     random_windows(w);
-    describe("set %d bf16 pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td average %d",
+    describe("set %d bf16 pool: %tdx%td to %tdx%td kernel %tdx%td stride %tdx%td dilation %tdx%td pad %td,%td "
+             "average %d",
              set, w->height, w->width, w->out_h, w->out_w, w->kernel_h, w->kernel_w, w->stride_h, w->stride_w,
              w->dilation_h, w->dilation_w, w->pad_top, w->pad_left, p.average);
     float *row_counts = random_floats((size_t)w->out_h), *column_counts = random_floats((size_t)w->out_w);
@@ -99,17 +101,19 @@ static void check_casts(int set, ptrdiff_t count) {
 
 void check_bfloat16_elements(int set) {
     const ptrdiff_t count = one_in(10) ? between(1, 5000) : between(1, 100);
-    const int multiply = one_in(2), one_b = one_in(2), activation = one_in(3) ? 0 : (int)between(1, SUBP_ACT_COUNT - 1);
-    const int in_place = one_in(2);
+    const int multiply = one_in(2), one_b = one_in(2) ? 0 : one_in(2) ? SUBP_ONE : SUBP_ONE_FLOAT;
+    const int activation = one_in(3) ? 0 : (int)between(1, SUBP_ACT_COUNT - 1), in_place = one_in(2);
     const float scale = one_in(2) ? 1.0f : (float)between(1, 60); /* up to where activations saturate */
     describe("set %d bf16 elements: count %td multiply %d one_b %d activation %s in_place %d scale %g", set, count,
              multiply, one_b, subp_activation_names[activation], in_place, scale);
-    const void *a = with_nan(count, scale), *b = random_elements(type, one_b ? 1 : (size_t)count);
+    const void *a = with_nan(count, scale);
+    const void *b = one_b == SUBP_ONE_FLOAT ? random_floats(1) : random_elements(type, one_b ? 1 : (size_t)count);
     void *out = exact_elements(type, (size_t)count, CANARY);
     if (in_place) memcpy(out, a, (size_t)count * sizeof(uint16_t));
     choose_of(set, SUBP_OP_binary, type)->run.binary(multiply, in_place ? out : a, b, one_b, count, activation, out);
     for (ptrdiff_t i = 0; i < count; i++) {
-        const double x = get(a, i), y = get(b, one_b ? 0 : i), exact = multiply ? x * y : x + y;
+        const double x = get(a, i), y = one_b == SUBP_ONE_FLOAT ? *(const float *)b : get(b, one_b ? 0 : i);
+        const double exact = multiply ? x * y : x + y;
         if (isinf(x)) continue; /* what becomes of infinity is the activation's own affair */
         expect("element", i, get(out, i), activation ? activation_oracle(activation, exact) : exact,
                multiply ? fabs(exact) : fabs(x) + fabs(y), 1);
@@ -118,7 +122,8 @@ void check_bfloat16_elements(int set) {
     double total = 0, size = 0;
     for (ptrdiff_t i = 0; i < count; i++) {
         const double x = get(a, i);
-        if (!isinf(x)) expect("activated", i, get(out, i), activation ? activation_oracle(activation, x) : x, fabs(x), 1);
+        const double want = activation ? activation_oracle(activation, x) : x;
+        if (!isinf(x)) expect("activated", i, get(out, i), want, fabs(x), 1);
         total += x;
         size += fabs(x);
     }
