@@ -31,6 +31,18 @@ static inline void subp_bf16_sums(const subp_window *w, const uint16_t *in, cons
         }
 }
 
+/* Stores sums as outputs `to` and following, once their residual is added. */
+static inline void subp_bf16_store(float *sums, ptrdiff_t count, const void *residual, int activation, int to_float,
+                                   void *out, ptrdiff_t to) {
+    const uint16_t *addend = subp_at_if(residual, to, sizeof(uint16_t));
+    for (ptrdiff_t i = 0; addend && i < count; i++) sums[i] += subp_from_bfloat16(addend[i]);
+    subp_activate(sums, count, activation);
+    if (to_float)
+        memcpy((float *)out + to, sums, (size_t)count * sizeof(float));
+    else
+        for (ptrdiff_t i = 0; i < count; i++) ((uint16_t *)out)[to + i] = subp_to_bfloat16(sums[i]);
+}
+
 static inline void subp_bf16_depthwise(const subp_depthwise *d) {
     const subp_window *w = d->window;
     float sums[SUBP_BF16_COLUMNS];
@@ -39,17 +51,11 @@ static inline void subp_bf16_depthwise(const subp_depthwise *d) {
             for (ptrdiff_t x = 0; x < w->out_w; x += SUBP_BF16_COLUMNS) {
                 const ptrdiff_t count = subp_smaller(SUBP_BF16_COLUMNS, w->out_w - x);
                 const ptrdiff_t to = n * d->out_stride + y * w->out_w + x;
-                const uint16_t *residual = subp_at_if(d->residual, to, sizeof(uint16_t));
                 for (ptrdiff_t i = 0; i < count; i++) sums[i] = d->bias ? d->bias[n] : 0.0f;
                 subp_bf16_sums(w, (const uint16_t *)d->in + n * d->in_stride,
                                (const uint16_t *)d->values + n * w->kernel_h * w->kernel_w,
                                y * w->stride_h - w->pad_top, x, count, sums);
-                for (ptrdiff_t i = 0; residual && i < count; i++) sums[i] += subp_from_bfloat16(residual[i]);
-                subp_activate(sums, count, d->activation);
-                if (d->to_float)
-                    memcpy((float *)d->out + to, sums, (size_t)count * sizeof(float));
-                else
-                    for (ptrdiff_t i = 0; i < count; i++) ((uint16_t *)d->out)[to + i] = subp_to_bfloat16(sums[i]);
+                subp_bf16_store(sums, count, d->residual, d->activation, d->to_float, d->out, to);
             }
 }
 

@@ -7,18 +7,6 @@
 
 enum { WORD_CHANNELS = 2 };
 
-/* Pixels of a tile of one channel: outputs and their residual. */
-static void store_channel(const subp_tile *t, float *sums, int32_t c, ptrdiff_t at, ptrdiff_t count) {
-    const ptrdiff_t to = c * t->out_stride + at;
-    const uint16_t *residual = t->residual ? (const uint16_t *)t->residual + to : NULL;
-    for (ptrdiff_t i = 0; residual && i < count; i++) sums[i] += subp_from_bfloat16(residual[i]);
-    subp_activate(sums, count, t->activation);
-    if (t->to_float)
-        memcpy((float *)t->out + to, sums, (size_t)count * sizeof(float));
-    else
-        for (ptrdiff_t i = 0; i < count; i++) ((uint16_t *)t->out)[to + i] = subp_to_bfloat16(sums[i]);
-}
-
 /* A word of `count` pixels as a row of numbers for each of its channels. */
 static void widen(const uint8_t *from, ptrdiff_t count, ptrdiff_t step, float *x) {
     for (ptrdiff_t i = 0; i < count; i++) {
@@ -46,7 +34,9 @@ static void widen(const uint8_t *from, ptrdiff_t count, ptrdiff_t step, float *x
                             for (int i = 0; i < PIXELS; i++) sums[c][i] += weight * x[b][i];                     \
                         }                                                                                        \
                 }                                                                                                \
-            for (int32_t c = 0; c < t->channels; c++) store_channel(t, sums[c], c, at, count);                   \
+            for (int32_t c = 0; c < t->channels; c++)                                                            \
+                subp_bf16_store(sums[c], count, t->residual, t->activation, t->to_float, t->out,                 \
+                                c * t->out_stride + at);                                                         \
         }                                                                                                        \
         if (t->next) bf16_interleave__generic(t->next);                                                          \
     }
