@@ -39,7 +39,7 @@ INLINE void store_floats(float *out, const vf32 *x, int count, const word_block 
 }
 
 /* Several passes over the registers, as in vector.h. */
-INLINE void store_sums(const subp_tile *t, vf32 acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS], ptrdiff_t at, int count,
+INLINE void store_sums(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int count,
                        const word_block o) {
     const ptrdiff_t stride = t->out_stride;
     const int32_t stored = t->channels;

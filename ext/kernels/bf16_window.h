@@ -41,7 +41,7 @@ INLINE void depthwise_block(const window_block *b, const subp_window *g, const w
                             int stride, int height, int partial) {
     const ptrdiff_t first = tile->column * stride - g->pad_left;
     const int pairs = pairs_of(kernel);
-    vf32 acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS];
+    vf32 acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int r = 0; r < height; r++) acc[r][0] = vf32_splat(*b->out.bias);
     UNROLL for (int i = 0; i < (height - 1) * stride + kernel; i++) {
         vword x[MAX_PAIRS];

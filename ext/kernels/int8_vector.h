@@ -55,12 +55,13 @@ INLINE void store_channel(const subp_tile *t, const vi32 *acc, ptrdiff_t at, int
     const subp_requantize *q = t->requantize;
     const vf32 factor = vf32_splat(t->factor[c]);
     const ptrdiff_t to = c * t->out_stride + at;
-    vi32 rounded[WORDS_MAX_VECTORS];
+    vi32 rounded[MAX_VECTORS];
     UNROLL for (int v = 0; v < o.vectors; v++) {
         vf32 x = vf32_mul(vf32_of(acc[v]), factor);
         if (has_residual) {
             const uint8_t *from = (const uint8_t *)t->residual + to + v * VI32_LANES;
-            vi32 residual = vi32_sub(vi32_bytes(from, pixels_of(o, v, count, VI32_LANES)), vi32_splat(q->residual_zero));
+            const vi32 stored = vi32_bytes(from, pixels_of(o, v, count, VI32_LANES));
+            const vi32 residual = vi32_sub(stored, vi32_splat(q->residual_zero));
             x = vf32_madd(vf32_of(residual), vf32_splat(q->residual_factor), x);
         }
         rounded[v] = vi32_round(x);
@@ -68,7 +69,7 @@ INLINE void store_channel(const subp_tile *t, const vi32 *acc, ptrdiff_t at, int
     store_bytes((uint8_t *)t->out + to, rounded, o.vectors, o.partial ? count : o.vectors * VI32_LANES, q);
 }
 
-INLINE void store_sums(const subp_tile *t, vi32 acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS], ptrdiff_t at, int count,
+INLINE void store_sums(const subp_tile *t, vi32 acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int count,
                        const word_block o) {
     const int32_t stored = t->channels;
     if (t->to_float) {
@@ -117,6 +118,7 @@ INLINE csum csum_dot(csum sums, const uint8_t *word, const uint8_t *weights) { r
 #define INT8_DEFINE_PEAK(set) DEFINE_WORD_PEAK(u8s8_peak__##set)
 /* As DEFINE_WORD_KERNEL: blocks of `channels`, `MANY` vectors and `FEW`. */
 #define INT8_DEFINE_KERNEL(set, channels, pixels, MANY, FEW, ...)                                                 \
-    DEFINE_WORD_KERNEL(u8s8_ubsconv_##channels##x##pixels##__##set, u8s8_interleave__##set, channels, MANY, FEW, __VA_ARGS__)
+    DEFINE_WORD_KERNEL(u8s8_ubsconv_##channels##x##pixels##__##set, u8s8_interleave__##set, channels, MANY, FEW, \
+                       __VA_ARGS__)
 
 #endif

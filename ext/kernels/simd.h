@@ -23,6 +23,9 @@
 #define NOINLINE __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* No kernel's block of registers has more. */
+enum { MAX_CHANNELS = 8, MAX_VECTORS = 8 };
+
 #ifndef VF32_VALUE
 #define VF32_VALUE(w, c, channels) vf32_splat((w)[c])
 #endif

@@ -4,8 +4,6 @@
 
 #include "activation.h"
 
-enum { MAX_CHANNELS = 8, MAX_VECTORS = 8 };
-
 /* Whether it is an instruction or two of a vector, or none. */
 INLINE int in_vectors(int activation) {
     return activation == SUBP_ACT_none || activation == SUBP_ACT_relu || activation == SUBP_ACT_relu6;

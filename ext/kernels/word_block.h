@@ -2,8 +2,6 @@
 #ifndef SUBP_WORD_BLOCK_H
 #define SUBP_WORD_BLOCK_H
 
-enum { WORDS_MAX_CHANNELS = 8, WORDS_MAX_VECTORS = 8 };
-
 /* How a block is computed; constants at every call. */
 typedef struct {
     int channels, vectors;

@@ -3,12 +3,13 @@
  *   vsum, VSUM_LANES sums, a pixel each; vsum_start(tile, channel), what they start from, 0 for channels that are not
  *     stored; vsum_dot(sums, words, weight), the products of each word added to its sum;
  *   vword, the words of as many pixels: vword_load(p); vword_weight(p), one word in every lane;
- *   csum, sums of CSUM_LANES output channels of one pixel: csum_start(tile), csum_dot(sums, word, weights), the products
- *     of one word with the weights of each channel; of use where kernels are defined with WORDS_ODD or WORDS_AHEAD;
+ *   csum, sums of CSUM_LANES output channels of one pixel: csum_start(tile), csum_dot(sums, word, weights), the
+ *     products of one word with the weights of each channel; of use where kernels are defined with WORDS_ODD or
+ *     WORDS_AHEAD;
  *   word_element, what planes hold, and WORD_CHANNELS of them in a word; interleave_block(x, offsets, count, out), the
  *     words of the first count <= INTERLEAVE_PIXELS pixels, nothing else read or written, and faster if all;
- * and after word_block.h: store_sums(tile, sums, at, count, block), the outputs of a block at pixel `at`, of which `count`
- * are stored; store_pixel(tile, sums, at), those of one pixel. */
+ * and after word_block.h: store_sums(tile, sums, at, count, block), the outputs of a block at pixel `at`, of which
+ * `count` are stored; store_pixel(tile, sums, at), those of one pixel. */
 #ifndef SUBP_WORD_TILES_H
 #define SUBP_WORD_TILES_H
 
@@ -27,9 +28,9 @@ INLINE void make_word(const subp_interleave *s, ptrdiff_t word, ptrdiff_t copy, 
 }
 
 /* One word of every pixel, one tap: every weight meets every pixel. */
-INLINE void add_words(vsum acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS], csum *last, const uint8_t *from,
+INLINE void add_words(vsum acc[MAX_CHANNELS][MAX_VECTORS], csum *last, const uint8_t *from,
                       const uint8_t *w, const word_block o) {
-    vword x[WORDS_MAX_VECTORS];
+    vword x[MAX_VECTORS];
     __builtin_prefetch(w + WEIGHTS_AHEAD);
     UNROLL for (int v = 0; v < o.vectors; v++) x[v] = vword_load(from + v * VSUM_LANES * SUBP_WORD);
     UNROLL for (int c = 0; c < o.channels; c++) {
@@ -41,7 +42,7 @@ INLINE void add_words(vsum acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS], csum *las
 
 /* The block at pixel `at`; `count` of its pixels are stored, and the extra one. */
 INLINE void word_block_at(const subp_tile *t, ptrdiff_t at, int count, const word_block o) {
-    vsum acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS];
+    vsum acc[MAX_CHANNELS][MAX_VECTORS];
     UNROLL for (int c = 0; c < o.channels; c++) {
         const vsum start = vsum_start(t, c);
         UNROLL for (int v = 0; v < o.vectors; v++) acc[c][v] = start;
