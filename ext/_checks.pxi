@@ -6,7 +6,8 @@ cdef enum:
     MAX_THREADS = 4096
 
 # Letters of the buffer protocol by the kind of number they stand for.
-_KINDS = {letter: kind for kind, letters in (("f", "efd"), ("i", "bhilq"), ("u", "BHILQ"), ("?", "?")) for letter in letters}
+_LETTERS = {"f": "efd", "i": "bhilq", "u": "BHILQ", "?": "?"}
+_KINDS = {letter: kind for kind in _LETTERS for letter in _LETTERS[kind]}
 
 
 # How the buffer protocol marks this machine's byte order.
@@ -78,7 +79,7 @@ cdef _Array _array(str name, value, dtype, tuple shape, bint writable = False):
 
     Raises:
         TypeError: not an array.
-        ValueError: another type or shape, not contiguous, or not writable.
+        ValueError: another type or shape, not contiguous, not aligned to its elements, or not writable.
     """
     cdef _Array found = _Array.__new__(_Array)
     cdef int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0)
@@ -100,6 +101,9 @@ cdef _Array _array(str name, value, dtype, tuple shape, bint writable = False):
     fits = len(found.shape) == len(shape) and kind == _KINDS[letter] and found._view.itemsize == itemsize
     if not fits or not all([b == a if a is not None else b > 0 for a, b in zip(shape, found.shape)]):
         raise ValueError(f"{name} is {_told(value)}; {_wanted(dtype, shape, writable)}")
+    if <size_t>found._view.buf % <size_t>itemsize:
+        told = f"{_told(value)} and not aligned to {itemsize} bytes"
+        raise ValueError(f"{name} is {told}; {_wanted(dtype, shape, writable)}")
     found.data, found.itemsize = found._view.buf, itemsize
     return found
 

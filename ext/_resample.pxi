@@ -3,9 +3,9 @@
 # Copies take elements of any type: arrays of bytes [..., elements * bytes of one].
 
 
-cdef _Array _indices(str name, value, Py_ssize_t count, Py_ssize_t below):
-    """Indices of rows or columns, in memory of their own: nobody can change them between check and use."""
-    own = np.array(value, np.int32)
+cdef _Array _indices(str name, own, count, Py_ssize_t below):
+    """Indices of rows or columns, as many as `count` or any number. `own` is a copy: others could change what they gave
+    between check and use."""
     cdef _Array found = _array(name, own, "int32", (count,))
     if own.min() < 0 or own.max() >= below:
         raise ValueError(f"{name} are from {own.min()} to {own.max()}; expected 0 to {below - 1}")
@@ -17,7 +17,8 @@ cdef tuple _pairs(subp_pairs *pairs, str name, value, Py_ssize_t count, Py_ssize
     cdef _Array low, high, low_weight, high_weight
     if not isinstance(value, (tuple, list)) or len(value) != 4:
         raise ValueError(f"{name} is {_told(value)}; expected (low, high, low_weight, high_weight)")
-    low, high = _indices(f"low of {name}", value[0], count, size), _indices(f"high of {name}", value[1], count, size)
+    below, above = np.array(value[0], np.int32), np.array(value[1], np.int32)
+    low, high = _indices(f"low of {name}", below, count, size), _indices(f"high of {name}", above, count, size)
     low_weight = _array(f"low weights of {name}", value[2], "float32", (count,))
     high_weight = _array(f"high weights of {name}", value[3], "float32", (count,))
     pairs.low, pairs.high = <const int32_t *>low.data, <const int32_t *>high.data
@@ -92,19 +93,19 @@ def bind_gather(
     """Binds out[:, y, x] = x[:, rows[y], columns[x]] of every plane."""
     cdef _Gather call = _Gather.__new__(_Gather)
     cdef _Array source = _array("x", x, "uint8", (None, None, None))
-    cdef _Array down = _array("rows", np.array(rows, np.int32), "int32", (None,))
-    cdef _Array across = _array("columns", np.array(columns, np.int32), "int32", (None,)), target
+    cdef _Array down, across, target
     call.call.element = _element(element)
-    wide = across.shape[0] * call.call.element
-    target = _array("out", out, "uint8", (source.shape[0], down.shape[0], wide), True)
     if source.shape[2] % call.call.element:
         raise ValueError(f"rows of {source.shape[2]} bytes are no whole elements of {element}")
     width = source.shape[2] // call.call.element
-    down, across = _indices("rows", rows, down.shape[0], source.shape[1]), _indices("columns", columns, across.shape[0], width)
+    rows, columns = np.array(rows, np.int32), np.array(columns, np.int32)
+    down, across = _indices("rows", rows, None, source.shape[1]), _indices("columns", columns, None, width)
+    wide = across.shape[0] * call.call.element
+    target = _array("out", out, "uint8", (source.shape[0], down.shape[0], wide), True)
     call.threads, call.items = _threads(threads), source.shape[0]
     call.call.width, call.call.out_h, call.call.out_w = width, down.shape[0], across.shape[0]
     call.call.rows, call.call.columns = <const int32_t *>down.data, <const int32_t *>across.data
-    call.call.first, call.call.last = _longest_run(np.array(columns, np.int32))
+    call.call.first, call.call.last = _longest_run(columns)
     call.x, call.out = <char *>source.data, <char *>target.data
     call.size, call.out_size = source.shape[1] * source.shape[2], target.shape[1] * target.shape[2]
     call.held = (source, target, down, across)
@@ -170,7 +171,7 @@ def bind_weave(
             source = _array("sources", sources[n], "uint8", (planes, *shape))
         held.append(source)
         size = rows * columns
-        call.sources[n] = <const char *>source.data + (<Py_ssize_t>n * <Py_ssize_t>(size * call.call.element) if stacked else 0)
+        call.sources[n] = <const char *>source.data + (n * <Py_ssize_t>(size * call.call.element) if stacked else 0)
         call.strides[n] = size * phases if stacked else size
     call.call.sources, call.call.strides = call.sources, call.strides
     call.threads, call.items = _threads(threads), planes

@@ -90,7 +90,7 @@ class Convolution:
         known = runtime.kernels().activations()
         if activation is not None and activation not in known:
             raise ValueError(f"activation {activation!r} is not known; expected None or one of {', '.join(known)}")
-        bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        bias = None if bias is None else np.require(bias, np.float32, ["C", "A"])
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias has shape {bias.shape}; expected ({weight.shape[0]},), one per output channel")
         self.layer = Layer(
@@ -233,7 +233,7 @@ def _stored(array: np.ndarray, storage: np.dtype[Any], name: str) -> np.ndarray:
     """
     if storage == np.uint16 and array.dtype != storage:
         raise ValueError(f"the {name} is {array.dtype}; expected the bits of bfloat16, as uint16")
-    return np.ascontiguousarray(array, storage)
+    return np.require(array, storage, ["C", "A"])
 
 
 def _activations_of(weight_dtype: str) -> str:

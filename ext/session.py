@@ -407,7 +407,7 @@ def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
     Raises:
         ValueError: names the node that failed, or whose result is too large.
     """
-    constants: dict[str, Any] = dict(graph.constants)
+    constants: dict[str, Any] = {name: _aligned(value) for name, value in graph.constants.items()}
     nodes, room = [], min(MAX_CONSTANT_BYTES, runtime.memory_limit())
     for node in graph.nodes:
         if any(ref.name not in constants for ref in node.refs()):
@@ -419,6 +419,13 @@ def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
         owned = [array for array in operators.arrays_in(value) if array.flags.owndata]
         room -= sum(array.nbytes for array in owned)
     return constants, nodes
+
+
+def _aligned(constant: Any) -> Any:
+    """A constant whose elements lie where kernels may read them; a Graph may be given others."""
+    if isinstance(constant, TypedArray):
+        return TypedArray(np.require(constant.values, requirements="A"), constant.type)
+    return np.require(constant, requirements="A") if isinstance(constant, np.ndarray) else constant
 
 
 def _check_input(value: Any, spec: TensorSpec) -> np.ndarray:

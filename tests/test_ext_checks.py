@@ -506,6 +506,14 @@ def test_what_fits_runs_and_what_does_not_is_refused(name):
         assert refused(call, arguments, argument, value), f"{name} took {argument}={value!r}"
 
 
+@pytest.mark.parametrize("name", ["a", "b", "out"])
+def test_elements_that_are_not_aligned(name):
+    """C may not read them as floats, and what it makes of it depends on the compiler."""
+    shifted = np.zeros(BINARY[name].nbytes + 1, np.uint8)[1:].view(np.float32).reshape(BINARY[name].shape)
+    with pytest.raises(ValueError, match=f"{name} is float32 .* and not aligned to 4 bytes; expected a"):
+        _kernels.bind_binary(**BINARY | {name: shifted})
+
+
 def test_outputs_that_cannot_be_written():
     frozen = floats(5)
     frozen.flags.writeable = False

@@ -70,6 +70,20 @@ def simple(*nodes, outputs=("y",), inputs=("x",), shape=(None, 4), constants=Non
     )
 
 
+def unaligned(array: np.ndarray) -> np.ndarray:
+    shifted = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    shifted[...] = array
+    return shifted
+
+
+def test_arrays_whose_elements_are_not_aligned():
+    x, weight, bias = image(), np.ones((4, 3, 3, 3), np.float32), np.arange(4, dtype=np.float32)
+    want = subp_ext.conv2d(x, weight, bias)
+    assert np.array_equal(subp_ext.conv2d(*map(unaligned, (x, weight, bias))), want)
+    graph = simple(Node("add", "y", {"self": Ref("x"), "other": Ref("w")}), constants={"w": unaligned(bias)})
+    assert np.array_equal(Session(graph).run(x[:, 0, 0, :4]), x[:, 0, 0, :4] + bias)
+
+
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     env = {**os.environ, **environment}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)

@@ -15,8 +15,8 @@ typedef struct {
 typedef struct {
     ptrdiff_t width, out_h, out_w;
     subp_pairs rows, columns;
-    int doubles; /* columns are those of an output twice as wide, all but the first and the last two: a quarter of the
-                    one neighbour and three of the other */
+    int doubles; /* the output is twice as wide: but for its first and its last column, each is three quarters of the
+                    nearer column of the input and a quarter of the other */
 } subp_bilinear;
 
 /* One plane; `rows` is room for 2 * out_w numbers. */

@@ -1,14 +1,15 @@
-/* The copies of resample.h, for elements of one size: the includer defines ELEMENT, an unsigned integer of that size, and
- * NAMED(function), what its functions are called. */
+/* The copies of resample.h, for elements of one size: the includer defines ELEMENT, an unsigned integer of that size,
+ * and NAMED(function), what its functions are called. */
 #define element NAMED(element)
-typedef ELEMENT __attribute__((may_alias)) element;
+typedef ELEMENT __attribute__((may_alias, aligned(1))) element; /* of any type, and in bytes at any place */
 
 static void NAMED(gather_row)(const subp_gather *call, const void *from, void *to) {
     const element *in = from;
     element *out = to;
     for (ptrdiff_t x = 0; x < call->first; x++) out[x] = in[call->columns[x]];
     if (call->last > call->first)
-        memcpy(out + call->first, in + call->columns[call->first], (size_t)(call->last - call->first) * sizeof(element));
+        memcpy(out + call->first, in + call->columns[call->first],
+               (size_t)(call->last - call->first) * sizeof(element));
     for (ptrdiff_t x = call->last; x < call->out_w; x++) out[x] = in[call->columns[x]];
 }
 
