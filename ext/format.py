@@ -183,20 +183,19 @@ def _read_preamble(raw: bytes, size: int) -> tuple[int, int]:
     if raw[: len(MAGIC)] != MAGIC:
         if MAGIC.startswith(raw) and raw:
             raise FormatError(f"cut short: {size} bytes, expected at least {ALIGNMENT}; copy or export it again")
-        found = foreign(raw, size) or "does not start as a .subp file does"
-        raise FormatError(f"{found}; expected a file written by subp_ext.save")
+        raise FormatError(foreign(raw, size))
     if len(raw) < ALIGNMENT:
         raise FormatError(f"cut short: {size} bytes, expected at least {ALIGNMENT}; copy or export it again")
     _, version, header_crc, header_bytes, file_bytes = _PREAMBLE.unpack_from(raw)
     (crc,) = struct.unpack_from("<I", raw, _PREAMBLE.size)
     if version > VERSION:
-        raise FormatError(f"format version {version}, this subp_ext reads up to {VERSION}; install a newer one")
+        raise FormatError(f"format version {version}, this subp_ext reads up to {VERSION}; install a newer subp-dist")
     if crc != zlib.crc32(raw[: _PREAMBLE.size]) or version < 1:
         raise FormatError("the preamble is damaged (checksum); copy or export the file again")
     if file_bytes != size:
         raise FormatError(f"{size} bytes, expected {file_bytes}; the file was cut short or extended, copy it again")
     if header_bytes > size - ALIGNMENT:
-        raise FormatError(f"header of {header_bytes} bytes in a file of {size}")
+        raise FormatError(f"a header of {header_bytes} bytes in a file of {size}; copy or export it again")
     return header_crc, header_bytes
 
 

@@ -83,9 +83,9 @@ def opened(source: ModelSource) -> Iterator[tuple[Readable, int]]:
     try:
         memory = _Memory(data)
     except TypeError as error:
-        raise TypeError(
-            f"a model is a {type(data).__name__} ({error}); expected a path, bytes, a memoryview or an open binary file"
-        ) from error
+        kind = type(data).__name__
+        found = f"the model is a {kind}" if data is source else f"reading {name_of(source)} gave a {kind}"
+        raise TypeError(f"{found}; expected a path, bytes, a memoryview or a file opened in binary mode") from error
     yield memory, len(memory)
 
 
@@ -103,6 +103,7 @@ _EXPORT = "export its network with `python -m subp_dist.export`"
 _KNOWN = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes (.pt, .pth)", _EXPORT),
     (b"\x80\x02", "a pickle, as torch.save wrote before torch 1.6", _EXPORT),
+    *((bytes([0x80, protocol]), "a pickle", _EXPORT) for protocol in (3, 4, 5)),
     (b"\x1f\x8b", "compressed (gzip)", "decompress it first"),
     (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "decompress it first"),
     (b"\xfd7zXZ\x00", "compressed (xz)", "decompress it first"),
@@ -118,20 +119,29 @@ _KNOWN = (
 
 
 def foreign(head: bytes, size: int) -> str:
-    """Says what a file is that does not start as a .subp file does, and what to do; empty where that is not known.
+    """Says what a file is that does not start as a .subp file does, and what to do.
 
     Args:
         head: its first bytes, some 64.
         size: of the whole file.
     """
+    known = _recognise(head, size)
+    if known is None:
+        return "does not start as a .subp file does; check its path, or export the network again"
+    kind, advice = known
+    return f"is {kind}; expected a .subp file: {advice}"
+
+
+def _recognise(head: bytes, size: int) -> tuple[str, str] | None:
+    """What the file is and what makes a network of it, where that is known."""
     if not size:
-        return "is empty; copy or export it again"
+        return "empty", "copy or export it again"
     for magic, kind, advice in _KNOWN:
         if head.lower().startswith(magic.lower()):
-            return f"is {kind}; {advice}"
+            return kind, advice
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack_from("<Q", head)[0] < size:
-        return f"is a safetensors file, which has weights and no network; {_EXPORT}"
+        return "a safetensors file, which has weights and no network", _EXPORT
     # A protobuf message whose first field is the version of the format, and whose second the producer's name.
     if len(head) > 4 and head[0] == 0x08 and head[1] < 0x40 and head[2] in (0x12, 0x3A):
-        return f"is an ONNX file; {_EXPORT}"
-    return ""
+        return "an ONNX file", _EXPORT
+    return None

@@ -62,7 +62,7 @@ def test_a_pipe_is_read_to_its_end(file, tmp_path):
 def test_what_is_nothing_to_read_from(file):
     with file.open(encoding="latin-1") as text, pytest.raises(TypeError, match="was opened as text; .* 'rb'"):
         load(text)
-    with pytest.raises(TypeError, match="a model is a int .* expected a path, bytes, a memoryview or an open binary"):
+    with pytest.raises(TypeError, match="the model is a int; expected a path, bytes, a memoryview or a file opened"):
         Session(3)
     with pytest.raises(FormatError, match="the bytes: .* bytes, expected .* cut short"):
         load(file.read_bytes()[:-1])
@@ -77,7 +77,8 @@ def zipped():
 
 FOREIGN = {
     "is a zip archive, as torch.save writes": zipped(),
-    "is a pickle": pickle.dumps({}, 2),
+    "is a pickle, as torch.save wrote before": pickle.dumps({}, 2),
+    "is a pickle; expected a .subp file: export its network": pickle.dumps({}, 4),
     "is a safetensors file, which has weights and no network": struct.pack("<Q", 8) + b'{"a": 1}' + bytes(100),
     "is an ONNX file": b"\x08\x0a\x12\x07pytorch\x1a\x05" + bytes(80),
     "is compressed": b"\x1f\x8b\x08" + bytes(80),
