@@ -44,7 +44,9 @@ GENERIC_CFLAGS = ["-ffp-contract=fast"]
 # Results of the int8 kernels are the same bits everywhere: a product is fused with a sum only where the code says so.
 INT8_CFLAGS = ["-ffp-contract=off"]
 # Convolutions, depthwise ones, all else, and their flags.
-KINDS = {"int8": INT8_CFLAGS, "int8_depthwise": INT8_CFLAGS, "int8_planes": INT8_CFLAGS, "bf16": [], "bf16_planes": []}
+KINDS = dict.fromkeys(["int8", "int8_depthwise", "int8_planes"], INT8_CFLAGS) | dict.fromkeys(
+    ["bf16", "bf16_planes", "bf16_winograd"], []
+)
 
 
 def kernel_sets(machine: str) -> list[tuple[str, list[str]]]:

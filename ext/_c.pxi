@@ -67,6 +67,8 @@ cdef extern from "kernels.h" nogil:
     ctypedef void (*subp_cast_fn)(const void *input, Py_ssize_t count, void *out) noexcept nogil
     ctypedef struct subp_thread_state_fn:
         pass
+    ctypedef void (*subp_winograd_weights_fn)(const void *values, Py_ssize_t kept, Py_ssize_t block, Py_ssize_t count,
+                                              Py_ssize_t stride, float *out) noexcept nogil
     ctypedef union subp_run_functions:
         subp_interleave_fn interleave
         subp_depthwise_fn depthwise
@@ -85,6 +87,7 @@ cdef extern from "kernels.h" nogil:
         subp_quantized_pool_fn quantized_pool
         subp_quantized_mean_fn quantized_mean
         subp_cast_fn cast
+        subp_winograd_weights_fn winograd_weights
     ctypedef struct subp_row:
         const char *name
         int op, dtype, weight_dtype, out_dtype, set
@@ -94,7 +97,7 @@ cdef extern from "kernels.h" nogil:
         double tolerance
         int32_t size, stride
         subp_run_functions run
-    int SUBP_TILE_SLACK, SUBP_WORD, SUBP_POOL_SLACK, SUBP_FACTOR_SLACK
+    int SUBP_WINOGRAD_CHANNELS, SUBP_TILE_SLACK, SUBP_WORD, SUBP_POOL_SLACK, SUBP_FACTOR_SLACK
     int SUBP_SET_COUNT, SUBP_DTYPE_COUNT, SUBP_OP_COUNT, SUBP_ACT_COUNT
     int SUBP_OP_conv2d, SUBP_OP_depthwise, SUBP_OP_winograd
     Py_ssize_t SUBP_NORM_PIXELS
@@ -220,6 +223,8 @@ cdef extern from "winograd.h" nogil:
         const subp_row *const *kernels
         Py_ssize_t tiles_of_row
         const subp_row *transforms
+        const subp_row *outputs
+        subp_winograd_weights_fn weights
         subp_tiles tiles
         Py_ssize_t run, call_tiles, pitch
         const void *values

@@ -390,8 +390,10 @@ cdef class CompiledWinograd(_InPasses):
     Args:
         kernel_set, dtype, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `CompiledConvolution`.
         size: outputs of a tile along a side.
-        values: [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile].
+        values: [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile]; where
+            kernels transform them, [rows, kept * 9 * block] as they are.
         run, call_tiles, pitch: see kernels/winograd.h.
+        out_dtype: of the outputs, where it is not that of the transforms' row: float32, of bfloat16.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, or no transforms for the size.
@@ -417,8 +419,10 @@ cdef class CompiledWinograd(_InPasses):
         run,
         call_tiles,
         pitch,
+        str out_dtype="",
     ):
         cdef subp_winograd *call = &self._call
+        cdef const subp_row *transformed
         cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
         cdef _Kernels kernels
         size = _whole("size", size)
@@ -431,15 +435,24 @@ cdef class CompiledWinograd(_InPasses):
             raise ValueError(f"pitch is {pitch}; expected at least {wanted}, for a run and its slack")
         indices = np.array(indices, np.int32)
         _check_rows(kept.shape[0], kept.shape[1], in_shape[0], out_shape[0], groups, block, indices)
-        kernels = _Kernels(kernel_set, dtype, min(block, out_shape[0] + MAX_TILE_CHANNELS))
-        self._take_types(kernels.of_row[0])
-        if kernels.of_row[0].interleave != 1 or kernels.of_row[0].out_dtype != kernels.of_row[0].dtype:
-            raise ValueError(f"{kernels.of_row[0].name.decode()} cannot multiply transformed numbers; run it directly")
-        call.element = call.out_element = self._element
-        call.weight_element = _FORMATS[_DTYPES[kernels.of_row[0].weight_dtype]][1]
+        kernels = _Kernels(kernel_set, "float32", min(block, out_shape[0] + MAX_TILE_CHANNELS))
+        self._take_types(call.transforms)
+        self._out_dtype = _stored_type(call.transforms, None, out_dtype)
+        call.outputs = _choose(kernel_set, _Request("winograd", self._out_dtype, size=size))
+        transformed = subp_choose(
+            subp_row_table, subp_row_count, _admitted(kernel_set), &_Request("winograd_weights", dtype, size=size).c
+        )
+        call.weights = NULL if transformed == NULL else transformed.run.winograd_weights
+        if transformed != NULL and kernels.of_row[0].channels > SUBP_WINOGRAD_CHANNELS:
+            raise ValueError(
+                f"{transformed.name.decode()} transforms {<int>SUBP_WINOGRAD_CHANNELS} channels at most; "
+                f"{kernels.of_row[0].name.decode()} has {kernels.of_row[0].channels}"
+            )
+        call.element, call.out_element = self._element, _FORMATS[self._out_dtype][1]
+        call.weight_element = _FORMATS[_DTYPES[call.transforms.weight_dtype]][1]
+        terms = (size + 2) ** 2 if transformed == NULL else 9
         weights = _array(
-            "values", values, _DTYPES[kernels.of_row[0].weight_dtype],
-            (kept.shape[0], (size + 2) ** 2 * kept.shape[1] * block),
+            "values", values, _DTYPES[call.transforms.weight_dtype], (kept.shape[0], terms * kept.shape[1] * block)
         )
         call.kernels, call.tiles_of_row = kernels.of_row, kernels.count
         call.activation = _activation_number(activation)
@@ -455,7 +468,7 @@ cdef class CompiledWinograd(_InPasses):
         self._arrays = (weights, offsets, summands, kernels)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_winograd_passes(call), subp_winograd_fills(call)
-        self.scratch = ((subp_winograd_planes(call) + subp_winograd_sums(call)) * self._element + 3) // 4
+        self.scratch = subp_winograd_planes(call) + subp_winograd_sums(call)
 
     cdef subp_conv_parts _divide(self, int threads) noexcept nogil:
         cdef subp_conv_parts parts
@@ -468,11 +481,11 @@ cdef class CompiledWinograd(_InPasses):
 
     cdef void _part(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, const subp_conv_parts *parts,
                     Py_ssize_t part, const void *scratch, void *own) noexcept nogil:
-        cdef char *sums = <char *>own + subp_winograd_planes(&self._call) * self._element
+        cdef char *sums = <char *>own + subp_winograd_planes(&self._call) * 4
         subp_winograd_part(&self._call, arrays, pass_, part, scratch, sums)
 
     cdef void _whole(self, const subp_conv_arrays *arrays, Py_ssize_t pass_, void *own) noexcept nogil:
-        cdef char *sums = <char *>own + subp_winograd_planes(&self._call) * self._element
+        cdef char *sums = <char *>own + subp_winograd_planes(&self._call) * 4
         subp_winograd_pass(&self._call, arrays, pass_, own, sums)
 
 

@@ -257,7 +257,9 @@ def _algorithms(layer: Layer, weight: Weight, winograd: bool) -> list[Direct | D
             return [Depthwise(layer, weight)]
     direct = Direct(layer, weight)
     if direct.interleave > 1:
-        return [DirectWords(layer, weight)]
+        direct = DirectWords(layer, weight)
+    # Tile registers multiply bfloat16 at several times the rate of the float32 that Winograd's products are in.
+    winograd = winograd and all(packing != "tile_registers" for _, _, packing in layer.tiles)
     sizes = [size for size in (2, 4) if winograd and fits(layer, size)]
     return [direct, *(Winograd(layer, weight, size) for size in sizes)]
 

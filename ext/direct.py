@@ -35,6 +35,9 @@ TILES_OF_FEW = 4
 # What a weight costs beside its products, in products: it comes from outside the L2 cache.
 PRODUCTS_PER_WEIGHT = 32
 
+# The same of weights in words, of which a product takes as long as one of float32.
+PRODUCTS_PER_NARROW_WEIGHT = 4
+
 
 def run_pixels(layer: Layer) -> int:
     """Pixels of a run: whole tiles of the kernel, RUN_PIXELS or a little more."""
@@ -78,7 +81,9 @@ class Direct(Algorithm):
         """What an image takes, in products."""
         out_h, out_w = self._layer.out_size(height, width)
         taps = self._layer.kernel_size[0] * self._layer.kernel_size[1]
-        return self._layer.padded_weights * taps * (PRODUCTS_PER_WEIGHT + lanes(out_h * out_w, run_pixels(self._layer)))
+        per_weight = PRODUCTS_PER_WEIGHT if self.interleave == 1 else PRODUCTS_PER_NARROW_WEIGHT
+        products = per_weight + lanes(out_h * out_w, run_pixels(self._layer))
+        return self._layer.padded_weights * taps * products / self.interleave
 
     def planes(self, height: int, width: int) -> Planes:
         """Lays out the planes for an input of this size."""

@@ -182,13 +182,16 @@ class Algorithm(ABC):
         kernel: the name of the row that runs it.
         interleave: channels of a word that it reads; 1 where it reads planes.
         passed_over: the better rows, best first, each with the reason why it is not taken.
+        products: the data type that it multiplies.
     """
 
     def __init__(self, layer: Layer, weight: Weight, operator: str, **shape: Any) -> None:
         self._layer, self._weight = layer, weight
+        self._multiplied = layer  # as the kernels of its products see it
         self.kernel, self.passed_over = layer.choose(operator, **shape)
         row = layer.row(self.kernel)
         self._packing, self.interleave = row["packing"], row["interleave"]
+        self.products = layer.dtype
         self._packed: np.ndarray | None = None
 
     @property
@@ -205,7 +208,7 @@ class Algorithm(ABC):
         """Returns the weights as the kernel reads them."""
         if self._packed is None:
             assert self._weight.values is not None
-            self._packed = PACKINGS[self._packing](self._transformed(self._weight.values), self._layer)
+            self._packed = PACKINGS[self._packing](self._transformed(self._weight.values), self._multiplied)
         return self._packed
 
     def _transformed(self, values: np.ndarray) -> np.ndarray:
@@ -248,6 +251,11 @@ def _tiles(packed: np.ndarray, layer: Layer, *terms: int, per_word: int | None =
 def pack_planes(values: np.ndarray, layer: Layer) -> np.ndarray:
     """Weights of a depthwise convolution, `[C, 1, kh, kw, 1]` to `[C, kh, kw]`."""
     return np.ascontiguousarray(values[:, 0, :, :, 0])
+
+
+def pack_blocks(values: np.ndarray, layer: Layer) -> np.ndarray:
+    """`[R, K, kh, kw, N]` to `[R, -1]`, as they are, and in the same memory."""
+    return values.reshape(len(values), -1)
 
 
 def pack_quads(values: np.ndarray, layer: Layer) -> np.ndarray:
@@ -305,6 +313,7 @@ def _by_register(tile: np.ndarray) -> np.ndarray:
 PACKINGS: dict[str, Callable[[np.ndarray, Layer], np.ndarray]] = {
     "tiles": pack_tiles,
     "planes": pack_planes,
+    "blocks": pack_blocks,
     "quads": pack_quads,
     "signed_quads": pack_quads,
     "pairs": pack_pairs,

@@ -9,12 +9,14 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVP
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from subp_ext import runtime
 from subp_ext.direct import PRODUCTS_PER_WEIGHT, lanes, run_pixels
+from subp_ext.dtypes import FLOAT32
 from subp_ext.geometry import Algorithm, Layer, Weight
 from subp_ext.memory import odd_lines
 from subp_ext.requantize import Requantization
@@ -40,6 +42,9 @@ CACHED_RUN = 768 * 1024
 
 # What a number takes to be transformed, in products.
 PRODUCTS_PER_TRANSFORM = 16
+
+# The same of bfloat16, and what a weight that is transformed for each run takes beside its products.
+PRODUCTS_PER_NARROW_TRANSFORM, PRODUCTS_PER_MADE_WEIGHT = 8, 2.5
 
 # Floats behind a run that whole vectors may spill into; as in kernels/kernels.h.
 SLACK = 15
@@ -70,9 +75,11 @@ class Winograd(Algorithm):
     def __init__(self, layer: Layer, weight: Weight, size: int) -> None:
         super().__init__(layer, weight, "winograd", size=size)
         self._size, self._positions = size, (size + 2) ** 2
+        self._multiplied, self.products = replace(layer, dtype=FLOAT32.name), FLOAT32.name
+        self._made = self._packing == "blocks"  # for each run
 
     def _transformed(self, values: np.ndarray) -> np.ndarray:
-        return transform_kernels(values, self._size)
+        return values if self._made else transform_kernels(values, self._size)
 
     def _tiles(self, height: int, width: int) -> int:
         out_h, out_w = self._layer.out_size(height, width)
@@ -81,16 +88,17 @@ class Winograd(Algorithm):
     def cost(self, height: int, width: int) -> float:
         """What an image takes, in products."""
         layer, tiles = self._layer, self._tiles(height, width)
-        products = layer.padded_weights * (PRODUCTS_PER_WEIGHT + lanes(tiles, run_pixels(layer)))
-        return self._positions * (products + PRODUCTS_PER_TRANSFORM * tiles * (layer.channels + layer.shape[0]))
+        per_weight: float
+        per_weight, per_transform = PRODUCTS_PER_WEIGHT, PRODUCTS_PER_TRANSFORM
+        if self._made:
+            per_weight = PRODUCTS_PER_MADE_WEIGHT * -(-tiles // self._run(tiles)[0])
+            per_transform = PRODUCTS_PER_NARROW_TRANSFORM
+        products = layer.padded_weights * (per_weight + lanes(tiles, run_pixels(self._multiplied)))
+        return self._positions * (products + per_transform * tiles * (layer.channels + layer.shape[0]))
 
     def build(self, height: int, width: int, requantize: Requantization | None = None, out_dtype: str = "") -> Any:
         """Returns the compiled convolution for one input size."""
-        layer, tiles, call_tiles = self._layer, self._tiles(height, width), run_pixels(self._layer)
-        # One tile more than a call takes costs next to nothing beside it; 28x28 in 4x4 and 14x14 in 2x2 have 49.
-        call_tiles += tiles % (call_tiles + 1) == 0
-        room = CACHED_RUN // (layer.itemsize * self._positions * layer.channels)
-        run = min(tiles, max(1, room // call_tiles) * call_tiles)
+        layer, (run, call_tiles) = self._layer, self._run(self._tiles(height, width))
         return runtime.kernels().CompiledWinograd(
             layer.kernel_set,
             layer.dtype,
@@ -107,4 +115,13 @@ class Winograd(Algorithm):
             run=run,
             call_tiles=call_tiles,
             pitch=odd_lines(run + SLACK),
+            out_dtype=out_dtype,
         )
+
+    def _run(self, tiles: int) -> tuple[int, int]:
+        """Tiles of a run and of a call, of so many in an image."""
+        call_tiles = run_pixels(self._multiplied)
+        # One tile more than a call takes costs next to nothing beside it; 28x28 in 4x4 and 14x14 in 2x2 have 49.
+        call_tiles += tiles % (call_tiles + 1) == 0
+        room = CACHED_RUN // (FLOAT32.itemsize * self._positions * self._layer.channels)
+        return min(tiles, max(1, room // call_tiles) * call_tiles), call_tiles

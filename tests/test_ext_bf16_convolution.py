@@ -149,7 +149,7 @@ def check_what_is_not_finite(case, geometry, image, seed, kernel_set):
     """
     rng = np.random.default_rng(seed)
     dense, weight = typed_weight(rng, "bfloat16", **case)
-    layer = Convolution(weight, **geometry, kernel_set=kernel_set)
+    layer = Convolution(weight, **geometry, kernel_set=kernel_set, winograd=False)  # whose tiles spread it
     layer.out_dtype = rng.choice(["", "float32"]).item()
     x = bits(rng, image[0], case["per_group"] * case["groups"], *image[1:])
     place, bad = tuple(rng.integers(x.shape)), rng.choice([np.nan, np.inf, -np.inf])

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_ext_kernels import EPS, SETS, oracle, random_weight
+from test_ext_kernels import EPS, SETS, oracle, random_weight, typed_weight
 
 from subp_ext import Session, _kernels
 from subp_ext.convolution import Convolution, conv2d
+from subp_ext.dtypes import DTYPES
 from subp_ext.geometry import Weight
 from subp_ext.graph import Graph, Node, Ref, TensorSpec
 from subp_ext.memory import aligned
@@ -41,6 +42,12 @@ OUTPUT = {
     4: np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
 }
 VECTOR_SETS = [name for name in SETS if _kernels.choose(name, "winograd", "float32", size=2)]
+TYPED = [
+    (name, dtype)
+    for name in VECTOR_SETS
+    for dtype in ("float32", "bfloat16")
+    if _kernels.choose(name, "winograd", dtype, size=2)
+]
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -73,26 +80,37 @@ def magnitudes(x, dense, zeros, size, groups):
     return tiles.transpose(0, 1, 2, 4, 3, 5).reshape(*tiles.shape[:2], out[0] + more[0], -1)[:, :, : out[0], : out[1]]
 
 
-def check(case, zeros, image, seed, extras, kernel_set, size):
-    rng = np.random.default_rng(seed)
-    dense, weight = random_weight(rng, **case, kernel=(3, 3))
+def check(case, zeros, image, seed, extras, kernel_set, dtype, size):
+    rng, row = np.random.default_rng(seed), DTYPES[dtype]
+    dense, weight = typed_weight(rng, dtype, **case, kernel=(3, 3))
     batch, *plane = image
-    x = rng.standard_normal((batch, case["per_group"] * case["groups"], *plane)).astype(np.float32)
+
+    def random(*shape):
+        stored = row.from_float(rng.standard_normal(shape).astype(np.float32))
+        return stored, row.to_float(stored)
+
+    stored, x = random(batch, case["per_group"] * case["groups"], *plane)
     bias = rng.standard_normal(case["outputs"]).astype(np.float32) if extras else None
     want, _ = oracle(x, dense, bias, (1, 1), zeros, (1, 1), case["groups"])
     bound = magnitudes(x, dense, zeros, size, case["groups"])
-    residual = rng.standard_normal(want.shape).astype(np.float32) if extras else None
+    residual = out_dtype = None
     if extras:
-        want, bound = np.maximum(want + residual, 0), bound + abs(residual) + abs(bias[:, None, None])
+        residual, numbers = random(*want.shape)
+        want, bound = np.maximum(want + numbers, 0), bound + abs(numbers) + abs(bias[:, None, None])
+    elif seed % 2:
+        out_dtype, row = "float32", DTYPES["float32"]
     layer = Convolution(weight, bias, 1, zeros, activation="relu" if extras else None, kernel_set=kernel_set).layer
     assert fits(layer, size)
-    compiled = Winograd(layer, Weight(weight.values), size).build(*plane)
+    compiled = Winograd(layer, Weight(weight.values), size).build(*plane, out_dtype=out_dtype or "")
     results = []
     for threads in (1, 2, 3):
-        out = np.full(want.shape, np.nan, np.float32)
-        compiled.run(x, residual, out, aligned(compiled.scratch * threads), threads)
+        out = row.from_float(np.full(want.shape, np.nan, np.float32))
+        compiled.run(stored, residual, out, aligned(compiled.scratch * threads), threads)
         results.append(out)
-    assert np.all(abs(results[0] - want) <= (case["kept"] + 30) * EPS * bound)
+    error = (case["kept"] + 40) * EPS * bound
+    if row.name == "bfloat16":
+        error += row.eps / 2 * (abs(want) + error)
+    assert np.all(abs(row.to_float(results[0]) - want) <= error)
     assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
 
 
@@ -116,14 +134,14 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("kernel_set", VECTOR_SETS)
+@pytest.mark.parametrize("kernel_set, dtype", TYPED)
 @settings(max_examples=100, deadline=None)
 @given(drawn=cases())
 @example(({**WIDE, "per_group": 9, "block": 16, "kept": 5}, SAME, (2, 14, 14), 0, True))
 @example(({**WIDE, "per_group": 9, "block": 32, "kept": 4}, SAME, (1, 28, 28), 1, True))
 @example(({**WIDE, "per_group": 70, "block": 16, "kept": 33}, SAME, (1, 56, 56), 2, False))
-def test_any_shape_is_within_the_bound_and_the_same_for_any_thread_count(kernel_set, size, drawn):
-    check(*drawn, kernel_set, size)
+def test_any_shape_is_within_the_bound_and_the_same_for_any_thread_count(kernel_set, dtype, size, drawn):
+    check(*drawn, kernel_set, dtype, size)
 
 
 @pytest.mark.parametrize("kernel_set", VECTOR_SETS)

@@ -42,6 +42,7 @@ enum { /* of each set */
 #define RUN_quantized_mean(name) name
 #define RUN_cast(name) name
 #define RUN_thread_state(name) {name##_begin, name##_end}
+#define RUN_winograd_weights(name) name
 
 #define SUBP_ROW(operator, own_name, type, weights, outputs, own_set, tile_channels, tile_pixels, interleaved, packed, \
                  bound, window_size, window_stride)                                                                  \
@@ -79,6 +80,7 @@ int subp_row_fits(const subp_row *row, const subp_request *request) {
     case SUBP_OP_depthwise:
         return fits_window(row, request->window);
     case SUBP_OP_winograd:
+    case SUBP_OP_winograd_weights:
         return row->size == request->size;
     default:
         return 1;

@@ -31,7 +31,7 @@ enum subp_set {
     OPERATOR(mean) OPERATOR(binary) OPERATOR(activate) OPERATOR(norm_pixels) OPERATOR(norm_run)              \
     OPERATOR(halve) OPERATOR(peak) OPERATOR(quantize) OPERATOR(dequantize) OPERATOR(lookup)                  \
     OPERATOR(quantized_binary) OPERATOR(quantized_pool) OPERATOR(quantized_mean) OPERATOR(cast)              \
-    OPERATOR(thread_state)
+    OPERATOR(thread_state) OPERATOR(winograd_weights)
 
 #define SUBP_OPERATOR(name) SUBP_OP_##name,
 enum subp_operator { SUBP_OPERATORS(SUBP_OPERATOR) SUBP_OP_COUNT };
@@ -123,7 +123,7 @@ typedef struct {
     const float *factor;               /* IN [count], likewise */
 } subp_depthwise;
 
-/* Winograd's transforms of one channel of a 3x3 convolution with stride 1: a run of its tiles of size x size outputs,
+/* Winograd's transforms of one channel of a 3x3 convolution with stride 1, to float32 and from it: a run of its tiles of size x size outputs,
  * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side.
  * Vectors are loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK
  * elements, of any content. */
@@ -218,6 +218,11 @@ typedef struct {
     void (*begin)(int32_t words);
     void (*end)(void);
 } subp_thread_state_fn;
+/* Kernels [kept][9][block], of which the first `count` channels, SUBP_WINOGRAD_CHANNELS at most, become float32 of
+ * [positions][kept][count], the positions `stride` apart. */
+enum { SUBP_WINOGRAD_CHANNELS = 8 };
+typedef void (*subp_winograd_weights_fn)(const void *values, ptrdiff_t kept, ptrdiff_t block, ptrdiff_t count,
+                                         ptrdiff_t stride, float *out);
 
 typedef union {
     subp_conv2d_fn conv2d;
@@ -240,6 +245,7 @@ typedef union {
     subp_quantized_mean_fn quantized_mean;
     subp_cast_fn cast;
     subp_thread_state_fn thread_state;
+    subp_winograd_weights_fn winograd_weights;
 } subp_run_functions;
 
 /* A kernel; what the fields mean is told in the lists. */
@@ -284,6 +290,8 @@ typedef struct {
 #define SUBP_DECLARE_thread_state(name)  \
     void name##_begin(int32_t);          \
     void name##_end(void);
+#define SUBP_DECLARE_winograd_weights(name) \
+    void name(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, float *);
 #define SUBP_ROW(operator, name, ...) SUBP_DECLARE_##operator(name)
 #include "dtypes.inc"
 

@@ -7,10 +7,24 @@
 #ifndef SUBP_TRANSFORMS_H
 #define SUBP_TRANSFORMS_H
 
+#include "kernels.h"
 #include "shared.h"
-#include "vector.h"
+#include "vector_activation.h"
 
 enum { MAX_TILE = 4, MAX_SIDE = MAX_TILE + 2 };
+
+/* Numbers of planes, which are computed with in float32; an includer that has others defines these before. */
+#ifndef PLANE_NUMBER
+#define PLANE_NUMBER float
+#include "vector.h"
+INLINE vf32 plane_load(const float *p) { return vf32_load(p); }
+INLINE vf32 plane_load_span(const float *p, vf32_span inside) { return vf32_load_span(p, inside, vf32_splat(0.0f)); }
+INLINE vf32 plane_load_part(const float *p, int count) {
+    return load_part(p, count < VF32_LANES, vf32_first(count));
+}
+INLINE void plane_store_part(float *p, vf32 x, int count) { store_part(p, x, count < VF32_LANES, vf32_first(count)); }
+#endif
+typedef PLANE_NUMBER plane_number;
 
 /* Of rows, that a vector may hold. */
 enum { MAX_PIECES = 1 + VF32_HAS_ORDER };
@@ -94,7 +108,7 @@ INLINE void zip_columns(vf32 raw[MAX_TILE], const vf32 y[MAX_TILE], int size) {
     }
 }
 
-INLINE void tiles_in(const subp_tiles *t, const float *in, float *out, int size, int pieces) {
+INLINE void tiles_in(const subp_tiles *t, const plane_number *in, float *out, int size, int pieces) {
     const int side = size + 2, each = size / pieces; /* vectors of a row of a piece */
     for (ptrdiff_t done = 0; done < t->count;) {
         piece found[MAX_PIECES];
@@ -117,8 +131,8 @@ INLINE void tiles_in(const subp_tiles *t, const float *in, float *out, int size,
                 if (y < 0 || y >= t->height)
                     raw[v] = vf32_splat(0.0f);
                 else
-                    raw[v] = whole ? vf32_load(in + y * t->width + x)
-                                   : vf32_load_span(in + y * t->width + x, inside[v], vf32_splat(0.0f));
+                    raw[v] = whole ? plane_load(in + y * t->width + x)
+                                   : plane_load_span(in + y * t->width + x, inside[v]);
             }
             unzip_columns(d[i], raw, size);
             transform_inputs(d[i], size);
@@ -137,8 +151,16 @@ INLINE void tiles_in(const subp_tiles *t, const float *in, float *out, int size,
     }
 }
 
-INLINE void tiles_out(const subp_tiles *t, const float *sums, const float *bias, const float *residual, float *out,
-                      int activation, int size, int pieces) {
+/* A vector after an activation that takes more than an instruction or two. */
+INLINE vf32 activated(vf32 x, int activation) {
+    float lanes[VF32_LANES];
+    vf32_store(lanes, x);
+    activate(lanes, VF32_LANES, activation);
+    return vf32_load(lanes);
+}
+
+INLINE void tiles_out(const subp_tiles *t, const float *sums, const float *bias, const plane_number *residual,
+                      plane_number *out, int activation, int size, int pieces) {
     const int side = size + 2, each = size / pieces;
     const vf32 addend = vf32_splat(bias ? *bias : 0.0f);
     for (ptrdiff_t done = 0; done < t->count;) {
@@ -169,39 +191,39 @@ INLINE void tiles_out(const subp_tiles *t, const float *sums, const float *bias,
                 ptrdiff_t end = (p->column + p->tiles) * size, at = row * t->out_w + column;
                 const int count = clipped((end < t->out_w ? end : t->out_w) - column);
                 if (row >= t->out_h || !count) continue;
-                const vf32_mask part = vf32_first(count);
                 vf32 result = vf32_add(raw[v], addend);
-                if (residual) result = vf32_add(result, load_part(residual + at, count < VF32_LANES, part));
+                if (residual) result = vf32_add(result, plane_load_part(residual + at, count));
                 if (activation == SUBP_ACT_relu) result = vf32_relu(result);
                 if (activation == SUBP_ACT_relu6) result = vf32_relu6(result);
-                store_part(out + at, result, count < VF32_LANES, part);
-                if (!in_vectors(activation)) activate(out + at, count, activation);
+                if (!in_vectors(activation)) result = activated(result, activation);
+                plane_store_part(out + at, result, count);
             }
         }
         done += tiles;
     }
 }
 
-#define DEFINE_TRANSFORMS(set, size)                                                                               \
-    static NOINLINE void tiles_in_##size(const subp_tiles *t, const float *in, float *out) {                       \
+/* Of a kind of planes, "f32" or "bf16". */
+#define DEFINE_TRANSFORMS(kind, set, size)                                                                         \
+    static NOINLINE void tiles_in_##size(const subp_tiles *t, const plane_number *in, float *out) {                \
         tiles_in(t, in, out, size, 1);                                                                             \
     }                                                                                                              \
     static NOINLINE void tiles_out_##size(const subp_tiles *t, const float *sums, const float *bias,               \
-                                          const float *residual, float *out, int activation) {                     \
+                                          const plane_number *residual, plane_number *out, int activation) {       \
         tiles_out(t, sums, bias, residual, out, activation, size, 1);                                              \
     }                                                                                                              \
-    static NOINLINE void short_tiles_in_##size(const subp_tiles *t, const float *in, float *out) {                 \
-        tiles_in(t, in, out, size, MAX_PIECES);                                                                   \
+    static NOINLINE void short_tiles_in_##size(const subp_tiles *t, const plane_number *in, float *out) {          \
+        tiles_in(t, in, out, size, MAX_PIECES);                                                                    \
     }                                                                                                              \
     static NOINLINE void short_tiles_out_##size(const subp_tiles *t, const float *sums, const float *bias,         \
-                                                const float *residual, float *out, int activation) {               \
-        tiles_out(t, sums, bias, residual, out, activation, size, MAX_PIECES);                                    \
+                                                const plane_number *residual, plane_number *out, int activation) { \
+        tiles_out(t, sums, bias, residual, out, activation, size, MAX_PIECES);                                     \
     }                                                                                                              \
-    void f32_winograd_##size##x##size##__##set##_in(const subp_tiles *t, const void *in, void *out) {              \
+    void kind##_winograd_##size##x##size##__##set##_in(const subp_tiles *t, const void *in, void *out) {           \
         (t->across < VF32_LANES / MAX_PIECES ? short_tiles_in_##size : tiles_in_##size)(t, in, out);               \
     }                                                                                                              \
-    void f32_winograd_##size##x##size##__##set##_out(const subp_tiles *t, const void *sums, const float *bias,     \
-                                                     const void *residual, void *out, int activation) {            \
+    void kind##_winograd_##size##x##size##__##set##_out(const subp_tiles *t, const void *sums, const float *bias,  \
+                                                        const void *residual, void *out, int activation) {         \
         (t->across < VF32_LANES / MAX_PIECES ? short_tiles_out_##size : tiles_out_##size)(t, sums, bias, residual, \
                                                                                           out, activation);        \
     }

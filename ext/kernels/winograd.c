@@ -2,6 +2,8 @@
 
 #include "shared.h"
 
+enum { TRANSFORMED = sizeof(float) };
+
 static ptrdiff_t positions(const subp_winograd *call) {
     ptrdiff_t side = call->transforms->size + 2;
     return side * side;
@@ -28,8 +30,20 @@ ptrdiff_t subp_winograd_planes(const subp_winograd *call) {
     return positions(call) * position_stride(call, call->in_channels);
 }
 
+/* Of a part, of the widest tile of a row, which comes first. */
+static ptrdiff_t sums_of(const subp_winograd *call) {
+    return positions(call) * position_stride(call, call->kernels[0]->channels);
+}
+
+/* From one position's weights of a tile to the next: where they are made for a part an odd number of cache lines, as of
+ * planes. */
+static ptrdiff_t weight_stride(const subp_winograd *call, const subp_row *kernel) {
+    const ptrdiff_t weights = call->kept * kernel->channels;
+    return call->weights ? (subp_ceil_div(weights, SUBP_LINE) | 1) * SUBP_LINE : weights;
+}
+
 ptrdiff_t subp_winograd_sums(const subp_winograd *call) {
-    return positions(call) * position_stride(call, call->kernels[0]->channels); /* the widest of a row comes first */
+    return sums_of(call) + (call->weights ? positions(call) * weight_stride(call, call->kernels[0]) : 0);
 }
 
 /* The tiles of a pass, in planes of so many channels. */
@@ -46,7 +60,7 @@ void subp_winograd_fill(const subp_winograd *call, const subp_conv_arrays *array
     const subp_tiles run = run_of(call, pass, call->in_channels);
     const ptrdiff_t image = pass / subp_winograd_passes(call);
     const void *in = subp_at(arrays->x, (image * call->in_channels + channel) * run.height * run.width, call->element);
-    call->transforms->run.winograd.in(&run, in, subp_at_out(planes, channel * call->pitch, call->element));
+    call->transforms->run.winograd.in(&run, in, subp_at_out(planes, channel * call->pitch, TRANSFORMED));
 }
 
 /* The products of a tile of channels with all tiles of the run, position by position. */
@@ -54,7 +68,7 @@ static void multiply(const subp_winograd *call, const subp_tiles *run, const sub
                      const void *values, const void *planes, void *sums) {
     static const ptrdiff_t no_offset = 0;
     const ptrdiff_t group = row / (call->rows / call->groups), group_in = call->in_channels / call->groups;
-    const void *x = subp_at(planes, group * group_in * call->pitch, call->element);
+    const void *x = subp_at(planes, group * group_in * call->pitch, TRANSFORMED);
     subp_tile tile = {
         .tap_offsets = &no_offset,
         .taps = 1,
@@ -67,15 +81,27 @@ static void multiply(const subp_winograd *call, const subp_tiles *run, const sub
     };
     for (ptrdiff_t p = 0; p < positions(call); p++) {
         for (ptrdiff_t at = 0; at < run->count; at += call->call_tiles) {
-            tile.x = subp_at(x, at, call->element);
-            tile.out = subp_at_out(sums, at, call->element);
+            tile.x = subp_at(x, at, TRANSFORMED);
+            tile.out = subp_at_out(sums, at, TRANSFORMED);
             tile.count = subp_smaller(call->call_tiles, run->count - at);
             kernel->run.conv2d(&tile);
         }
-        x = subp_at(x, position_stride(call, call->in_channels), call->element);
-        sums = subp_at_out(sums, run->position_stride, call->element);
-        tile.values = subp_at(tile.values, call->kept * kernel->channels, call->weight_element);
+        x = subp_at(x, position_stride(call, call->in_channels), TRANSFORMED);
+        sums = subp_at_out(sums, run->position_stride, TRANSFORMED);
+        tile.values = subp_at(tile.values, weight_stride(call, kernel), TRANSFORMED);
     }
+}
+
+/* The transformed weights of a tile of channels, `before` of its block row before it. */
+static const void *weights_of(const subp_winograd *call, const subp_row *kernel, ptrdiff_t row, ptrdiff_t before,
+                              void *sums) {
+    const ptrdiff_t terms = (call->weights ? 9 : positions(call)) * call->kept;
+    const void *values = subp_at(call->values, row * call->block * terms, call->weight_element);
+    if (!call->weights) return subp_at(values, before * terms, call->weight_element);
+    float *made = subp_at_out(sums, sums_of(call), TRANSFORMED);
+    call->weights(subp_at(values, before, call->weight_element), call->kept, call->block, kernel->channels,
+                  weight_stride(call, kernel), made);
+    return made;
 }
 
 void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *arrays, ptrdiff_t pass, ptrdiff_t part,
@@ -89,16 +115,14 @@ void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *array
     const ptrdiff_t channels = subp_smaller(kernel->channels, group_out - in_group); /* fewer in a group's last row */
     if (channels <= 0) return;
     const subp_tiles run = run_of(call, pass, kernel->channels);
-    const void *values =
-        subp_at(call->values, (row * call->block + before) * call->kept * positions(call), call->weight_element);
-    multiply(call, &run, kernel, row, values, planes, sums);
+    multiply(call, &run, kernel, row, weights_of(call, kernel, row, before, sums), planes, sums);
     const ptrdiff_t image = pass / subp_winograd_passes(call), first = row / rows_per_group * group_out + in_group;
     for (ptrdiff_t c = 0; c < channels; c++) {
         const ptrdiff_t at = (image * call->out_channels + first + c) * run.out_h * run.out_w;
-        call->transforms->run.winograd.out(&run, subp_at(sums, c * call->pitch, call->element),
-                                           call->bias ? call->bias + first + c : NULL,
-                                           subp_at_if(arrays->residual, at, call->out_element),
-                                           subp_at_out(arrays->out, at, call->out_element), call->activation);
+        call->outputs->run.winograd.out(&run, subp_at(sums, c * call->pitch, TRANSFORMED),
+                                        call->bias ? call->bias + first + c : NULL,
+                                        subp_at_if(arrays->residual, at, call->out_element),
+                                        subp_at_out(arrays->out, at, call->out_element), call->activation);
     }
 }
 

@@ -13,15 +13,17 @@ typedef struct {
     ptrdiff_t in_channels, out_channels;
     ptrdiff_t groups, rows, kept, block;
     int activation;
-    ptrdiff_t element, weight_element, out_element; /* bytes; a transformed number has those of an input */
-    const subp_row *const *kernels; /* IN those a block row takes, one after the other */
+    ptrdiff_t element, weight_element, out_element; /* bytes; transformed numbers are float32 */
+    const subp_row *const *kernels; /* IN those a block row takes, one after the other, of float32 */
     ptrdiff_t tiles_of_row;            /* and how many */
-    const subp_row *transforms;
+    const subp_row *transforms, *outputs; /* from inputs, and to outputs, which may be of another type */
+    subp_winograd_weights_fn weights; /* or NULL: they are transformed */
     subp_tiles tiles;       /* of an image; a run is set for each pass */
     ptrdiff_t run;          /* tiles of a pass */
     ptrdiff_t call_tiles;   /* of one call of a kernel */
     ptrdiff_t pitch;        /* elements from channel to channel at one position: a run and its slack, in whole lines */
-    const void *values;     /* IN per block row and tile of it [positions][kept][channels of the tile] */
+    const void *values;     /* IN per block row and tile of it [positions][kept][channels of the tile]; of weights that
+                               are not transformed, per block row [kept][9][block] */
     const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times pitch */
     const float *bias;      /* IN [out_channels] or NULL */
 } subp_winograd;
@@ -31,7 +33,7 @@ ptrdiff_t subp_winograd_passes(const subp_winograd *call);
 ptrdiff_t subp_winograd_fills(const subp_winograd *call);
 ptrdiff_t subp_winograd_parts(const subp_winograd *call);
 
-/* Elements of the planes of a pass, and of the sums of a part. */
+/* Floats of the planes of a pass, and of the sums of a part with its weights where they are transformed. */
 ptrdiff_t subp_winograd_planes(const subp_winograd *call);
 ptrdiff_t subp_winograd_sums(const subp_winograd *call);
 
