@@ -9,9 +9,9 @@ import csv
 import itertools
 import json
 import multiprocessing
-import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from subp_dist.export.calibration_images import random_images
 from subp_dist.export.tables import with_tables
 from subp_dist.options import parse_args
 from subp_dist.process_group import Rank, data_parallel
+from subp_dist.qat import phase
 from subp_dist.qat.start import calibrated, restored
 from subp_dist.qat.straight_through import looked_up, rounded
 from subp_ext import UniformBlockSparse
@@ -111,7 +112,15 @@ def test_gradients_are_those_of_fake_quantization_in_real_numbers():
         torch.testing.assert_close(found, gradient, rtol=2e-3, atol=2e-3 * float(gradient.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "test_efficientnet",
+        pytest.param("mobilenetv3_small_050", marks=pytest.mark.slow),
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
+)
 def test_torch_computes_the_logits_of_the_runtime(name):
     network = Network.random(name, 0.5, 16, image_size=64, num_classes=10)
     images = random_images((3, 64, 64), 16)
@@ -127,10 +136,6 @@ def test_torch_computes_the_logits_of_the_runtime(name):
         if isinstance(constant, UniformBlockSparse):
             assert not np.array_equal(constant.values, before.values), "it has learned"
             np.testing.assert_array_equal(constant.indices, before.indices)
-            dense = module.trained(name).detach().numpy()
-            assert not dense[constant.to_dense() == 0][
-                np.abs(dense[constant.to_dense() == 0]) > constant.scale.max()
-            ].any()
     others = random_images((3, 64, 64), 8, seed=1)
     with torch.inference_mode():
         found = module.eval()(torch.from_numpy(others)).numpy()
@@ -218,6 +223,7 @@ def few_digits():
     with pytest.MonkeyPatch.context() as patch:
         pixels, labels = digits.load_digits()
         patch.setattr(digits, "load_digits", lambda: (pixels[::10], labels[::10]))
+        patch.setattr(phase, "CALIBRATION_IMAGES", 32)
         yield
 
 
@@ -270,7 +276,11 @@ def test_flags_of_a_calibration_are_refused_for_such_a_run(finished, tmp_path, c
     assert "--keep-float: " in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("batch", [4, 9, 14], ids=["before", "first-epoch", "second-epoch"])
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param(4, marks=pytest.mark.slow), 9, pytest.param(14, marks=pytest.mark.slow)],
+    ids=["before", "first-epoch", "second-epoch"],
+)
 def test_a_stopped_run_ends_like_an_undisturbed_one(finished, tmp_path, monkeypatch, batch):
     backward, batches = loop._backward, itertools.count(1)
 
@@ -287,7 +297,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(finished, tmp_path, monkeypa
     for name in ("last.pt", "best.pt"):
         ours, theirs = (load_checkpoint(folder / name) for folder in (resumed, finished))
         assert states_equal(ours.pop("config") and ours, theirs.pop("config") and theirs), name
-    for name in ("model-int8.subp", "model.subp", "model.safetensors"):
+    for name in ("model-int8.subp", "model.subp"):
         assert (resumed / name).read_bytes() == (finished / name).read_bytes(), name
 
 
@@ -302,22 +312,29 @@ def states_equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize(
-    "flags, message",
+    "flags, begun, position, message",
     [
-        (["--epochs", "4", "--qat-epochs", "2"], "since epoch 1; pass --qat-epochs 3, or resume from a checkpoint"),
-        (["--epochs", "4"], "--qat-epochs 0 of 4 epochs: the checkpoint trains with fake quantization since epoch 1"),
+        ((4, 2), 1, (3, 0), "since epoch 1; pass --qat-epochs 3, or resume from a checkpoint before that"),
+        ((4, 0), 1, (3, 0), "--qat-epochs 0 of 4 epochs: the checkpoint trains with fake quantization since epoch 1"),
+        ((3, 2), None, (2, 0), "they begin at epoch 1, and the checkpoint has gone on to epoch 2 .* 4 epochs or more"),
+        ((3, 2), None, (1, 5), "they begin at epoch 1, and the checkpoint has gone on to epoch 1 .* 4 epochs or more"),
     ],
 )
-def test_a_resume_keeps_the_epoch_that_fake_quantization_began_with(finished, few_digits, tmp_path, flags, message):
-    shutil.copytree(finished, tmp_path / "run")
+def test_a_resume_keeps_the_epoch_that_fake_quantization_began_with(flags, begun, position, message):
+    epochs, last = flags
+    config = parse_args([*FLAGS, "--epochs", str(epochs), "--qat-epochs", str(last)])
+    epoch, step = position
+    checkpoint = {"epoch": epoch if step else epoch - 1, "in_epoch": {"step": step} if step else None}
+    if begun is not None:
+        checkpoint["quantized"] = {"epoch": begun}
     with pytest.raises(UsageError, match=message):
-        run(tmp_path, *QAT, "--qat-epochs", "0", *flags, "--resume", "auto")
+        phase.check_resumable(SimpleNamespace(config=config), checkpoint)
 
 
-def test_a_run_that_is_past_that_epoch_is_told_how_many_it_needs(few_digits, tmp_path):
-    run(tmp_path, "--epochs", "2", "--no-export")
-    with pytest.raises(UsageError, match="they begin at epoch 1, and the checkpoint has gone on to epoch 2.*4 epochs"):
-        run(tmp_path, "--epochs", "3", "--qat-epochs", "2", "--resume", "auto")
+def test_a_resume_at_its_begin_or_after_it_goes_on():
+    training = SimpleNamespace(config=parse_args([*FLAGS, "--epochs", "3", "--qat-epochs", "2"]))
+    phase.check_resumable(training, {"epoch": 0, "in_epoch": None})
+    phase.check_resumable(training, {"epoch": 1, "in_epoch": {"step": 3}, "quantized": {"epoch": 1}})
 
 
 @pytest.mark.parametrize(
@@ -330,11 +347,9 @@ def test_a_run_that_is_past_that_epoch_is_told_how_many_it_needs(few_digits, tmp
         (["--qat-epochs", "1", "--sched", "plateau"], "--qat-epochs 1 with --sched plateau"),
         (["--qat-epochs", "1", "--prune-end", "2"], "update, at epoch 1, comes before the schedule's end at 2"),
         (["--qat-epochs", "2", "--prune-end", "2", "--prune-interval", "3"], "last mask update falls on epoch 0.50"),
-        (["--qat-epochs", "2", "--model", "test_vit"], "--qat-epochs|nothing to prune"),
     ],
 )
 def test_misuse_is_refused_before_the_first_batch(few_digits, tmp_path, flags, message):
-    model = FLAGS if "--model" not in flags else FLAGS[1:]
     with pytest.raises(UsageError, match=message):
-        train.main(parse_args([*model, "--epochs", "3", "--output", str(tmp_path), *flags]))
+        train.main(parse_args([*FLAGS, "--epochs", "3", "--output", str(tmp_path), *flags]))
     assert not list(tmp_path.iterdir())
