@@ -13,8 +13,8 @@ venv=$(realpath -m "${VENV:-$root/.venv}")
 cd "$root"
 bin=$venv/bin
 
-# Each file of tests in one of as many processes as there are cores.
-arguments=(-n "$(nproc)" --dist loadfile --no-loadscope-reorder -m "not slow")
+# Each file of tests in one of several processes: one more than there are cores, as tests of runs wait much of the time.
+arguments=(-n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder -m "not slow")
 if [[ ${1:-} == --slow ]]; then
     arguments=()
     shift

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # Files that take half a minute or more, longest first.
@@ -17,6 +18,11 @@ LONG = (
     *("test_data_write", "test_ext_harness", "test_export_formats", "test_quantize", "test_quantize_export"),
     *("test_libraries", "test_pruner", "test_trained", "test_export_zoo", "test_zoo", "test_data_errors"),
 )
+
+
+# How long an example takes says something about the machine alone.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

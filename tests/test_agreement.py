@@ -3,7 +3,7 @@
 Processes: this file is also a program that forks two ranks, then four, with torchrun's environment (torch is imported
 once, before any thread exists); they meet at stores of the test's own, so no port is chosen in advance. On gloo, with
 one thread each, they go through every collective once, and the tests look at what each rank wrote. A program that takes
-300 s is killed with all its ranks.
+550 s is killed with all its ranks.
 Sizes: a network of five convolutions of at most 40 channels, 8 updates. Tolerances: none; conftest.py has the test
 itself on one thread too, as the order of float32 sums may depend on it.
 Out of scope: NCCL, DDP and the training loop, restarts; what a process without torchrun finds is in
@@ -36,7 +36,7 @@ from subp_dist.process_group import init_process_group, lost_ranks_named, world
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
-LAUNCH_SECONDS = 300
+LAUNCH_SECONDS = 550
 WORLD_SIZES = [2, 4]
 # A launch whose ranks wait, and the seconds that one of them may wait for another: many, for a busy machine.
 LONG, WAIT = "long", 20

@@ -5,6 +5,7 @@ Here broken files, and the loader alone; whatever else may fail is in test_every
 """
 
 import csv
+import re
 import struct
 import subprocess
 import sys
@@ -126,11 +127,12 @@ def test_a_check_goes_on_where_a_split_cannot_be_opened(few_pictures):
         path.rename(path.with_suffix(".heic"))
     ended, errors = run(few_pictures, "--check-data")
     assert ended == 1 and "wrong: no picture that can be read in" in errors, errors
-    assert "error: --check-data: 1 thing is wrong" in errors and errors.count("verify: 100%") == 1
+    assert "error: --check-data: 1 thing is wrong" in errors
+    assert set(re.findall(r"verify: 100%.* (\d+/\d+) ", errors)) == {"8/8"}, errors  # of the split that was opened
 
 
 class Slow(Dataset):
-    """Its third item fails, and all others take long."""
+    """Its third item fails, and those of other batches take very long."""
 
     def __len__(self) -> int:
         return 64
@@ -138,7 +140,7 @@ class Slow(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         if index == 2:
             raise ArithmeticError("odd\nnumber")
-        time.sleep(1)
+        time.sleep(0 if index < 16 else 60)
         return torch.zeros(index % 2 + 1)
 
 
@@ -148,7 +150,7 @@ def test_an_iteration_that_fails_leaves_no_worker_and_does_not_wait_for_the_othe
     with pytest.raises(LoaderError, match="^rank 0: loading failed: ArithmeticError: odd number$"):
         list(loader)
     assert set(psutil.Process().children()) <= before
-    assert time.monotonic() - start < 30  # a batch of the others takes 16 s
+    assert time.monotonic() - start < 300  # a batch of the others takes 16 minutes
 
 
 def test_an_iteration_that_is_left_leaves_no_worker():
@@ -187,5 +189,5 @@ raise SystemExit(3)
 
 
 def test_a_program_ends_with_an_iteration_in_its_hands():
-    ended = subprocess.run([sys.executable, "-c", SCRIPT], env=environment(), timeout=60, capture_output=True)
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], env=environment(), timeout=500, capture_output=True)
     assert ended.returncode == 3

@@ -326,7 +326,7 @@ def test_ctrl_c_ends_a_program_that_is_loading(train):
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     try:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=500)
     finally:
         process.kill()
     # 1 where what a library runs at the end of the process makes Python forget that it was interrupted.

@@ -71,7 +71,7 @@ def test_the_segmentation_network_is_trained_exported_and_served_from_one_map(mo
     for number, image in enumerate(images):
         np.save(f"image{number}.npy", image.numpy())
     Path("serve.py").write_text(serving)
-    subprocess.run([sys.executable, "serve.py", "unet.subp", "image0.npy", "image1.npy"], check=True, timeout=120)
+    subprocess.run([sys.executable, "serve.py", "unet.subp", "image0.npy", "image1.npy"], check=True, timeout=500)
     scores = names["model"].eval()(images).detach().numpy()
     found = np.stack([np.load(f"image{number}.npy.classes.npy") for number in range(2)])
     assert found.shape == (2, 56, 56) and (found == scores.argmax(1)).mean() > 0.999

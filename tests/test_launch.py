@@ -38,7 +38,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def execute(command: list[str], **extra: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command, cwd="/", env=environment(**extra), capture_output=True, text=True, timeout=300, check=False
+        command, cwd="/", env=environment(**extra), capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -108,7 +108,7 @@ def assert_ends_in_the_first_step(script: subprocess.Popen, sent: int, code: int
     while not begun.exists() and script.poll() is None:
         time.sleep(0.1)
     script.send_signal(sent)
-    out, err = script.communicate(timeout=300)  # to the end of all that holds its output
+    out, err = script.communicate(timeout=500)  # to the end of all that holds its output
     assert script.returncode == code, err
     assert "1/3" in out and "2/3" not in out
     assert "Traceback" not in err
@@ -269,10 +269,14 @@ def test_a_machine_that_loses_the_rendezvous_does_not_close_it_for_the_others(mo
     ids=["hangs", "ended", "stopped"],
 )
 def test_the_rank_at_fault_is_named_and_one_that_is_told_to_stop_is_not_restarted(tmp_path, fate, code, said):
-    # Rank 0 waits for the other one, for three seconds.
-    program = tmp_path / "program.py"
-    lost = f"time.sleep(3)\nsys.exit({EXIT_LOST_RANK})\n"
-    program.write_text(f"import os, signal, sys, time\nif os.environ['RANK'] == '1':\n    {fate}\n{lost}")
+    # Rank 0 waits for the other one, for three seconds from its fate on.
+    program, met = tmp_path / "program.py", tmp_path / "met"
+    program.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        f"met = pathlib.Path({str(met)!r})\n"
+        f"if os.environ['RANK'] == '1':\n    met.touch()\n    {fate}\n"
+        f"while not met.exists():\n    time.sleep(0.05)\ntime.sleep(3)\nsys.exit({EXIT_LOST_RANK})\n"
+    )
     restarts = int(code == EXIT_STOPPED)
     ranks = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
     command = ["-m", "subp_dist.launch", *ranks, str(program)]
