@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +85,8 @@ def test_the_api_page_lists_every_public_name():
     assert set(subp_ext.__all__) | set(subp_dist.__all__) <= listed
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -95,3 +98,51 @@ def test_modules_files_and_pages_that_are_named_exist(page):
     linked = {link for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", text) if "://" not in link}
     assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
     assert [link for link in linked if not (page.parent / link).exists()] == []
+
+
+class Parsed(Exception):
+    """A command line was understood."""
+
+
+def commands_of(page: Path) -> list[tuple[str, list[str]]]:
+    """Modules of this project that a page runs, and their arguments."""
+    text = page.read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += [
+        code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    ]
+    found = []
+    for line in lines:
+        match = re.match(r"(?:[A-Z]+=\S+ )*(python -m subp_\S+|launch/train\.sh) (.*)", line)
+        if match and "..." not in line:
+            module = match[1].removeprefix("python -m ").replace("launch/train.sh", "subp_dist.train")
+            found.append((module, shlex.split(re.sub(r"[][]", "", match[2]), comments=True)))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_parse(page, monkeypatch):
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parsing(self, args=None, namespace=None):
+        raise Parsed(parse(self, args, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parsing)
+    commands = commands_of(page)
+    assert len(commands) > 20 or page != README
+    for module, arguments in commands:
+        if "--help" in arguments:
+            continue
+        is_package = importlib.util.find_spec(module).submodule_search_locations is not None
+        found = importlib.import_module(f"{module}.__main__" if is_package else module)
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        with pytest.raises(Parsed):
+            getattr(found, "cli", getattr(found, "main", None))()
+
+
+@pytest.mark.parametrize("package", ["subp_dist", "ext"])
+def test_the_tree_of_the_readme_names_every_module(package):
+    tree = README.read_text().rpartition("## For the next engineer")[2]
+    modules = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert modules - set(re.findall(r"[\w.]+", tree)) == set()
