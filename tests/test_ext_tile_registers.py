@@ -8,7 +8,9 @@ rounded otherwise. The kernel itself is compared with an oracle by the harness (
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -193,3 +195,19 @@ def test_blocks_of_sixteen_or_more_channels_take_amx_where_it_is_permitted():
         name, better = chosen(AVX512, channels)
         assert name.endswith("__avx512bf16") and better == [(amx, "this CPU lacks amx_tile, amx_bf16")]
     assert chosen([*AVX512, "amx_tile", "amx_bf16"], 8)[0].endswith("__avx512bf16")
+
+
+@pytest.mark.slow
+def test_convolutions_of_a_package_built_with_emulated_tiles(tmp_path):
+    """From Python's packing to threads: test_ext_bf16_convolution.py, on the set that this CPU cannot run."""
+    if not all(_kernels.cpu_features()[name] for name in AVX512):
+        pytest.skip("this CPU lacks what the kernels need beside AMX")
+    shutil.copytree(harness.ROOT / "ext", tmp_path / "ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md"):
+        shutil.copy2(harness.ROOT / name, tmp_path)
+    (tmp_path / "subp_ext").symlink_to("ext")
+    environment = {**os.environ, "CFLAGS": " ".join(EMULATED), "PYTHONPATH": str(tmp_path)}
+    tests = [str(harness.ROOT / "tests/test_ext_bf16_convolution.py"), "-k", "amx_bf16", "-p", "no:cacheprovider"]
+    for command in (["setup.py", "-q", "build_ext", "--inplace"], ["-m", "pytest", "-q", *tests]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
