@@ -77,7 +77,7 @@ INLINE void sum_products(const subp_tile *t, ptrdiff_t at, int strips, float *su
 enum { STORED_CHANNELS = 4 };
 
 INLINE void store_channels(const subp_tile *t, int c, ptrdiff_t at, int count, const float *sums, const word_block o) {
-    vf32 acc[WORDS_MAX_CHANNELS][WORDS_MAX_VECTORS];
+    vf32 acc[MAX_CHANNELS][MAX_VECTORS];
     subp_tile part = *t;
     const ptrdiff_t first = c * t->out_stride, element = t->to_float ? sizeof(float) : sizeof(uint16_t);
     part.out = (char *)t->out + first * element;
