@@ -207,7 +207,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
         "--qat-epochs",
         type=WHOLE,
         metavar="N",
-        help="the last N of all epochs train with int8's rounding, at the masks they find; --export-dtype int8 then",
+        help="the last N epochs train with int8's rounding, at the masks of then; with it goes --export-dtype int8",
     )
     add("--opt", help="timm optimizer; 'momentum' is SGD without Nesterov, 'sgd' with it")
     add("--lr", type=POSITIVE, help="learning rate; by default --lr-base for a global batch of --lr-base-size, scaled")

@@ -95,6 +95,7 @@ ALLOWED = {
         "schedule",
         "scores",
     },
+    "qat": {"agreement", "build", "checkpoint", "data", "errors", "export", "parametrization", "training"},
     "monitor": {"checkpoint", "layer_report", "mask_picture", "pruner"},
     "options": {"blocks", "config", "errors", "flag_values", "masks", "ranges", "schedule", "scores", "timm_flags"},
     "resolve": {"config", "data", "flag_values", "flops", "plan", "ranges", "schedule"},

@@ -71,7 +71,7 @@ def check_trainable(model: nn.Module, input_size: tuple[int, int, int]) -> None:
         result.square().sum().backward()
     except UsageError as error:
         raise UsageError(f"--qat-epochs: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"--qat-epochs: torch does not run the graph of this network: {first_line(error)}") from error
 
 
