@@ -425,7 +425,7 @@ def test_newer_version_says_so(stored):
     raw = bytearray(stored.read_bytes())
     raw[8] = 3
     stored.write_bytes(bytes(raw))
-    with pytest.raises(FormatError, match="format version 3, this subp_ext reads up to 2; install a newer one"):
+    with pytest.raises(FormatError, match="format version 3, this subp_ext reads up to 2; install a newer subp-dist"):
         load(stored)
 
 

@@ -176,14 +176,17 @@ FEW_THREADS = """
 import os, resource, sys, threading, warnings
 import numpy as np
 from subp_ext import Session
-model, images = Session(sys.argv[1], threads=1), np.ones((1, 3, 64, 64), np.float32)
+model, images = Session(sys.argv[1], threads=1), np.ones((1, 3, 16, 16), np.float32)
 want, found = model.run(images), []
 many = [Session(sys.argv[1], threads=500) for _ in range(int(sys.argv[2]))]
+for session in many:  # their memory, for which threads will leave no room
+    entry = session._entry((images.shape,))
+    entry.free.append(entry.take())
 start = threading.Barrier(len(many) + 1)
 
 def run(session):
     start.wait()
-    found.extend(session.run(images) for _ in range(3))
+    found.extend(np.array_equal(session.run(images), want) for _ in range(3))
 
 callers = [threading.Thread(target=run, args=(session,)) for session in many]
 for caller in callers: caller.start()
@@ -193,7 +196,7 @@ with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     start.wait()
     for caller in callers: caller.join()
-assert len(found) == 3 * len(many) and all(np.array_equal(each, want) for each in found)
+assert len(found) == 3 * len(many) and all(found)
 print(len(told), told[0].message)
 """
 
@@ -214,7 +217,7 @@ def test_threads_that_cannot_be_created_mean_fewer_and_one_warning(file, tmp_pat
     script = tmp_path / "few.py"
     script.write_text(FEW_THREADS)
     code = f"import sys, runpy; sys.argv = ['few', {str(file)!r}, '{callers}']; runpy.run_path({str(script)!r})"
-    done = python(code, OPENBLAS_NUM_THREADS="1", **environment)
+    done = python(code, OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1", **environment)
     assert done.returncode == 0, done.stderr
     found = re.fullmatch(r"1 (\d+) of 500 threads run, and .* because the system refuses .*", done.stdout.strip())
     assert found and int(found[1]) < 60, done.stdout
