@@ -84,8 +84,8 @@ def opened(source: ModelSource) -> Iterator[tuple[Readable, int]]:
         memory = _Memory(data)
     except TypeError as error:
         kind = type(data).__name__
-        found = f"the model is a {kind}" if data is source else f"reading {name_of(source)} gave a {kind}"
-        raise TypeError(f"{found}; expected a path, bytes, a memoryview or a file opened in binary mode") from error
+        given = f"the model is a {kind}" if data is source else f"reading {name_of(source)} gave a {kind}"
+        raise TypeError(f"{given}; expected a path, bytes, a memoryview or a file opened in binary mode") from error
     yield memory, len(memory)
 
 
