@@ -14,11 +14,11 @@ from PIL import Image
 
 # Files that take half a minute or more, longest first.
 LONG = (
-    *("test_faults", "test_data_ffcv", "test_train", "test_study", "test_launch", "test_bench", "test_every_error"),
-    *("test_data_write", "test_ext_harness", "test_export_formats", "test_quantize", "test_quantize_export"),
-    *("test_libraries", "test_pruner", "test_trained", "test_export_zoo", "test_zoo", "test_data_errors"),
+    *("test_faults", "test_data_ffcv", "test_bench", "test_train", "test_study", "test_launch", "test_every_error"),
+    *("test_data_write", "test_ext_harness", "test_export_formats", "test_quantize_export", "test_libraries"),
+    *("test_pruner", "test_trained", "test_data_errors", "test_export_model", "test_prove", "test_agreement"),
+    "test_export_zoo",
 )
-
 
 # How long an example takes says something about the machine alone.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

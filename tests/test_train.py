@@ -483,7 +483,9 @@ def test_another_learning_rate_per_image_follows_the_batch_after_a_resume(few_di
 
 
 def test_waiting_for_a_plateau_goes_on_after_a_resume(few_digits, tmp_path, monkeypatch):
-    """With figures that do not improve, so that the rate falls every other epoch."""
+    """With figures that do not improve, so that the rate falls every other epoch; 160 digits are enough for that."""
+    pixels, labels = digits.load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (pixels[::5], labels[::5]))
     monkeypatch.setattr(train, "validate", lambda *_: {"loss": 1.0, "top1": 10.0, "top5": 50.0})
     patient = build.scheduler_kwargs
     monkeypatch.setattr(build, "scheduler_kwargs", lambda config: patient(config) | {"patience_epochs": 1})
