@@ -46,6 +46,10 @@ PRODUCTS_PER_TRANSFORM = 16
 # The same of bfloat16, and what a weight that is transformed for each run takes beside its products.
 PRODUCTS_PER_NARROW_TRANSFORM, PRODUCTS_PER_MADE_WEIGHT = 8, 2.5
 
+# Of bfloat16: with more, transformed channels leave the L2 cache, and a weight that waits for the choice of an
+# algorithm is held beside its packed form.
+MOST_NARROW_CHANNELS = 256
+
 # Floats behind a run that whole vectors may spill into; as in kernels/kernels.h.
 SLACK = 15
 
@@ -53,6 +57,8 @@ SLACK = 15
 def fits(layer: Layer, size: int) -> bool:
     """Whether a layer can run on tiles of size x size outputs."""
     plain = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.dilation == (1, 1)
+    if layer.dtype != FLOAT32.name and layer.channels > MOST_NARROW_CHANNELS:
+        return False
     return plain and runtime.kernels().choose(layer.kernel_set, "winograd", layer.dtype, size=size) is not None
 
 

@@ -165,7 +165,7 @@ def _inputs(session: Session, batch_size: int, image_size: Sequence[int] | None)
 
 def _scattered(shape: Sequence[int], dtype: str) -> np.ndarray:
     """Numbers from -1 to 1: NumPy's random generators take 4 MB, and the peak of memory is one of the results."""
-    return np.sin(np.arange(math.prod(shape), dtype=np.float32)).astype(dtype).reshape(shape)
+    return np.sin(np.arange(math.prod(shape), dtype=np.float32)).astype(dtype, copy=False).reshape(shape)
 
 
 def _cpu_name() -> str:
