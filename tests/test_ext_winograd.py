@@ -156,25 +156,35 @@ def test_activations_are_fused(kernel_set, activation):
     assert np.array_equal(fused, alone)
 
 
-def session(channels, size, threads=1):
+def session(channels, size, threads=1, dtype=None):
     """A graph of one convolution, which keeps half of its blocks."""
     _, weight = random_weight(np.random.default_rng(0), channels, channels, (3, 3), 16, 1, channels // 2)
     spec = TensorSpec("x", (None, channels, size, size), "float32")
     node = Node("conv2d", "y", {"input": Ref("x"), "weight": Ref("w"), "padding": [1, 1]})
     graph = Graph([spec], [TensorSpec("y", (None, channels, size, size), "float32")], [node], {"w": weight})
-    return Session(graph, threads)
+    return Session(graph, threads, dtype=dtype)
 
 
-def ran(channels, size):
-    return session(channels, size).report(np.zeros((1, channels, size, size), np.float32)).rows[0].kernel
+def ran(channels, size, dtype=None):
+    rows = session(channels, size, dtype=dtype).report(np.zeros((1, channels, size, size), np.float32)).rows
+    return next(row for row in rows if row.macs)
 
 
 @pytest.mark.skipif(not VECTOR_SETS, reason="no kernel set of this CPU has the transforms")
 def test_each_layer_of_a_network_takes_what_suits_it():
-    assert "winograd_4x4" in ran(64, 56) and "winograd_4x4" in ran(128, 28)
-    assert "winograd_2x2" in ran(256, 14)
-    assert "ubsconv" in ran(512, 7)  # four times the weights for four tiles
-    assert "ubsconv" in ran(16, 5)
+    assert "winograd_4x4" in ran(64, 56).kernel and "winograd_4x4" in ran(128, 28).kernel
+    assert "winograd_2x2" in ran(256, 14).kernel
+    assert "ubsconv" in ran(512, 7).kernel  # four times the weights for four tiles
+    assert "ubsconv" in ran(16, 5).kernel
+
+
+@pytest.mark.skipif(("avx512bf16", "bfloat16") not in TYPED, reason="this CPU has no such transforms")
+def test_layers_of_bfloat16_take_it_where_it_is_faster():
+    for channels, size in ((64, 56), (128, 28), (256, 14)):
+        row = ran(channels, size, "bfloat16")
+        assert row.kernel.startswith("bf16_winograd_4x4") and row.products == "bfloat16"
+        assert row.why == "sparse, transformed and multiplied in float32"
+    assert ran(512, 7, "bfloat16").kernel.startswith("bf16_ubsconv")
 
 
 def held(root):
