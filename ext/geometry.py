@@ -182,7 +182,7 @@ class Algorithm(ABC):
         kernel: the name of the row that runs it.
         interleave: channels of a word that it reads; 1 where it reads planes.
         passed_over: the better rows, best first, each with the reason why it is not taken.
-        products: the data type that it multiplies.
+        note: what a report adds to say how it computes.
     """
 
     def __init__(self, layer: Layer, weight: Weight, operator: str, **shape: Any) -> None:
@@ -191,7 +191,7 @@ class Algorithm(ABC):
         self.kernel, self.passed_over = layer.choose(operator, **shape)
         row = layer.row(self.kernel)
         self._packing, self.interleave = row["packing"], row["interleave"]
-        self.products = layer.dtype
+        self.note = ""
         self._packed: np.ndarray | None = None
 
     @property

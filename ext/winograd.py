@@ -3,7 +3,9 @@
 Blocks of 1xN pruning are whole kernels, so a pruned block is zero at every position of the transformed kernel too: the
 same indices hold at all of them, and every position is a uniform block-sparse product of its own. Tiles of 2x2 outputs
 take 16 products where the convolution takes 36, tiles of 4x4 take 36 in place of 144; against that stand the
-transforms, lanes left empty by the few tiles of small planes, and weights that become 1.8 or 4 times as large.
+transforms, lanes left empty by the few tiles of small planes, and weights that become 1.8 or 4 times as large. Planes
+of bfloat16 are transformed and multiplied in float32, at half the rate of their own products; their weights stay as
+they are stored and are transformed for each run.
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
 """
 
@@ -81,8 +83,9 @@ class Winograd(Algorithm):
     def __init__(self, layer: Layer, weight: Weight, size: int) -> None:
         super().__init__(layer, weight, "winograd", size=size)
         self._size, self._positions = size, (size + 2) ** 2
-        self._multiplied, self.products = replace(layer, dtype=FLOAT32.name), FLOAT32.name
+        self._multiplied = replace(layer, dtype=FLOAT32.name)
         self._made = self._packing == "blocks"  # for each run
+        self.note = ", transformed and multiplied in float32" if layer.dtype != FLOAT32.name else ""
 
     def _transformed(self, values: np.ndarray) -> np.ndarray:
         return values if self._made else transform_kernels(values, self._size)

@@ -1,6 +1,6 @@
-/* Winograd's transforms of bfloat16 planes, which are computed with in float32, as their products are: bfloat16 would lose
- * too much in them. Weights are transformed when they are wanted, for as transformed float32 they take 7 to 16 times the
- * memory. Included by a kernel set's file after its simd_<set>.h and vector.h, and the words of transforms.h. */
+/* Winograd's transforms of bfloat16 planes: in float32, as the products between them are, for bfloat16 would lose too
+ * much there. Weights are transformed when they are wanted, for as transformed float32 they take 4 to 8 times the
+ * memory. Included by a kernel set's file after its simd_<set>.h and the numbers of planes that transforms.h wants. */
 #ifndef SUBP_BF16_WINOGRAD_H
 #define SUBP_BF16_WINOGRAD_H
 

@@ -356,10 +356,8 @@ def _convolve(
     """Plans a convolution of `[B, I, H, W]` in C order to `shape`."""
     compiled, _, kernel = convolution.prepare(*x.view.shape[2:])
     algorithm = convolution.algorithm(*x.view.shape[2:])
-    why = ("sparse" if convolution.kept_share < 1 else "dense") + convolution.note
+    why = ("sparse" if convolution.kept_share < 1 else "dense") + convolution.note + algorithm.note
     facts = _work(convolution, shape) | {"passed_over": told(algorithm.passed_over)}
-    if convolution.requantize is None:
-        facts["products"] = algorithm.products
     out = planner.empty(shape, _result_type(convolution, out_type))
     return _plan(planner, op, compiled, kernel, why, x, residual, out, facts)
 

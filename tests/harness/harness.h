@@ -56,6 +56,7 @@ void check_rounded(const char *what, ptrdiff_t at, double got, sum s, ptrdiff_t 
  * side. */
 const subp_row *choose(int set, enum subp_operator op, ptrdiff_t size);
 const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype); /* as choose, of any type */
+const subp_row *choose_winograd(int set, enum subp_operator op, enum subp_dtype dtype, ptrdiff_t size);
 const subp_row *choose_tile(int set, enum subp_dtype dtype, ptrdiff_t channels);
 /* Likewise for planes of a type. */
 const subp_row *choose_window(int set, enum subp_dtype dtype, const subp_window *window);

@@ -197,6 +197,10 @@ const subp_row *choose_of(int set, enum subp_operator op, enum subp_dtype dtype)
     return choose_row(set, (subp_request){.op = op, .dtype = dtype});
 }
 
+const subp_row *choose_winograd(int set, enum subp_operator op, enum subp_dtype dtype, ptrdiff_t size) {
+    return choose_row(set, (subp_request){.op = op, .dtype = dtype, .size = size});
+}
+
 const subp_row *choose_tile(int set, enum subp_dtype dtype, ptrdiff_t channels) {
     return choose_row(set, (subp_request){.op = SUBP_OP_conv2d, .dtype = dtype, .channels = channels});
 }

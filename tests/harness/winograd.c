@@ -1,5 +1,6 @@
-/* A whole convolution after Winograd, from weights that are transformed here, in double: both sizes of tiles, runs and
- * cuts that are legal but arbitrary, parts in any order. */
+/* A whole convolution after Winograd, of float32 from weights that are transformed here, in double, or of bfloat16 from
+ * those that the kernels transform: both sizes of tiles, runs and cuts that are legal but arbitrary, parts in any
+ * order. */
 #include "winograd.h"
 
 #include <math.h>
@@ -41,6 +42,11 @@ static const float *pack(const subp_winograd *call, const float *values, int siz
     return packed;
 }
 
+/* What remains of an output after bfloat16 has rounded it. */
+static double rounding_of(const subp_winograd *call) {
+    return call->outputs->out_dtype == SUBP_DTYPE_float32 ? 0 : 1.0 / 256;
+}
+
 static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const float *values, const int32_t *indices,
                           const float *x, const float *residual, const float *out) {
     const subp_tiles *t = &call->tiles;
@@ -52,8 +58,7 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
         const ptrdiff_t row = channel / group_out * (call->rows / call->groups) + within / call->block;
         sum total = {0, 0};
         for (ptrdiff_t k = 0; k < call->kept; k++) {
-            const ptrdiff_t of_group = channel / group_out * group_in + indices[row * call->kept + k];
-            const ptrdiff_t input = image * call->in_channels + of_group;
+            const ptrdiff_t input = image * call->in_channels + channel / group_out * group_in + indices[row * call->kept + k];
             const float *from = x + input * t->height * t->width;
             const float *w = values + (row * call->kept + k) * 9 * call->block + within % call->block;
             double largest_input = 0, largest_value = 0;
@@ -73,7 +78,8 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
         }
         if (call->bias) add_term(&total, call->bias[channel]);
         if (residual) add_term(&total, residual[at]);
-        check_sum("output", at, out[at], total, call->kept + 32, call->activation, call->transforms->tolerance);
+        check_rounded("output", at, out[at], total, call->kept + 40, call->activation, call->transforms->tolerance,
+                      rounding_of(call));
     }
 }
 
@@ -97,8 +103,10 @@ static void run_parts(const subp_winograd *call, const subp_conv_arrays *arrays,
 void check_winograd(int set) {
     static const ptrdiff_t blocks[] = {1, 2, 4, 8, 16, 32, 64};
     const int size = one_in(2) ? 2 : 4;
-    const subp_row *transforms = choose(set, SUBP_OP_winograd, size);
+    const enum subp_dtype dtype = one_in(2) ? SUBP_DTYPE_bfloat16 : SUBP_DTYPE_float32;
+    const subp_row *transforms = choose_winograd(set, SUBP_OP_winograd, dtype, size);
     if (!transforms) return; /* portable C has none */
+    const int narrow = dtype == SUBP_DTYPE_bfloat16, to_float = !narrow || one_in(2);
     const ptrdiff_t batch = between(1, 2), groups = one_in(3) ? between(2, 4) : 1;
     const ptrdiff_t group_in = between(1, one_in(4) ? 20 : 9), group_out = between(1, one_in(4) ? 70 : 20);
     const ptrdiff_t block = one_in(4) ? between(1, 70) : blocks[between(0, 6)];
@@ -109,8 +117,12 @@ void check_winograd(int set) {
         .groups = groups, .rows = groups * rows_per_group, .block = block,
         .kept = one_in(3) ? group_in : between(1, group_in),
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1),
-        .kernels = kernels, .transforms = transforms, .element = 4, .weight_element = 4, .out_element = 4,
+        .kernels = kernels, .transforms = transforms, .element = narrow ? 2 : 4, .weight_element = narrow ? 2 : 4,
+        .outputs = choose_winograd(set, SUBP_OP_winograd, to_float ? SUBP_DTYPE_float32 : dtype, size),
+        .out_element = to_float ? 4 : 2,
     };
+    if (narrow)
+        call.weights = choose_winograd(set, SUBP_OP_winograd_weights, dtype, size)->run.winograd_weights;
     for (ptrdiff_t n = 0; n < block; n += kernels[call.tiles_of_row++]->channels)
         kernels[call.tiles_of_row] = choose(set, SUBP_OP_conv2d, block - n);
     subp_tiles *t = &call.tiles;
@@ -123,11 +135,11 @@ void check_winograd(int set) {
     call.run = one_in(3) ? tiles : between(1, tiles);
     call.call_tiles = one_in(3) ? call.run : between(1, call.run);
     call.pitch = (call.run + SUBP_TILE_SLACK + SUBP_LINE - 1) / SUBP_LINE * SUBP_LINE;
-    const int has_bias = !one_in(3), has_residual = one_in(2);
-    describe("set %d winograd %dx%d: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
+    const int has_bias = !one_in(3), has_residual = narrow == !to_float && one_in(2);
+    describe("set %d %s to_float %d: batch %td groups %td in %td out %td block %td kept %td size %tdx%td "
              "pad %td,%td %td,%td run %td call_tiles %td pitch %td activation %s bias %d residual %d",
-             set, size, size, batch, groups, group_in, group_out, block, call.kept, t->height, t->width, t->pad_top,
-             after[0], t->pad_left, after[1], call.run, call.call_tiles, call.pitch,
+             set, transforms->name, to_float, batch, groups, group_in, group_out, block, call.kept, t->height,
+             t->width, t->pad_top, after[0], t->pad_left, after[1], call.run, call.call_tiles, call.pitch,
              subp_activation_names[call.activation], has_bias, has_residual);
 
     const size_t inputs = (size_t)(batch * call.in_channels * t->height * t->width);
@@ -138,18 +150,23 @@ void check_winograd(int set) {
         for (ptrdiff_t i = 0, left = call.kept; i < group_in; i++) /* an ascending choice */
             if (between(1, group_in - i) <= left) left--, indices[to++] = (int32_t)i;
     for (ptrdiff_t i = 0; i < call.rows * call.kept; i++) offsets[i] = indices[i] * (int32_t)call.pitch;
-    float *values = random_floats((size_t)(call.rows * call.kept * 9 * block));
-    call.values = pack(&call, values, size);
+    const enum subp_dtype of_out = call.outputs->out_dtype;
+    const size_t weights = (size_t)(call.rows * call.kept * 9 * block);
+    const void *stored = random_elements(dtype, weights);
+    const float *values = as_floats(dtype, stored, weights);
+    call.values = narrow ? stored : pack(&call, values, size);
     call.channel_offsets = offsets;
     call.bias = has_bias ? random_floats((size_t)call.out_channels) : NULL;
-    const float *x = random_floats(inputs), *residual = has_residual ? random_floats(outputs) : NULL;
-    float *out = exact_floats(outputs, CANARY), *again = exact_floats(outputs, CANARY);
+    const void *x = random_elements(dtype, inputs);
+    const void *residual = has_residual ? random_elements(of_out, outputs) : NULL;
+    void *out = exact_elements(of_out, outputs, CANARY), *again = exact_elements(of_out, outputs, CANARY);
     float *planes = exact_floats((size_t)subp_winograd_planes(&call), NAN);
     float *sums = exact_floats((size_t)subp_winograd_sums(&call), NAN);
     subp_conv_arrays arrays = {.x = x, .residual = residual, .out = out};
     run_passes(&call, &arrays, batch, planes, sums);
-    check_outputs(&call, batch, values, indices, x, residual, out);
+    check_outputs(&call, batch, values, indices, as_floats(dtype, x, inputs),
+                  has_residual ? as_floats(of_out, residual, outputs) : NULL, as_floats(of_out, out, outputs));
     arrays.out = again;
     run_parts(&call, &arrays, batch, planes, sums);
-    if (memcmp(out, again, outputs * sizeof(float))) fail("parts in another order gave other bits");
+    if (memcmp(out, again, outputs * element_size(of_out))) fail("parts in another order gave other bits");
 }
