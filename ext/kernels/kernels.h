@@ -175,10 +175,10 @@ enum { SUBP_ONE = 1, SUBP_ONE_FLOAT = 2 };
 
 /* The functions of each operator. Of `pool`, row is room for subp_pool_row floats. `binary` is a + b or a * b, with b
  * as many numbers as a, or one: of a's type, or for SUBP_ONE_FLOAT a float32, which is not rounded. `norm_pixels`
- * makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over channels that are
- * `stride` apart, `norm_run` one run of channels * pixels numbers, both times weight[c] plus bias[c]. `halve` takes every second element of each row and reads nothing beyond the last it takes. `peak` is a
- * loop of nothing but products, the speed that kernels are measured against: it returns how many operations a
- * round has; |factor| < 1 keeps it finite.
+ * makes each of up to SUBP_NORM_PIXELS pixels mean 0 and variance 1 over channels that are `stride` apart, `norm_run`
+ * one run of channels * pixels numbers, both times weight[c] plus bias[c]. `halve` takes every second element of each
+ * row and reads nothing beyond the last it takes. `peak` is a loop of nothing but products, the speed that kernels are
+ * measured against: it returns how many operations a round has; |factor| < 1 keeps it finite.
  * Of uint8: `quantize` is clamp(rne(x * inverse) + zero), NaN giving 0, `dequantize` (x - zero) * scale. `lookup` is
  * table[x], 256 results of uint8 or float32. `quantized_binary` is a sum of two operands of one size, or a product,
  * as binary; `quantized_mean` is that of a run. Of `quantized_pool`, row is room for
