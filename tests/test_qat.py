@@ -29,12 +29,12 @@ from subp_dist.data import digits
 from subp_dist.errors import Stopped, UsageError
 from subp_dist.export import Network
 from subp_dist.export.calibration_images import random_images
+from subp_dist.export.straight_through import looked_up, rounded
 from subp_dist.export.tables import with_tables
 from subp_dist.options import parse_args
 from subp_dist.process_group import Rank, data_parallel
 from subp_dist.qat import phase
 from subp_dist.qat.start import calibrated, restored
-from subp_dist.qat.straight_through import looked_up, rounded
 from subp_ext import UniformBlockSparse
 
 FLAGS = ["test_resnet", "--data-dir", "builtin", "--batch-size", "64", "--lr", "0.05", "--log-interval", "5"]

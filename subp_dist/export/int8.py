@@ -16,9 +16,10 @@ from ..checkpoint import write_atomically
 from ..errors import UsageError
 from .calibrate import batches
 from .calibration_images import calibration_images, images_of_folder, images_of_run, random_images
+from .integers import FakeQuantized
 from .network import Network
 from .outputs import name_outputs
-from .qdq import GraphModule, write_qdq_onnx
+from .qdq import write_qdq_onnx
 from .quantize import QuantizeOptions, quantize_by_name
 from .quantize_report import QuantizeReport, agreement, sqnr
 from .subp import checked_graph
@@ -163,13 +164,14 @@ def _check_zeros(exact: Graph, quantized: Graph) -> None:
 
 
 def _check_oracle(named: Graph, images: np.ndarray, found: np.ndarray) -> None:
-    """Compares with torch, which runs the graph on real numbers rounded where it says so.
+    """Compares with torch, which computes with the same integers.
 
     Raises:
         UsageError: they are different networks.
     """
+    module = FakeQuantized(named).eval()
     with torch.inference_mode():
-        result = GraphModule(named)(torch.from_numpy(images))
+        result = module(torch.from_numpy(images))
     expected = next(iter(result.values())) if isinstance(result, dict) else result
     noise = sqnr(expected.numpy(), found)
     if not noise >= _SAME:

@@ -13,9 +13,9 @@ from ..build import create_optimizer, create_scheduler, wrap
 from ..checkpoint import position
 from ..errors import UsageError
 from ..export.calibration_images import calibration_images
+from ..export.integers import FakeQuantized
 from ..export.network import Network
 from ..export.of_run import CALIBRATION_IMAGES
-from .network import FakeQuantized
 from .start import calibrated, restored, state_of
 
 if TYPE_CHECKING:

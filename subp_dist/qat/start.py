@@ -17,13 +17,13 @@ from subp_ext import Graph, UniformBlockSparse
 from ..errors import UsageError
 from ..export.calibrate import FEWEST_IMAGES
 from ..export.calibration_images import random_images
+from ..export.integers import FakeQuantized
 from ..export.network import Network
 from ..export.quantize import QuantizeOptions, quantize_from
 from ..export.sizes import first_line
 from ..export.subp import checked_graph
 from ..export.trained import as_graph, as_tensor
 from ..parametrization import plain_state_dict
-from .network import FakeQuantized
 
 # Of a channel whose weights say nothing about its size.
 _NO_UNIT = 1.0

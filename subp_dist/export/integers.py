@@ -17,13 +17,13 @@ from subp_ext.graph import Constant
 from subp_ext.operators import OPERATORS, VIEW
 from subp_ext.requantize import BOUNDS, TOP, bounds
 
-from ..export.placement import HEAVY, operands
-from ..export.qdq import GraphModule
-from ..export.scales import LARGEST_BIAS, quantized_weight
-from ..export.tables import value_types, with_tables
 from .averages import summed
 from .packing import dense_mask, packed
+from .placement import HEAVY, operands
+from .qdq import GraphModule
+from .scales import LARGEST_BIAS, quantized_weight
 from .straight_through import looked_up, rounded
+from .tables import value_types, with_tables
 
 # Integers below it are exact in float32, and sums of them in any order.
 _EXACT = 2.0**24
@@ -240,11 +240,11 @@ class FakeQuantized(GraphModule):
     def _slopes(self, node: Node, source: str, out: Quantization) -> Tensor:
         """``[256]``: the derivative of a node, in units of its scale over units of its operand's, at each byte."""
         read = self._bytes[source]
-        stored = torch.arange(256, dtype=torch.float64) - int(read.zero_point)
-        real = (stored * float(read.scale)).requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            stored = torch.arange(256, dtype=torch.float64) - int(read.zero_point)
+            real = (stored * float(read.scale)).requires_grad_()
             result = self._run(node, {name: real if isinstance(v, Ref) else v for name, v in node.args.items()})
-        (slopes,) = torch.autograd.grad(result.sum(), real)
+            (slopes,) = torch.autograd.grad(result.sum(), real)
         return (slopes * float(read.scale) / float(out.scale)).float()
 
 
