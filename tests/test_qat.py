@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from devices import GPU, fake_device
+from runs import states_equal
 from test_export_formats import export
 from torch import nn
 from torch.nn import functional
@@ -299,16 +300,6 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(finished, tmp_path, monkeypa
         assert states_equal(ours.pop("config") and ours, theirs.pop("config") and theirs), name
     for name in ("model-int8.subp", "model.subp"):
         assert (resumed / name).read_bytes() == (finished / name).read_bytes(), name
-
-
-def states_equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(states_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(states_equal, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize(
