@@ -103,7 +103,9 @@ INLINE void compute(const subp_tile *t, ptrdiff_t at, int count, int strips, int
 /* A function for each number of strips. */
 static NOINLINE void whole_run(const subp_tile *t, ptrdiff_t at) { compute(t, at, RUN, STRIPS, 0); }
 #define DEFINE_LAST(strips) \
-    static NOINLINE void last_##strips(const subp_tile *t, ptrdiff_t at, int count) { compute(t, at, count, strips, 1); }
+    static NOINLINE void last_##strips(const subp_tile *t, ptrdiff_t at, int count) { \
+        compute(t, at, count, strips, 1);                                            \
+    }
 DEFINE_LAST(1)
 DEFINE_LAST(2)
 DEFINE_LAST(3)

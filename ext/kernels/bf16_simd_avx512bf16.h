@@ -1,4 +1,5 @@
-/* Words of bfloat16 in AVX-512 with dot products of it, for the sets that have them: what bf16_vector.h asks for, and it. */
+/* Words of bfloat16 in AVX-512 with dot products of it, for the sets that have them: what bf16_vector.h asks for, and
+ * it. */
 #ifndef SUBP_BF16_SIMD_AVX512BF16_H
 #define SUBP_BF16_SIMD_AVX512BF16_H
 

@@ -35,8 +35,8 @@ static int leaf_7(unsigned part, int number, int bit) {
     return __get_cpuid_count(7, part, &r[0], &r[1], &r[2], &r[3]) && r[number] >> bit & 1;
 }
 
-/* Whether this process may use AMX, now that it asks. Linux wants to be asked, once for all threads there will be, because
- * the state is large; it refuses where somebody's stack for signals is too small for it. */
+/* Whether this process may use AMX, now that it asks. Linux wants to be asked, once for all threads there will be,
+ * because the state is large; it refuses where somebody's stack for signals is too small for it. */
 static int amx_is_permitted(void) {
 #if defined(__linux__) && defined(SYS_arch_prctl)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };

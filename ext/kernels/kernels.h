@@ -123,10 +123,10 @@ typedef struct {
     const float *factor;               /* IN [count], likewise */
 } subp_depthwise;
 
-/* Winograd's transforms of one channel of a 3x3 convolution with stride 1, to float32 and from it: a run of its tiles of size x size outputs,
- * counted along the rows. Position p of tile first + i is number p * position_stride + i of the transformed side.
- * Vectors are loaded and stored there as a whole: behind the run it needs room for another SUBP_TILE_SLACK
- * elements, of any content. */
+/* Winograd's transforms of one channel of a 3x3 convolution with stride 1, to float32 and from it: a run of its tiles
+ * of size x size outputs, counted along the rows. Position p of tile first + i is number p * position_stride + i of
+ * the transformed side. Vectors are loaded and stored there as a whole: behind the run it needs room for another
+ * SUBP_TILE_SLACK elements, of any content. */
 
 typedef struct {
     ptrdiff_t height, width, out_h, out_w, pad_top, pad_left;

@@ -1,8 +1,8 @@
-/* AMX's tile registers: eight matrices of up to 16 rows of 64 bytes, each of the shape that a configuration gives it. The
- * names are those of the manual's operations; register numbers are literals.
+/* AMX's tile registers: eight matrices of up to 16 rows of 64 bytes, each of the shape that a configuration gives it.
+ * The names are those of the manual's operations; register numbers are literals.
  *
- * Not the intrinsics: those of GCC 12 do not tell the compiler which memory they read, and it may leave out the stores to
- * it. The tests compile the same kernels on an emulation of these, which is not part of the product. */
+ * Not the intrinsics: those of GCC 12 do not tell the compiler which memory they read, and it may leave out the stores
+ * to it. The tests compile the same kernels on an emulation of these, which is not part of the product. */
 #ifndef SUBP_TILE_REGISTERS_H
 #define SUBP_TILE_REGISTERS_H
 

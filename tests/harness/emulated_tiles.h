@@ -1,6 +1,6 @@
-/* AMX's tile registers in plain C, after the operations in Intel's manual (LDTILECFG, TILELOADD, TDPBF16PS ...): kernels
- * on them run on CPUs without AMX, and under sanitizers, which do not see what the instructions touch. What would be an
- * invalid instruction or a fault there ends the program here. Included by ext/kernels/tile_registers.h. */
+/* AMX's tile registers in plain C, after the operations in Intel's manual (LDTILECFG, TILELOADD, TDPBF16PS ...):
+ * kernels on them run on CPUs without AMX, and under sanitizers, which do not see what the instructions touch. What
+ * would be an invalid instruction or a fault there ends the program here. Included by ext/kernels/tile_registers.h. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

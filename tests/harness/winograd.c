@@ -58,7 +58,8 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
         const ptrdiff_t row = channel / group_out * (call->rows / call->groups) + within / call->block;
         sum total = {0, 0};
         for (ptrdiff_t k = 0; k < call->kept; k++) {
-            const ptrdiff_t input = image * call->in_channels + channel / group_out * group_in + indices[row * call->kept + k];
+            const ptrdiff_t index = indices[row * call->kept + k];
+            const ptrdiff_t input = image * call->in_channels + channel / group_out * group_in + index;
             const float *from = x + input * t->height * t->width;
             const float *w = values + (row * call->kept + k) * 9 * call->block + within % call->block;
             double largest_input = 0, largest_value = 0;

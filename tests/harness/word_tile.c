@@ -35,7 +35,8 @@ void check_word_tile(const subp_row *kernel) {
     const ptrdiff_t room = PRODUCTS / (words * HALVES * kernel->channels);
     const int32_t taps = one_in(2) ? 1 : (int32_t)between(1, least(25, room));
     const ptrdiff_t count = least(one_in(3) ? kernel->pixels : between(1, 3 * kernel->pixels), 1 + room / taps);
-    const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70)), outputs = (channels - 1) * out_stride + count;
+    const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70));
+    const ptrdiff_t outputs = (channels - 1) * out_stride + count;
     subp_tile tile = {
         .taps = taps, .words = (int32_t)words, .out_stride = out_stride, .count = count, .channels = channels,
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1), .to_float = one_in(3),
