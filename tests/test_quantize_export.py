@@ -18,7 +18,7 @@ import subp_ext
 from subp_dist.data.digits import MEAN, STD, Digits
 from subp_dist.export import Network
 from subp_dist.export.int8 import export_int8, random_images
-from subp_dist.export.qdq import GraphModule
+from subp_dist.export.integers import FakeQuantized
 from subp_dist.export.quantize import QuantizeOptions
 from subp_dist.export.quantize_report import agreement, top1
 from subp_ext import UniformBlockSparse
@@ -116,7 +116,7 @@ def test_folders_without_pictures_and_exported_files_are_named(tmp_path, capsys)
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     network = Network.open(RUN)
-    monkeypatch.setattr(GraphModule, "_rounded", lambda self, value, type: value * 0.5)
+    monkeypatch.setattr(FakeQuantized, "_stored", lambda self, real, out, activation=None: real * 0.5)
     images = random_images(network.input_size, 16)
     with pytest.raises(ValueError, match="subp_ext and torch compute different results of the quantized network"):
         export_int8(network, tmp_path / "model.subp", images, options=QuantizeOptions())
