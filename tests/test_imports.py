@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each module of subp_dist may import from the package; a package stands for all that is in it.
 ALLOWED = {
     "blocks": set(),
+    "cores": set(),
     "flag_values": {"errors"},
     "config": {"errors", "flag_values"},
     "errors": set(),
@@ -56,6 +57,7 @@ ALLOWED = {
         "agreement",
         "checkpoint",
         "config",
+        "cores",
         "errors",
         "flag_values",
         "process_group",

@@ -176,7 +176,8 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_stays_there():
         assert watch.waits[before:] == []
 
 
-def _ranks_of_two(rank: int, folder: str, state: dict, images: torch.Tensor) -> None:
+def _ranks_of_two(rank: int, folder: str) -> None:
+    state, images = torch.load(f"{folder}/start.pt", weights_only=False)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     module = restored(state).train()
     _steps(data_parallel(module, Rank(rank, 2, torch.device("cpu"))), module, images[rank::2])
@@ -195,14 +196,15 @@ def _steps(called: nn.Module, module: nn.Module, images: torch.Tensor) -> None:
 def test_two_ranks_learn_what_one_learns_from_the_whole_batch(tmp_path):
     images = torch.from_numpy(random_images((3, 8, 8), 16))
     state = calibrated(small_network(), images.numpy())
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_ranks_of_two, args=(rank, str(tmp_path), state, images)) for rank in range(2)]
+    torch.save((state, images), tmp_path / "start.pt")
+    spawn = multiprocessing.get_context("spawn")  # autograd does not survive a fork
+    ranks = [spawn.Process(target=_ranks_of_two, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in ranks:
         process.start()
     alone = restored(state).train()
     _steps(alone, alone, images)
     for process in ranks:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     start = state["module"]

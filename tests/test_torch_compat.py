@@ -189,7 +189,7 @@ def private_names(path: Path) -> set[str]:
             root = node.value
             while isinstance(root, ast.Attribute):
                 root = root.value
-            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+            if ast.unparse(node.value) not in ("self", "cls", "super()"):
                 found.add(ast.unparse(node))
     return found
 

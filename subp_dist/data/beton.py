@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from subp_ext import affinity
-
+from ..cores import usable_cores
 from ..errors import UsageError
 
 _logger = logging.getLogger(__name__)
@@ -157,7 +156,7 @@ class Beton:
                 _logger.warning("broken: %s: image %d: %s", self.path, index, error)
                 return False
 
-        with ThreadPoolExecutor(len(affinity.usable())) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             sound = np.flatnonzero(list(pool.map(is_sound, range(len(self)))))
         if len(sound) == 0:
             raise UsageError(f"{self.path}: none of the images can be decoded")

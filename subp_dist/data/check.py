@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from timm.data import ImageDataset
 
-from subp_ext import affinity
-
 from ..config import DataConfig
+from ..cores import usable_cores
 from ..errors import UsageError
 from .beton import Beton
 from .choice import choose_loader
@@ -61,7 +60,7 @@ def _check_splits(checks: list[Callable[[], tuple[int, list[str] | None]]]) -> i
 def _check_pictures(config: DataConfig, split: str) -> tuple[int, list[str] | None]:
     mode = "L" if config.in_chans == 1 else "RGB"
     found = PictureFiles(open_split(config.dataset, config.data_dir or "", split, mode), mode)
-    workers = len(affinity.usable())
+    workers = usable_cores()
     sound, _ = verify(Pictures(found.dataset, mode), Storage(0, 0.0), workers, skip=True)
     broken, left_out = len(found) - len(sound), 0
     if isinstance(found.dataset, ImageDataset) and isinstance(found.reader, ClassFolders):

@@ -10,9 +10,8 @@ from pathlib import Path
 import timm.data
 from torch.utils.data import Dataset, Subset
 
-from subp_ext import affinity
-
 from ..config import AugmentationConfig, DataConfig
+from ..cores import usable_cores
 from ..errors import UsageError
 from ..process_group import Rank
 from . import digits
@@ -135,7 +134,7 @@ class Data:
 
 
 def _loading(config: DataConfig, rank: Rank) -> dict:
-    workers = 0 if config.data_dir == "builtin" else min(config.workers, len(affinity.usable()))
+    workers = 0 if config.data_dir == "builtin" else min(config.workers, usable_cores())
     pin_memory = rank.device.type == "cuda"
     return {"num_workers": workers, "pin_memory": pin_memory}
 

@@ -30,10 +30,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from subp_ext import affinity
-
 from ..agreement import on_primary
 from ..checkpoint import write_atomically
+from ..cores import usable_cores
 from ..errors import Stopped, UsageError, report_usage_errors
 from ..flag_values import as_path, as_path_text
 from ..stopping import end_with_parent
@@ -120,7 +119,7 @@ def sound_pictures(found: PictureFiles) -> np.ndarray:
     Raises:
         UsageError: none can.
     """
-    whole, cores = Storage(0, 0.0), len(affinity.usable())
+    whole, cores = Storage(0, 0.0), usable_cores()
     return on_primary(lambda: verify(Pictures(found.dataset, found.mode), whole, cores, skip=True)[0])
 
 
@@ -167,7 +166,7 @@ def _parse() -> argparse.Namespace:
         default="error",
         help="images that cannot be decoded end it, or are left out",
     )
-    add("--workers", type=int, default=len(affinity.usable()), help="processes; all usable cores by default")
+    add("--workers", type=int, default=usable_cores(), help="processes; all usable cores by default")
     add("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args()
     if args.workers < 1:

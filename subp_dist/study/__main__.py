@@ -11,9 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from subp_ext import affinity
-
 from ..checkpoint import check_writable
+from ..cores import usable_cores
 from ..errors import EXIT_STOPPED, UsageError, report_usage_errors
 from ..flag_values import as_path
 from .data import prepare
@@ -30,7 +29,7 @@ def cli() -> None:
     parser.add_argument("--data-dir", type=as_path, help="folder with train/ and a validation split of class folders")
     parser.add_argument("--results", type=as_path, required=True, metavar="CSV", help="where the rows go")
     parser.add_argument("--output", type=as_path, default=Path("output/study"), help="folder of the runs")
-    parser.add_argument("--jobs", type=int, default=max(1, len(affinity.usable())), help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs at a time")
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--list", action="store_true", help="print the commands that are left to do, and stop")
     parser.add_argument("--table-only", action="store_true", help="do no runs")

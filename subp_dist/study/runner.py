@@ -16,9 +16,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from subp_ext import affinity
-
 from ..checkpoint import check_writable, write_atomically
+from ..cores import usable_cores
 from ..errors import UsageError
 from .grid import Grid, Run
 
@@ -163,7 +162,7 @@ class Runner:
             shutil.rmtree(folder)  # going on with it would give the results of another command
         folder.mkdir(exist_ok=True)
         (folder / _COMMAND).write_text(self._started_by(run.name))
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, len(affinity.usable()) // self.jobs))}
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, usable_cores() // self.jobs))}
         with (folder / "log.txt").open("a") as log:
             with self._lock:
                 if self._stopping:
