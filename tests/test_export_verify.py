@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.library import Library
 
 import subp_ext
 from subp_dist.errors import UsageError
@@ -198,7 +199,7 @@ def test_classes_are_compared_by_count():
 
 @pytest.fixture(scope="module")
 def foreign_linear():
-    library = torch.library.Library("others", "DEF")
+    library = Library("others", "DEF")
     library.define("linear(Tensor input, Tensor weight) -> Tensor")
     for key in ("CompositeExplicitAutograd", "Meta"):
         library.impl("linear", lambda x, weight: x @ weight, key)
