@@ -12,6 +12,8 @@ venv=$(realpath -m "${VENV:-$root/.venv}")
 "$root/launch/setup.sh" --tests
 cd "$root"
 bin=$venv/bin
+# Some machines forbid bytecode: each of the many processes that tests start would compile torch and timm anew.
+unset PYTHONDONTWRITEBYTECODE
 
 # Each file of tests in one of several processes: one more than there are cores, as tests of runs wait much of the time.
 arguments=(-n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder -m "not slow")
