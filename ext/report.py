@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from subp_ext.planner import Plan
+from subp_ext.plan import Plan
 
 
 @dataclass(frozen=True)

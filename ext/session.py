@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,13 +15,13 @@ import numpy as np
 from subp_ext import operators, runtime
 from subp_ext.arrays import check_input, shown, shown_like
 from subp_ext.bfloat16 import NAME, as_asked, weights_rounded
-from subp_ext.convolution import Convolution
-from subp_ext.dtypes import TypedArray
+from subp_ext.folding import fold, guarded
 from subp_ext.format import FormatError, load, read
-from subp_ext.fused_depthwise import FusedDepthwise, fuse_depthwise
-from subp_ext.graph import Graph, Node
-from subp_ext.operators import NUMBER, OPERATORS
-from subp_ext.planner import MAX_CONSTANT_BYTES, Plan, Planner, State, compute_constant, guarded, resolve
+from subp_ext.graph import Graph
+from subp_ext.operators import OPERATORS
+from subp_ext.packing import pack_weights
+from subp_ext.plan import PooledPlan
+from subp_ext.planner import Planner
 from subp_ext.report import Report, report_rows
 from subp_ext.source import ModelSource, name_of
 
@@ -73,7 +72,7 @@ class Session:
         self.threads, self._profile, dtype = runtime.thread_count(threads), profile, runtime.dtype(dtype)
         self._closed, self._lock = False, threading.Lock()
         self._limit = runtime.memory_limit() // 2  # as much again for weights, and what the reference takes
-        self._entries: OrderedDict[tuple[tuple[int, ...], ...], _Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple[tuple[int, ...], ...], PooledPlan] = OrderedDict()
         self._ran: tuple[tuple[tuple[int, ...], ...], int] | None = None  # shapes of the last run, and its images
         _sessions.add(self)
         if isinstance(model, Graph):
@@ -98,35 +97,11 @@ class Session:
         for node in graph.nodes:
             guarded(node, partial(operators.check_arguments, node.op, node.args))
         self.inputs, self.outputs, self.metadata = list(graph.inputs), list(graph.outputs), dict(graph.metadata)
-        constants, nodes = _fold(graph)
+        constants, nodes = fold(graph)
         if owned:
             graph.constants.clear()  # or every weight would be in memory twice, plain and packed
-        self._packed: dict[str, Convolution | FusedDepthwise] = {}
-        readers = Counter(ref.name for node in nodes for ref in node.refs())
-        kept: list[Node] = []
-        outputs = {spec.name for spec in graph.outputs}
-        sized: set[str] = set()  # what follows from the sizes of the inputs: planning computes it, by the reference
-        types = operators.value_types(graph)
-        for node in nodes:
-            follows = all(ref.name in constants or ref.name in sized for ref in node.refs())
-            if follows or OPERATORS[node.op].shape is NUMBER:
-                sized.add(node.output)
-                kept.append(node)
-                continue
-            packed = guarded(node, partial(operators.pack, node, constants, types))
-            if packed is not None:
-                self._packed[node.output] = packed
-                rest = {name: value for name, value in node.args.items() if name in ("input", "residual")}
-                remaining = Node(node.op, node.output, rest, node.type)
-                readers.subtract(ref.name for ref in node.refs())
-                readers.update(ref.name for ref in remaining.refs())
-                for ref in node.refs():
-                    if not readers[ref.name] and ref.name not in outputs:
-                        constants.pop(ref.name, None)  # the packed form takes its place
-                node = remaining
-            kept.append(node)
-        kept = fuse_depthwise(kept, self._packed, outputs)
-        self._graph, self._constants = Graph(graph.inputs, graph.outputs, kept), constants
+        nodes, self._packed = pack_weights(graph, nodes, constants)
+        self._graph, self._constants = Graph(graph.inputs, graph.outputs, nodes), constants
         shapes = self._default_shapes()
         if shapes:
             self._entry(shapes)
@@ -147,14 +122,14 @@ class Session:
         whole = all(type(size) is int and size > 0 for shape in shapes for size in shape)
         return tuple(shapes) if whole else None
 
-    def _entry(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
+    def _entry(self, shapes: tuple[tuple[int, ...], ...]) -> PooledPlan:
         """The plan for these shapes, made now or remembered."""
         with self._lock:
             self._check_open()
             entry = self._entries.get(shapes)
             if entry is None:
                 planner = Planner(self._constants, self.threads, self._limit)
-                entry = _Entry(planner.plan(self._graph, shapes, partial(operators.lower, packed=self._packed)))
+                entry = PooledPlan(planner.plan(self._graph, shapes, partial(operators.lower, packed=self._packed)))
                 while len(self._entries) >= KEPT_PLANS:
                     self._entries.popitem(last=False)
                 self._entries[shapes] = entry
@@ -252,7 +227,7 @@ class Session:
         step = max(1, CACHED_ACTIVATIONS // max(1, one.plan.nbytes))
         return step if step < images else None
 
-    def _planned(self, shapes: tuple[tuple[int, ...], ...]) -> _Entry:
+    def _planned(self, shapes: tuple[tuple[int, ...], ...]) -> PooledPlan:
         try:
             return self._entry(shapes)
         except ValueError as error:
@@ -347,45 +322,6 @@ class Session:
         raise TypeError("a Session holds memory and threads of its process; make one in each process, from the file")
 
 
-class _Entry:
-    """A plan, the memory of runs that are over, and what was measured."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.free: list[State] = []  # append and pop are atomic
-        self.seconds: list[float] | None = None  # of each step, the best so far
-
-    def take(self) -> State:
-        try:
-            return self.free.pop()
-        except IndexError:
-            return State(self.plan)
-
-    def call(self, state: State) -> None:
-        number = 0
-        try:
-            for number, call in enumerate(state.calls):  # noqa: B007 (read where a call fails)
-                call()
-        except Exception as error:
-            raise self._failure(number, error) from error
-
-    def measure(self, state: State) -> None:
-        seconds = []
-        try:
-            for call in state.calls:
-                start = time.perf_counter()
-                call()
-                seconds.append(time.perf_counter() - start)
-        except Exception as error:
-            raise self._failure(len(seconds), error) from error
-        before = self.seconds
-        self.seconds = seconds if before is None else list(map(min, before, seconds))
-
-    def _failure(self, number: int, error: Exception) -> RuntimeError:
-        step = self.plan.steps[number]
-        return RuntimeError(f"node {step.node!r} ({step.op}): {error}")
-
-
 def _images(shapes: tuple[tuple[int, ...], ...]) -> int:
     """Images of a run on inputs of these shapes."""
     return shapes[0][0] if shapes and shapes[0] else 1
@@ -399,30 +335,3 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
-
-
-def _fold(graph: Graph) -> tuple[dict[str, Any], list[Node]]:
-    """Constants and all that follows from them, and the nodes that remain.
-
-    Raises:
-        ValueError: names the node that failed, or whose result is too large.
-    """
-    constants: dict[str, Any] = {name: _aligned(value) for name, value in graph.constants.items()}
-    nodes, room = [], min(MAX_CONSTANT_BYTES, runtime.memory_limit())
-    for node in graph.nodes:
-        if any(ref.name not in constants for ref in node.refs()):
-            nodes.append(node)
-            continue
-        args = resolve(node.args, constants)
-        value = guarded(node, partial(compute_constant, node, args, room))
-        constants[node.output] = value
-        owned = [array for array in operators.arrays_in(value) if array.flags.owndata]
-        room -= sum(array.nbytes for array in owned)
-    return constants, nodes
-
-
-def _aligned(constant: Any) -> Any:
-    """A constant whose elements lie where kernels may read them; a Graph may be given others."""
-    if isinstance(constant, TypedArray):
-        return TypedArray(np.require(constant.values, requirements="A"), constant.type)
-    return np.require(constant, requirements="A") if isinstance(constant, np.ndarray) else constant

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pytest
 from test_ext_reference import CASES
 
-from subp_ext import Graph, Node, Ref, Session, TensorSpec, _kernels, operators, runtime
-from subp_ext import session as sessions
+from subp_ext import Graph, Node, Ref, Session, TensorSpec, _kernels, operators, packing, runtime
 from subp_ext.graph import ACTIVATIONS
 from subp_ext.operators import OPERATORS, arguments
 
@@ -133,7 +132,7 @@ def test_two_convolutions_that_stay_apart_take_no_more_memory_than_apart(monkeyp
     session = Session(fallbacks(56, **second), threads=1)
     if len(session.report().rows) == 1:
         pytest.skip("this CPU runs the two as one step")
-    monkeypatch.setattr(sessions, "fuse_depthwise", lambda nodes, packed, outputs: nodes)
+    monkeypatch.setattr(packing, "fuse_depthwise", lambda nodes, packed, outputs: nodes)
     apart = Session(fallbacks(56, **second), threads=1)
     assert session.report().arena_bytes == apart.report().arena_bytes
     x = normal(1, 32, 56, 56)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subp_ext import Graph, Node, Ref, Session, TensorSpec, planner, runtime
+from subp_ext import Graph, Node, Ref, Session, TensorSpec, folding, runtime
 from subp_ext import session as sessions
 from subp_ext.memory import Buffer, place
 from subp_ext.operators import OPERATORS
@@ -26,7 +26,7 @@ def normal(*shape, seed=0):
 def on_reference(graph: Graph, *inputs):
     values = dict(graph.constants) | {spec.name: x for spec, x in zip(graph.inputs, inputs, strict=True)}
     for node in graph.nodes:
-        values[node.output] = OPERATORS[node.op].reference(**planner.resolve(node.args, values))
+        values[node.output] = OPERATORS[node.op].reference(**folding.resolve(node.args, values))
     return [values[spec.name] for spec in graph.outputs]
 
 
