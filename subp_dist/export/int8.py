@@ -41,7 +41,7 @@ _SAME_ELSEWHERE = 10.0
 
 
 def export_int8(
-    network: Network,
+    network: Network | Graph,
     path: Path,
     images: np.ndarray,
     labels: np.ndarray | None = None,
@@ -51,26 +51,9 @@ def export_int8(
 ) -> QuantizeReport:
     """Write a network as an int8 file, whole or not at all.
 
-    It is traced and compared with torch in float32; the rest, arguments and errors included, is ``write_int8``'s.
-    """
-    check_kind(kind, uint8_input)
-    graph = checked_graph(network.model, network.input_size, network.metadata)
-    return write_int8(graph, path, images, labels, options, uint8_input, kind)
-
-
-def write_int8(
-    graph: Graph,
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray | None = None,
-    options: QuantizeOptions | None = None,
-    uint8_input: str | None = None,
-    kind: str = "subp",
-) -> QuantizeReport:
-    """Write a graph in float32 as an int8 file, whole or not at all.
-
     Args:
-        graph: of images [B, C, H, W], that was compared with its model.
+        network: is traced and compared with torch in float32; or its graph, of images [B, C, H, W], for which that was
+            done.
         path: the file.
         images: for calibration, [n, C, H, W] float32, normalised; hundreds.
         labels: [n] their classes, to say what is lost of top-1.
@@ -86,9 +69,11 @@ def write_int8(
         OSError: it cannot be written.
     """
     check_kind(kind, uint8_input)
-    names = [spec.name for spec in graph.outputs]
+    if isinstance(network, Network):
+        network = checked_graph(network.model, network.input_size, network.metadata)
+    names = [spec.name for spec in network.outputs]
     # Names of values that are added have dots in them; the results' own come back at the end.
-    graph = name_outputs(graph, [name.replace(".", "_") for name in names])
+    graph = name_outputs(network, [name.replace(".", "_") for name in names])
     named, report = quantize_by_name(graph, images, options or QuantizeOptions(), labels)
     _check_zeros(graph, named)
     about = {key: value for key, value in report.to_json().items() if key != "layers"}
@@ -125,8 +110,8 @@ def write_quantized(
         named: the graph.
         path: the file.
         few: [n, C, H, W] float32, normalised.
-        uint8_input: as for ``write_int8``.
-        kind: as for ``write_int8``.
+        uint8_input: as for ``export_int8``.
+        kind: as for ``export_int8``.
         names: of the results in the file, if not the graph's.
 
     Raises:

@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..flag_values import check_several
 from .bfloat16 import write_bfloat16
 from .example import Example, ExampleInputs
-from .int8 import write_int8
+from .int8 import export_int8
 from .plain import unwrapped
 from .subp import checked
 from .summary import ExportSummary, summarize
@@ -137,7 +137,7 @@ def _write_int8(wanted: _Wanted) -> None:
     """Static quantization after training.
 
     Raises:
-        UsageError: as ``write_int8``, or the model takes something else than images.
+        UsageError: as ``export_int8``, or the model takes something else than images.
     """
     tensors = wanted.example.tensors
     if len(tensors) != 1 or tensors[0].ndim != 4 or not tensors[0].is_floating_point():
@@ -147,7 +147,7 @@ def _write_int8(wanted: _Wanted) -> None:
         )
     assert wanted.calibration is not None
     images = calibration_array(wanted.calibration)
-    _logger.info("%s: %s", wanted.path.name, write_int8(wanted.graph(), wanted.path, images).summary())
+    _logger.info("%s: %s", wanted.path.name, export_int8(wanted.graph(), wanted.path, images).summary())
 
 
 def calibration_array(calibration: Iterable[Any]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,22 +76,9 @@ class Network:
         return cls(model.eval(), input_size, arguments, metadata, config, checkpoint.get("quantized"))
 
     @classmethod
-    def random(
-        cls,
-        name: str,
-        rate: float,
-        block_size: int,
-        *,
-        skip: Sequence[str] = (),
-        image_size: int | None = None,
-        num_classes: int | None = None,
-        seed: int = 0,
-        **others: object,
-    ) -> Network:
+    def random(cls, name: str, rate: float, block_size: int, *, seed: int = 0, **others: Any) -> Network:
         """A network without a training; the arguments are those of ``random_network``."""
-        model, input_size, arguments = random_network(
-            name, rate, block_size, skip=skip, image_size=image_size, num_classes=num_classes, seed=seed, **others
-        )
+        model, input_size, arguments = random_network(name, rate, block_size, seed=seed, **others)
         metadata = _about(name, input_size, arguments)
         metadata |= {"block_size": block_size, "prune_rate": rate, "init": f"random, seed {seed}"}
         return cls(model, input_size, arguments, metadata)

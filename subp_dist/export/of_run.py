@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -18,10 +18,12 @@ from .int8 import calibration_images, export_int8
 from .network import Network
 from .placement import place
 from .quantize import QuantizeOptions
+from .quantize_report import QuantizeReport
 from .subp import build_graph
 from .trained import export_trained, said_of
 
 _logger = logging.getLogger(__name__)
+_Found = TypeVar("_Found")
 
 # Pictures to calibrate on, and points of top-1 that may be lost on them, as `python -m subp_dist.export` has them.
 CALIBRATION_IMAGES, MAX_DROP = 512, 1.0
@@ -55,13 +57,10 @@ def export_run_int8(network: Network, data: Data, path: Path) -> dict | None:
         OSError: the file cannot be written.
     """
     images, labels = calibration_images(data, CALIBRATION_IMAGES)
-    try:
-        report = export_int8(network, path, images, labels, QuantizeOptions(max_drop=MAX_DROP))
-    except UsageError as error:
-        _logger.warning("there is no %s: %s; python -m subp_dist.export --dtype int8 has more flags", path.name, error)
-        return None
-    _logger.info("%s: %s", path.name, report.summary())
-    return report.to_json()
+    options = QuantizeOptions(max_drop=MAX_DROP)
+    hint = "; python -m subp_dist.export --dtype int8 has more flags"
+    report = _told(path, lambda: export_int8(network, path, images, labels, options), QuantizeReport.summary, hint)
+    return None if report is None else report.to_json()
 
 
 def export_run_trained(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
@@ -77,13 +76,7 @@ def export_run_trained(state: Mapping[str, Any], path: Path) -> dict[str, Any] |
     Raises:
         OSError: the file cannot be written.
     """
-    try:
-        report = export_trained(state, path)
-    except UsageError as error:
-        _logger.warning("there is no %s: %s", path.name, error)
-        return None
-    _logger.info("%s: %s", path.name, said_of(state))
-    return report
+    return _told(path, lambda: export_trained(state, path), lambda _: said_of(state))
 
 
 def export_run_bfloat16(network: Network, path: Path) -> None:
@@ -92,9 +85,15 @@ def export_run_bfloat16(network: Network, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    _told(path, lambda: export_bfloat16(network, path), str)
+
+
+def _told(path: Path, export: Callable[[], _Found], summary: Callable[[_Found], str], hint: str = "") -> _Found | None:
+    """What an export returns, summed up in the log; None if there cannot be such a file, with the reason there."""
     try:
-        said = export_bfloat16(network, path)
+        found = export()
     except UsageError as error:
-        _logger.warning("there is no %s: %s", path.name, error)
-        return
-    _logger.info("%s: %s", path.name, said)
+        _logger.warning("there is no %s: %s%s", path.name, error, hint)
+        return None
+    _logger.info("%s: %s", path.name, summary(found))
+    return found
