@@ -10,7 +10,8 @@ cdef extern from "kernels.h" nogil:
         float residual_factor
     ctypedef struct subp_depthwise:
         const subp_window *window
-        Py_ssize_t count, in_stride, out_stride
+        Py_ssize_t count, in_stride
+        const Py_ssize_t *out_offsets
         const void *input "in"
         const void *padding
         const void *values
@@ -154,6 +155,7 @@ cdef extern from "conv.h" nogil:
         const void *values
         const int32_t *channel_offsets
         const float *bias
+        const Py_ssize_t *out_offsets
         Py_ssize_t copies
         const Py_ssize_t *copy_rows
         const Py_ssize_t *copy_cols
@@ -198,12 +200,14 @@ cdef extern from "fused_depthwise.h" nogil:
         const subp_row *kernel
         const void *values
         const float *bias
+        const Py_ssize_t *out_offsets
         const void *padding
         int activation
         const subp_requantize *requantize
         const int32_t *start
         const float *factor
         Py_ssize_t band, step, pitch
+        const Py_ssize_t *between_offsets
     Py_ssize_t subp_fused_depthwise_passes(const subp_fused_depthwise *call)
     Py_ssize_t subp_fused_depthwise_parts(const subp_fused_depthwise *call)
     void subp_fused_depthwise_fill(const subp_fused_depthwise *call, const subp_conv_arrays *arrays,
@@ -230,6 +234,8 @@ cdef extern from "winograd.h" nogil:
         const void *values
         const int32_t *channel_offsets
         const float *bias
+        const Py_ssize_t *out_offsets
+        const Py_ssize_t *sum_offsets
     Py_ssize_t subp_winograd_passes(const subp_winograd *call)
     Py_ssize_t subp_winograd_fills(const subp_winograd *call)
     Py_ssize_t subp_winograd_parts(const subp_winograd *call)

@@ -10,7 +10,7 @@ cdef class CompiledConvolution(_InPasses):
             words of kept channels, [rows, words * taps * block * elements of a word].
         indices: int32 [rows, kept], channels within the group.
         block, groups: as the weight's.
-        bias: float32 [out_channels] or None.
+        bias: float32 [out_channels] or None; it and `requantize` in the order of the block rows' channels.
         activation: a name or None.
         in_shape, out_shape: (channels, height, width).
         copies: intp [copies, 2] row and column of each copy of a channel; none to read the input in place.
@@ -21,12 +21,15 @@ cdef class CompiledConvolution(_InPasses):
         run_pixels: of a run whose words are made at once; where the kernels read words.
         out_dtype: of the outputs, where it is not that of the kernels' rows: float32, of bfloat16.
         columns: that each kept channel counts for, see kernels/conv.h; where the kernels read words.
+        order: int32 [out_channels], the output channel that each channel of the block rows is; None where they follow
+            each other.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
     """
 
     cdef subp_conv _call
+    cdef object _order
 
     def __cinit__(
         self,
@@ -54,11 +57,12 @@ cdef class CompiledConvolution(_InPasses):
         run_pixels=None,
         str out_dtype="",
         columns=1,
+        order=None,
     ):
         cdef subp_conv *call = &self._call
         cdef const subp_row *halve
         cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
-        cdef _Array copy_rows = None, copy_columns = None, taps
+        cdef _Array copy_rows = None, copy_columns = None, taps, places
         cdef _Kernels kernels
         cdef _Requantize constants
         in_shape, out_shape = _wholes("in_shape", in_shape, 3), _wholes("out_shape", out_shape, 3)
@@ -147,9 +151,12 @@ cdef class CompiledConvolution(_InPasses):
         call.halve = NULL if halve == NULL else halve.run.halve
         summands = _optional("bias", bias, "float32", out_shape[:1])
         call.bias = _floats(summands)
+        self._order = _own_order(order, out_shape[0])
+        places = _multiples(self._order, out_shape[0], call.out_h * call.out_w)
+        call.out_offsets = <const Py_ssize_t *>places.data
         call.values, call.channel_offsets = weights.data, <const int32_t *>offsets.data
         call.tap_offsets = <const Py_ssize_t *>taps.data
-        self._arrays = (weights, offsets, taps, summands, copy_rows, copy_columns, kernels, constants, moved)
+        self._arrays = (weights, offsets, taps, summands, places, copy_rows, copy_columns, kernels, constants, moved)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_conv_passes(call), subp_conv_fills(call)
 

@@ -34,7 +34,7 @@ cdef class CompiledDepthwise:
     cdef subp_window _window
     cdef const subp_row *_kernel
     cdef str _dtype, _out_dtype
-    cdef _Array _values, _bias, _padding
+    cdef _Array _values, _bias, _padding, _places
     cdef _Requantize _requantize
     cdef int _activation
     cdef readonly Py_ssize_t scratch  # none; as that of CompiledConvolution
@@ -71,6 +71,7 @@ cdef class CompiledDepthwise:
         zero = 0 if self._requantize is None else self._requantize.padding
         padding = np.full(self._window.width, zero, _FORMATS[self._dtype][0])
         self._padding = _array("padding", padding, self._dtype, (None,))
+        self._places = _multiples(None, weights.shape[0], self._window.out_h * self._window.out_w)
         self._values = weights
 
     cdef _constants(self, const subp_requantize **constants, const int32_t **start, const float **factor):
@@ -114,7 +115,7 @@ cdef class CompiledDepthwise:
         call.run, call.element = self._kernel.run.depthwise, _FORMATS[self._dtype][1]
         call.weight_element, call.out_element = self._values.itemsize, _FORMATS[self._out_dtype][1]
         call.whole.window, call.whole.activation, call.whole.padding = w, self._activation, self._padding.data
-        call.whole.in_stride, call.whole.out_stride = w.height * w.width, w.out_h * w.out_w
+        call.whole.in_stride, call.whole.out_offsets = w.height * w.width, <const Py_ssize_t *>self._places.data
         call.whole.input, call.whole.out, call.whole.residual = source.data, target.data, _data(addend)
         call.whole.values, call.whole.bias = self._values.data, _floats(self._bias)
         call.whole.to_float = self._dtype != self._out_dtype
@@ -131,16 +132,18 @@ cdef class _Planes(_Bound):
     """Planes of a depthwise convolution, `step` of one image at a time."""
 
     cdef subp_depthwise_fn run
-    cdef subp_depthwise whole  # as for the first plane of all
+    cdef subp_depthwise whole  # as for the first image
     cdef Py_ssize_t channels, step, steps
     cdef Py_ssize_t element, weight_element, out_element
 
     cdef void _item(self, Py_ssize_t i, int thread) noexcept nogil:
         cdef subp_depthwise call = self.whole
-        cdef Py_ssize_t channel = i % self.steps * self.step, first = i // self.steps * self.channels + channel
+        cdef Py_ssize_t channel = i % self.steps * self.step, planes = i // self.steps * self.channels
+        cdef Py_ssize_t image = planes * call.window.out_h * call.window.out_w  # of the output
         call.count = min(self.step, self.channels - channel)
-        call.input = <const char *>call.input + first * call.in_stride * self.element
-        call.out = <char *>call.out + first * call.out_stride * self.out_element
+        call.input = <const char *>call.input + (planes + channel) * call.in_stride * self.element
+        call.out = <char *>call.out + image * self.out_element
+        call.out_offsets += channel
         call.values = (
             <const char *>call.values + channel * call.window.kernel_h * call.window.kernel_w * self.weight_element
         )
@@ -150,7 +153,7 @@ cdef class _Planes(_Bound):
             call.start += channel
             call.factor += channel
         if call.residual != NULL:
-            call.residual = <const char *>call.residual + first * call.out_stride * self.out_element
+            call.residual = <const char *>call.residual + image * self.out_element
         self.run(&call)
 
 
@@ -166,7 +169,7 @@ cdef class CompiledFusedDepthwise(_InPasses):
 
     Args:
         first: its band is the most rows that the windows of `band` output rows see.
-        second: over the output of the first.
+        second: over the output of the first, its weights and constants in the order of the first's block rows.
         band: output rows of a pass.
 
     Raises:
@@ -181,6 +184,7 @@ cdef class CompiledFusedDepthwise(_InPasses):
         cdef const subp_window *w = &second._window
         cdef object seen, pitch, between_rows = first._call.band  # of any size until they are checked
         cdef tuple shape
+        cdef _Array places, between
         if first._arrays is None or second._values is None:
             raise ValueError("one of the convolutions was not made completely; make another")
         band = _whole("band", band)
@@ -209,7 +213,10 @@ cdef class CompiledFusedDepthwise(_InPasses):
         # More block rows of small planes, whose first run of each has nothing to be prepared along with.
         most = min(PART_BYTES // (pitch * first._call.block * first._element), first._call.rows // LEAST_PARTS)
         call.step = max(1, most)
-        self._arrays = (first, second)
+        places = _multiples(first._order, shape[0], w.out_h * w.out_w)
+        between = _multiples(None, call.step * first._call.block, pitch)
+        call.out_offsets, call.between_offsets = <const Py_ssize_t *>places.data, <const Py_ssize_t *>between.data
+        self._arrays = (first, second, places, between)
         self._in_shape, self._out_shape = first._in_shape, (shape[0], w.out_h, w.out_w)
         self._passes, self._fills = subp_fused_depthwise_passes(call), first._fills
         self._first = 4 * first.scratch

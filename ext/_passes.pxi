@@ -183,3 +183,20 @@ cdef _Array _offsets(indices, in_channels, stride, columns=1, step=0, missing=0)
     offsets = indices[:, :, None] * np.int32(stride) + np.arange(columns, dtype=np.int32) * np.int32(step)
     offsets = np.pad(offsets.reshape(len(indices), -1), ((0, 0), (0, missing)), mode="edge").astype(np.int32, order="C")
     return _array("offsets", offsets, "int32", (None, None))
+
+
+cdef _own_order(order, channels):
+    """A permutation of so many channels, copied so that nobody can change it after the check; None stays None."""
+    if order is None:
+        return None
+    _array("order", order, "int32", (channels,))
+    order = np.array(order, np.intp)
+    if not np.array_equal(np.sort(order), np.arange(channels)):
+        raise ValueError(f"order is no permutation of the {channels} output channels")
+    return order
+
+
+cdef _Array _multiples(order, Py_ssize_t count, Py_ssize_t size):
+    """Where channels are that are `size` elements each: the first `count`, or those of an order."""
+    channels = np.arange(count, dtype=np.intp) if order is None else order
+    return _array("offsets", channels * np.intp(size), "intp", (count,))

@@ -4,7 +4,8 @@ cdef class CompiledWinograd(_InPasses):
     """A 3x3 convolution with stride 1 through Winograd's transforms, for one size of input.
 
     Args:
-        kernel_set, dtype, indices, block, groups, bias, activation, in_shape, out_shape, pad: as `CompiledConvolution`.
+        kernel_set, dtype, indices, block, groups, bias, activation, in_shape, out_shape, pad, order: as
+            `CompiledConvolution`.
         size: outputs of a tile along a side.
         values: [rows, positions * kept * block], a row as `tiles` of [positions, kept, channels of the tile]; where
             kernels transform them, [rows, kept * 9 * block] as they are.
@@ -36,10 +37,12 @@ cdef class CompiledWinograd(_InPasses):
         call_tiles,
         pitch,
         str out_dtype="",
+        order=None,
     ):
         cdef subp_winograd *call = &self._call
         cdef const subp_row *transformed
-        cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands
+        cdef _Array kept = _array("indices", indices, "int32", (None, None)), weights, offsets, summands, places
+        cdef _Array sums
         cdef _Kernels kernels
         size = _whole("size", size)
         call.transforms = _choose(kernel_set, _Request("winograd", dtype, size=size))
@@ -80,8 +83,11 @@ cdef class CompiledWinograd(_InPasses):
         offsets = _offsets(indices, in_shape[0], pitch)
         summands = _optional("bias", bias, "float32", out_shape[:1])
         call.bias = _floats(summands)
+        places = _multiples(_own_order(order, out_shape[0]), out_shape[0], call.tiles.out_h * call.tiles.out_w)
+        sums = _multiples(None, kernels.of_row[0].channels, pitch)
+        call.out_offsets, call.sum_offsets = <const Py_ssize_t *>places.data, <const Py_ssize_t *>sums.data
         call.values, call.channel_offsets = weights.data, <const int32_t *>offsets.data
-        self._arrays = (weights, offsets, summands, kernels)
+        self._arrays = (weights, offsets, summands, places, sums, kernels)
         self._in_shape, self._out_shape = in_shape, out_shape
         self._passes, self._fills = subp_winograd_passes(call), subp_winograd_fills(call)
         self.scratch = subp_winograd_planes(call) + subp_winograd_sums(call)

@@ -121,7 +121,7 @@ def _weight(node: Node) -> Ref | None:
 def _is_float(value: Constant | None) -> bool:
     """Whether it is a weight of float32, or of bfloat16 already."""
     if isinstance(value, UniformBlockSparse):
-        return value.dtype in (FLOAT32.name, NAME) and value.order is None
+        return value.dtype in (FLOAT32.name, NAME)
     return value.type == BFLOAT16 if isinstance(value, TypedArray) else value is not None and value.dtype == np.float32
 
 

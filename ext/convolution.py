@@ -93,18 +93,20 @@ class Convolution:
         bias = None if bias is None else np.require(bias, np.float32, ["C", "A"])
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias has shape {bias.shape}; expected ({weight.shape[0]},), one per output channel")
+        order = weight.order
         self.layer = Layer(
             weight.shape,
             weight.groups,
             weight.block_size,
             weight.indices,
-            bias,
+            bias if bias is None or order is None else bias[order],
             stride,
             resolve_padding(padding, kernel, stride, dilation),
             dilation,
             activation,
             kernel_set or runtime.forced_kernel_set(),
-            _activations_of(getattr(weight, "dtype", "float32")),
+            _activations_of(weight.dtype),
+            order,
         )
         self.kept_share = weight.kept_share
         self._weight = Weight(weight.values, self.weight_sums)
@@ -268,8 +270,6 @@ def _as_blocks(weight: UniformBlockSparse | TypedArray | np.ndarray, groups: int
     if isinstance(weight, UniformBlockSparse):
         if groups not in (None, weight.groups):
             raise ValueError(f"groups is {groups}, but the weight was packed for {weight.groups}")
-        if weight.order is not None:
-            raise ValueError("the weight has an order of its rows, which no kernel takes; use its `to_float32`")
         return weight
     scale, dtype = None, "float32"
     if isinstance(weight, TypedArray):
@@ -308,7 +308,7 @@ def _sums(weight: UniformBlockSparse) -> tuple[Array, Array] | tuple[None, None]
 
     def of_channels(values: Array) -> Array:
         found = values.sum(axis=(1, 2, 3), dtype=np.int64).reshape(groups, -1)
-        return np.ascontiguousarray(found[:, : outputs // groups]).reshape(-1)
+        return weight.in_channels(found[:, : outputs // groups].reshape(-1))
 
     return of_channels(weight.values), of_channels(np.abs(weight.values, dtype=np.int16))
 

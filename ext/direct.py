@@ -163,6 +163,7 @@ class Direct(Algorithm):
             np.ascontiguousarray(offsets, np.intp),
             **dataclasses.asdict(split),
             **more,
+            order=layer.order,
         )
 
 
@@ -201,8 +202,10 @@ class DirectWords(Direct):
         planes = self.planes(height, width)
         split = self.split(height, width, planes, band)
         # Words of one tap are read once, by one tile; those of several taps again and again, by their neighbours too.
-        if self._packing == "signed_quads" and requantize is not None:
-            requantize = _of_signed(requantize, self._weight)
+        if requantize is not None:
+            if self._packing == "signed_quads":
+                requantize = _of_signed(requantize, self._weight)
+            requantize = requantize.in_order(self._layer.order)
         run = self._run(split) if len(planes.tap_rows) == 1 else split.band * planes.out_size[1]
         return self._build(
             height, width, split.band, requantize=requantize, run_pixels=run, out_dtype=out_dtype, columns=self._columns
@@ -248,13 +251,24 @@ class Depthwise(Algorithm):
     def cost(self, height: int, width: int) -> float:
         return 0.0  # there is no other
 
-    def build(self, height: int, width: int, requantize: Requantization | None = None, out_dtype: str = "") -> Any:
-        layer = self._layer
+    def build(
+        self,
+        height: int,
+        width: int,
+        requantize: Requantization | None = None,
+        out_dtype: str = "",
+        order: np.ndarray | None = None,
+    ) -> Any:
+        """As of `Algorithm`; `order` is that of the channels where they are not in their own."""
+        layer, values, bias = self._layer, self.packed(), self._layer.bias
+        if order is not None:
+            values, bias = values[order], None if bias is None else bias[order]
+        requantize = None if requantize is None else requantize.in_order(order)
         return runtime.kernels().CompiledDepthwise(
             layer.kernel_set,
             layer.dtype,
-            self.packed(),
-            layer.bias if requantize is None else None,
+            values,
+            bias if requantize is None else None,
             layer.activation if requantize is None else None,
             (height, width),
             layer.out_size(height, width),

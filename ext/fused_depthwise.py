@@ -8,7 +8,7 @@ from typing import Any
 
 from subp_ext import runtime
 from subp_ext.convolution import Convolution
-from subp_ext.direct import Direct
+from subp_ext.direct import Depthwise, Direct
 from subp_ext.graph import Node, Ref
 
 # Bytes that a pass works on: what the first convolution reads, and a block row of what is between. They share the
@@ -62,9 +62,10 @@ class FusedDepthwise:
         band = -(-out_h // min(out_h, max(1, round(between_h * row_bytes / CACHED_ROWS))))
         seen = (band - 1) * second.stride[0] + (second.kernel_size[0] - 1) * second.dilation[0] + 1
         compiled = first.build(height, width, self.first.requantize, band=min(between_h, seen))
-        return runtime.kernels().CompiledFusedDepthwise(
-            compiled, self.second.prepare(between_h, between_w).compiled, band
-        )
+        (depthwise,) = self.second.algorithms
+        assert isinstance(depthwise, Depthwise)
+        last = depthwise.build(between_h, between_w, self.second.requantize, order=layer.order)
+        return runtime.kernels().CompiledFusedDepthwise(compiled, last, band)
 
 
 def fuse_depthwise(nodes: list[Node], packed: dict[str, Any], outputs: Collection[str]) -> list[Node]:

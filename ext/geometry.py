@@ -71,12 +71,13 @@ class Layer:
         groups: of its channels.
         block_size: N, output channels of a block.
         indices: `[R, K]` channels of the kept blocks, within the group.
-        bias: `[O]` float32 or None.
+        bias: `[O]` float32 or None, in the order of the block rows' channels.
         stride, dilation: (height, width).
         padding: ((top, bottom), (left, right)) zeros.
         activation: a name of `graph.ACTIVATIONS` or None.
         kernel_set: admits the kernels that need no more than it does; None all that this CPU can run.
         dtype: of the activations, as of the kernels' rows.
+        order: `[O]` the output channel that each channel of the block rows is; None where they follow each other.
     """
 
     shape: tuple[int, int, int, int]
@@ -90,6 +91,7 @@ class Layer:
     activation: str | None
     kernel_set: str | None
     dtype: str = "float32"
+    order: np.ndarray | None = None
 
     @property
     def channels(self) -> int:

@@ -5,7 +5,7 @@ Constants are computed in float64 from scales in float32, and rounded once. docs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Requantization:
     residual_factor: float = 0.0
     residual_zero: int = 0
     to_float: bool = False
+
+    def in_order(self, order: Array | None) -> Requantization:
+        """The same for output channels in another order, or in their own for None."""
+        return self if order is None else replace(self, start=self.start[order], factor=self.factor[order])
 
     def apply(self, sums: Array, residual: Array | None = None) -> Array:
         """Returns the outputs `[B, O, ...]` for int32 sums of products, `start` not included, and a stored residual."""

@@ -14,9 +14,9 @@ from subp_ext.dtypes import DTYPES, Array, DType, Float32Array
 class UniformBlockSparse:
     """The kept blocks of a convolution's weight. A dense convolution is K = I / groups.
 
-    A block is N consecutive output channels x one input channel x the whole kernel. Block rows live inside each
-    group, R = groups * ceil((O / groups) / N) in all; a group's last row may be narrower than N, and its values
-    are then zero-padded.
+    A block is N output channels x one input channel x the whole kernel. Block rows live inside each group,
+    R = groups * ceil((O / groups) / N) in all; a group's last row may be narrower than N, and its values are then
+    zero-padded. The channels of a row follow each other, or are any of the group's where there is an order.
 
     Attributes:
         values: `[R, K, kh, kw, N]` in the storage of `dtype`.
@@ -170,22 +170,19 @@ class UniformBlockSparse:
         stored = self._row.to_float(self.values)
         np.put_along_axis(blocks, self.indices[:, :, None, None, None], stored, axis=1)
         padded = blocks.transpose(0, 4, 1, 2, 3).reshape(self.groups, -1, channels, kh, kw)
-        weight = np.ascontiguousarray(padded[:, : outputs // self.groups]).reshape(self.shape)
-        if self.order is not None:
-            ordered = np.empty_like(weight)
-            ordered[self.order] = weight
-            weight = ordered
+        weight = self.in_channels(padded[:, : outputs // self.groups].reshape(self.shape))
         return weight if self.scale is None else weight * self.scale[:, None, None, None]
 
-    def to_float32(self) -> UniformBlockSparse:
-        """Returns the same weight in float32, its rows in their natural order.
+    def in_channels(self, array: Array) -> Array:
+        """Returns `[O, ...]`, one for each channel of the block rows, in the order of the output channels."""
+        if self.order is None:
+            return np.ascontiguousarray(array)
+        ordered = np.empty_like(array)
+        ordered[self.order] = array
+        return ordered
 
-        Kernels that know other types or an order of the rows do not need it. A weight with an order of its rows is no
-        uniform block sparse weight in the natural order, and comes back with all of its blocks.
-        """
-        if self.order is not None:
-            full = np.ones((self.values.shape[0], self.shape[1]), bool)
-            return UniformBlockSparse.from_dense(self.to_dense(), self.block_size, self.groups, full)
+    def to_float32(self) -> UniformBlockSparse:
+        """Returns the same weight in float32; kernels that know other types do not need it."""
         if self.dtype == "float32":
             return self
         values = self._row.to_float(self.values)
@@ -198,7 +195,8 @@ class UniformBlockSparse:
         assert self.scale is not None
         rows, per_group = self.values.shape[0] // self.groups, self.shape[0] // self.groups
         padded = np.ones((self.groups, rows * self.block_size), np.float32)
-        padded[:, :per_group] = self.scale.reshape(self.groups, per_group)
+        scale = self.scale if self.order is None else self.scale[self.order]
+        padded[:, :per_group] = scale.reshape(self.groups, per_group)
         return padded.reshape(-1, self.block_size)
 
     @property

@@ -125,6 +125,7 @@ class Winograd(Algorithm):
             call_tiles=call_tiles,
             pitch=odd_lines(run + SLACK),
             out_dtype=out_dtype,
+            order=layer.order,
         )
 
     def _run(self, tiles: int) -> tuple[int, int]:

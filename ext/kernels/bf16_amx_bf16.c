@@ -79,9 +79,7 @@ enum { STORED_CHANNELS = 4 };
 INLINE void store_channels(const subp_tile *t, int c, ptrdiff_t at, int count, const float *sums, const word_block o) {
     vf32 acc[MAX_CHANNELS][MAX_VECTORS];
     subp_tile part = *t;
-    const ptrdiff_t first = c * t->out_stride, element = t->to_float ? sizeof(float) : sizeof(uint16_t);
-    part.out = (char *)t->out + first * element;
-    part.residual = t->residual ? (const uint16_t *)t->residual + first : NULL;
+    part.out_offsets = t->out_offsets + c;
     part.bias = t->bias ? t->bias + c : NULL;
     part.channels = t->channels - c;
     UNROLL for (int i = 0; i < STORED_CHANNELS; i++) {

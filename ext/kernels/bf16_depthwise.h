@@ -50,7 +50,7 @@ static inline void subp_bf16_depthwise(const subp_depthwise *d) {
         for (ptrdiff_t y = 0; y < w->out_h; y++)
             for (ptrdiff_t x = 0; x < w->out_w; x += SUBP_BF16_COLUMNS) {
                 const ptrdiff_t count = subp_smaller(SUBP_BF16_COLUMNS, w->out_w - x);
-                const ptrdiff_t to = n * d->out_stride + y * w->out_w + x;
+                const ptrdiff_t to = d->out_offsets[n] + y * w->out_w + x;
                 for (ptrdiff_t i = 0; i < count; i++) sums[i] = d->bias ? d->bias[n] : 0.0f;
                 subp_bf16_sums(w, (const uint16_t *)d->in + n * d->in_stride,
                                (const uint16_t *)d->values + n * w->kernel_h * w->kernel_w,

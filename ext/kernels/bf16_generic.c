@@ -36,7 +36,7 @@ static void widen(const uint8_t *from, ptrdiff_t count, ptrdiff_t step, float *x
                 }                                                                                                \
             for (int32_t c = 0; c < t->channels; c++)                                                            \
                 subp_bf16_store(sums[c], count, t->residual, t->activation, t->to_float, t->out,                 \
-                                c * t->out_stride + at);                                                         \
+                                t->out_offsets[c] + at);                                                        \
         }                                                                                                        \
         if (t->next) bf16_interleave__generic(t->next);                                                          \
     }

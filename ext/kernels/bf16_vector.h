@@ -41,14 +41,14 @@ INLINE void store_floats(float *out, const vf32 *x, int count, const word_block 
 /* Several passes over the registers, as in vector.h. */
 INLINE void store_sums(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int count,
                        const word_block o) {
-    const ptrdiff_t stride = t->out_stride;
+    const ptrdiff_t *offsets = t->out_offsets;
     const int32_t stored = t->channels;
     if (t->residual) {
         const uint16_t *residual = (const uint16_t *)t->residual + at;
         UNROLL for (int c = 0; c < o.channels; c++)
             if (c < stored)
                 UNROLL for (int v = 0; v < o.vectors; v++) {
-                    const uint16_t *from = residual + c * stride + v * VF32_LANES;
+                    const uint16_t *from = residual + offsets[c] + v * VF32_LANES;
                     acc[c][v] = vf32_add(acc[c][v], bf16_load(from, pixels_of(o, v, count, VF32_LANES)));
                 }
     }
@@ -56,30 +56,30 @@ INLINE void store_sums(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS], 
     if (t->to_float) {
         float *out = (float *)t->out + at;
         UNROLL for (int c = 0; c < o.channels; c++)
-            if (c < stored) store_floats(out + c * stride, acc[c], count, o);
+            if (c < stored) store_floats(out + offsets[c], acc[c], count, o);
         return;
     }
     uint16_t *out = (uint16_t *)t->out + at;
     UNROLL for (int c = 0; c < o.channels; c++)
         if (c < stored)
-            bf16_store(out + c * stride, acc[c], o.vectors, o.partial ? count : o.vectors * VF32_LANES);
+            bf16_store(out + offsets[c], acc[c], o.vectors, o.partial ? count : o.vectors * VF32_LANES);
 }
 
 /* One pixel of CF32_LANES channels. What is beyond the channels to store is not read. */
 INLINE void store_pixel(const subp_tile *t, csum acc, ptrdiff_t at) {
-    const ptrdiff_t stride = t->out_stride;
+    const ptrdiff_t *offsets = t->out_offsets;
     const int32_t stored = t->channels;
     float sums[CF32_LANES] = {0};
     if (t->residual) {
         const uint16_t *residual = (const uint16_t *)t->residual + at;
-        for (int32_t c = 0; c < stored; c++) sums[c] = subp_from_bfloat16(residual[c * stride]);
+        for (int32_t c = 0; c < stored; c++) sums[c] = subp_from_bfloat16(residual[offsets[c]]);
         acc = cf32_add(acc, cf32_load(sums));
     }
     activate_pixel(acc, t->activation, sums);
     if (t->to_float)
-        for (int32_t c = 0; c < stored; c++) ((float *)t->out)[c * stride + at] = sums[c];
+        for (int32_t c = 0; c < stored; c++) ((float *)t->out)[offsets[c] + at] = sums[c];
     else
-        for (int32_t c = 0; c < stored; c++) ((uint16_t *)t->out)[c * stride + at] = subp_to_bfloat16(sums[c]);
+        for (int32_t c = 0; c < stored; c++) ((uint16_t *)t->out)[offsets[c] + at] = subp_to_bfloat16(sums[c]);
 }
 
 #include "word_tiles.h"

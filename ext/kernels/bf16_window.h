@@ -26,6 +26,7 @@ typedef struct {
 typedef struct {
     const uint16_t *rows[(MAX_ROWS - 1) * 2 + MAX_WINDOW];
     uint16_t weights[MAX_WINDOW * MAX_PAIRS * 2];
+    ptrdiff_t row_offsets[MAX_ROWS];
     subp_tile out; /* its rows stand where a convolution has channels */
 } window_block;
 
@@ -94,11 +95,13 @@ INLINE void depthwise_plane(const subp_depthwise *d, ptrdiff_t n, const window_t
                             int stride, const window_rows rows) {
     const subp_window *g = d->window;
     const float none = 0.0f;
-    window_block b = {.out = {.out_stride = g->out_w, .activation = d->activation, .to_float = d->to_float,
-                              .bias = d->bias ? d->bias + n : &none}};
+    window_block b;
+    b.out = (subp_tile){.out_offsets = b.row_offsets, .activation = d->activation, .to_float = d->to_float,
+                        .bias = d->bias ? d->bias + n : &none};
+    for (int r = 0; r < MAX_ROWS; r++) b.row_offsets[r] = r * g->out_w;
     pair_weights(b.weights, (const uint16_t *)d->values + n * kernel * kernel, kernel);
     for (ptrdiff_t y = 0; y < g->out_h; y += b.out.channels) {
-        const ptrdiff_t left = g->out_h - y, to = n * d->out_stride + y * g->out_w;
+        const ptrdiff_t left = g->out_h - y, to = d->out_offsets[n] + y * g->out_w;
         const window_rows_fn run = left >= rows.many ? rows.run_many : left >= 2 ? rows.run_2 : rows.run_1;
         b.out.channels = left >= rows.many ? rows.many : left >= 2 ? 2 : 1;
         find_rows(b.rows, g, (const uint16_t *)d->in + n * d->in_stride, d->padding, y,

@@ -161,11 +161,13 @@ ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_
     return group * group_out + in_group;
 }
 
-/* Where the channels of a block row go: the first channel at the first pixel of the rows, and from one to the next. */
+/* Where channels go: the rows' first pixel in a plane at 0, and where the planes are of the channels from `channel`
+ * on, counted over the block rows. */
 typedef struct {
     void *out;
     const void *residual;
-    ptrdiff_t stride;
+    const ptrdiff_t *offsets;
+    ptrdiff_t channel;
 } target;
 
 /* One block row on the pixels that `tile` tells of, from `first` of the rows on, tile by tile of its channels. The last
@@ -176,14 +178,13 @@ static void run_tiles(const subp_conv *call, ptrdiff_t row, ptrdiff_t first, sub
     const subp_row *const *kernels = call->kernels;
     ptrdiff_t width, channel = subp_conv_first_channel(call, row, &width);
     tile->taps = call->taps;
-    tile->out_stride = to->stride;
+    tile->out = subp_at_out(to->out, first, call->out_element);
+    tile->residual = subp_at_if(to->residual, first, call->out_element);
     for (ptrdiff_t n = 0; n < width;) {
         const subp_row *kernel = *kernels++;
-        ptrdiff_t at = n * to->stride + first;
         tile->values = subp_at(call->values, (row * call->block + n) * terms, call->weight_element);
         tile->channels = (int32_t)subp_smaller(kernel->channels, width - n);
-        tile->out = subp_at_out(to->out, at, call->out_element);
-        tile->residual = subp_at_if(to->residual, at, call->out_element);
+        tile->out_offsets = to->offsets + (channel - to->channel + n);
         tile->bias = call->bias ? call->bias + channel + n : NULL;
         tile->start = call->start ? call->start + channel + n : NULL;
         tile->factor = call->factor ? call->factor + channel + n : NULL;
@@ -242,17 +243,15 @@ static void run_words(const subp_conv *call, const run *r, subp_interleave *next
     }
 }
 
-/* Where a block row's channels go, of the rows of a pass or for one block row alone. */
-static target target_of(const subp_conv *call, const subp_conv_arrays *arrays, const subp_rows *s, ptrdiff_t row) {
-    ptrdiff_t width, plane = call->out_h * call->out_w;
-    ptrdiff_t channel = s->image * call->out_channels + subp_conv_first_channel(call, row, &width);
-    ptrdiff_t out = channel * plane + s->first_row * call->out_w;
+/* Where the channels of all block rows go in a pass. */
+static target target_of(const subp_conv *call, const subp_conv_arrays *arrays, const subp_rows *s) {
+    const ptrdiff_t out = (s->image * call->out_channels * call->out_h + s->first_row) * call->out_w;
     return (target){.out = subp_at_out(arrays->out, out, call->out_element),
                     .residual = subp_at_if(arrays->residual, out, call->out_element),
-                    .stride = plane};
+                    .offsets = call->out_offsets};
 }
 
-/* Block rows [row, row_end) on pixels [first, end). `to` is where the first of them goes, or NULL for a pass. */
+/* Block rows [row, row_end) on pixels [first, end). */
 typedef struct {
     const subp_conv *call;
     const subp_conv_arrays *arrays;
@@ -263,24 +262,14 @@ typedef struct {
     uint8_t *words;
 } job;
 
-static target target_of_job(const job *j, ptrdiff_t row) {
-    if (!j->to) return target_of(j->call, j->arrays, j->s, row);
-    ptrdiff_t width, first = subp_conv_first_channel(j->call, j->row, &width);
-    target to = *j->to;
-    to.out = subp_at_out(to.out, (subp_conv_first_channel(j->call, row, &width) - first) * to.stride,
-                         j->call->out_element);
-    return to;
-}
-
 static void run_from_planes(const job *j) {
     const subp_conv *call = j->call;
     ptrdiff_t step = call->pixels_outside ? call->tile_pixels : j->end - j->first;
     for (ptrdiff_t at = j->first; at < j->end; at += step)
         for (ptrdiff_t r = j->row; r < j->row_end; r++) {
             const ptrdiff_t end = subp_smaller(at + step, j->end);
-            const target to = target_of_job(j, r);
             for (ptrdiff_t p = at; p < end; p += call->tile_pixels)
-                run_planes(call, j->arrays->x, j->planes, j->s, r, p, subp_smaller(call->tile_pixels, end - p), &to);
+                run_planes(call, j->arrays->x, j->planes, j->s, r, p, subp_smaller(call->tile_pixels, end - p), j->to);
         }
 }
 
@@ -330,8 +319,7 @@ static void run_all_words(const job *j) {
         const int ends = first >= j->end, makes = !ends && !call->shared;
         place_run(j, below ? runs[now].row + 1 : j->row, first, !now, &runs[!now]);
         if (makes) aim_words(j, &runs[!now], &words);
-        const target to = target_of_job(j, runs[now].row);
-        run_words(call, &runs[now], makes ? &words : NULL, &tile, &to);
+        run_words(call, &runs[now], makes ? &words : NULL, &tile, j->to);
         if (ends) return;
     }
 }
@@ -349,8 +337,9 @@ static void run_job(const job *j) {
 }
 
 void subp_conv_rows(const subp_conv *call, const void *x, const void *planes, subp_rows s, ptrdiff_t row,
-                    ptrdiff_t row_end, void *out, ptrdiff_t out_stride, void *words) {
-    const target to = {.out = out, .stride = out_stride};
+                    ptrdiff_t row_end, void *out, const ptrdiff_t *out_offsets, void *words) {
+    ptrdiff_t width;
+    const target to = {.out = out, .offsets = out_offsets, .channel = subp_conv_first_channel(call, row, &width)};
     const subp_conv_arrays arrays = {.x = x};
     run_job(&(job){call, &arrays, planes, &s, row, row_end, 0, s.rows * call->out_w, &to, words});
 }
@@ -362,11 +351,13 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
     ptrdiff_t row = part / chunks * parts->row_step, first = part % chunks * parts->pixel_step;
     ptrdiff_t end = subp_smaller(first + parts->pixel_step, s.rows * call->out_w);
     const ptrdiff_t row_end = subp_smaller(row + parts->row_step, call->rows);
-    run_job(&(job){call, arrays, planes, &s, row, row_end, first, end, NULL, words});
+    const target to = target_of(call, arrays, &s);
+    run_job(&(job){call, arrays, planes, &s, row, row_end, first, end, &to, words});
 }
 
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes, void *words) {
     subp_rows s = rows_of(call, pass);
     for (ptrdiff_t fill = 0; fill < subp_conv_fills(call); fill++) subp_conv_fill(call, arrays, pass, fill, planes);
-    run_job(&(job){call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w, NULL, words});
+    const target to = target_of(call, arrays, &s);
+    run_job(&(job){call, arrays, planes, &s, 0, call->rows, 0, s.rows * call->out_w, &to, words});
 }

@@ -24,7 +24,8 @@ typedef struct {
     ptrdiff_t packed;       /* kept channels with those that fill the last of the kernels' groups of them */
     const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times channel_stride; of words
                                        [rows][words][their channels], the last again where none is left */
-    const float *bias;      /* IN [out_channels] or NULL */
+    const float *bias;      /* IN [out_channels] of the block rows, one after the other, or NULL */
+    const ptrdiff_t *out_offsets; /* IN likewise: where each channel's plane is in an image of the output */
 
     /* Planes: copies of a channel in which every tap is a shifted run of pixels. Copy p holds, for y < band_planes
      * and x < out_w, the input at row y * stride_h + copy_rows[p] - pad_top and column x * stride_w + copy_cols[p] -
@@ -41,8 +42,8 @@ typedef struct {
 
     /* Of uint8 activations, in place of bias and activation. */
     const subp_requantize *requantize; /* or NULL */
-    const int32_t *start;              /* IN [out_channels] */
-    const float *factor;               /* IN [out_channels] */
+    const int32_t *start;              /* IN as bias */
+    const float *factor;               /* IN as bias */
 
     /* Words of kept channels, where the kernels read them in place of planes. A thread makes them for a block row and a
      * run of pixels, from which all of its tiles and taps are computed. Where all block rows keep all channels, they
@@ -93,17 +94,17 @@ void subp_conv_part(const subp_conv *call, const subp_conv_arrays *arrays, ptrdi
 void subp_conv_pass(const subp_conv *call, const subp_conv_arrays *arrays, ptrdiff_t pass, void *planes, void *words);
 
 /* The same for any rows of the output, as many as a band at most, and any place to put them: one of what there is to
- * fill, and block rows [row, row_end) of [channels][rows][out_w], the channels `out_stride` apart and without
- * residual. */
+ * fill, and block rows [row, row_end) without residual: their channels' planes [rows][out_w], one after the other, are
+ * where `out_offsets` says, counted from `out`. */
 typedef struct {
     ptrdiff_t image, first_row, rows;
 } subp_rows;
 
 void subp_conv_fill_rows(const subp_conv *call, const void *x, subp_rows rows, ptrdiff_t fill, void *planes);
 void subp_conv_rows(const subp_conv *call, const void *x, const void *planes, subp_rows rows, ptrdiff_t row,
-                    ptrdiff_t row_end, void *out, ptrdiff_t out_stride, void *words);
+                    ptrdiff_t row_end, void *out, const ptrdiff_t *out_offsets, void *words);
 
-/* The first output channel of a block row, and how many it has. */
+/* The first channel of a block row, counted over all of them, and how many it has. */
 ptrdiff_t subp_conv_first_channel(const subp_conv *call, ptrdiff_t row, ptrdiff_t *width);
 
 #endif

@@ -33,7 +33,7 @@ void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv
                                ptrdiff_t pass, ptrdiff_t part, const void *planes, void *words, void *between) {
     const subp_rows rows = rows_of(call, pass), seen = rows_between(&call->window, rows);
     const ptrdiff_t row = part * call->step, last = subp_smaller(row + call->step, call->first.rows) - 1;
-    subp_conv_rows(&call->first, arrays->x, planes, seen, row, last + 1, between, call->pitch, words);
+    subp_conv_rows(&call->first, arrays->x, planes, seen, row, last + 1, between, call->between_offsets, words);
 
     subp_window window = call->window; /* as the rows between see it */
     window.pad_top += seen.first_row - rows.first_row * window.stride_h;
@@ -42,13 +42,13 @@ void subp_fused_depthwise_part(const subp_fused_depthwise *call, const subp_conv
     ptrdiff_t width, end = subp_conv_first_channel(&call->first, last, &width);
     end += width;
     const ptrdiff_t channel = subp_conv_first_channel(&call->first, row, &width);
-    const ptrdiff_t plane = call->window.out_h * window.out_w;
-    const ptrdiff_t at = (rows.image * call->first.out_channels + channel) * plane + rows.first_row * window.out_w;
+    const ptrdiff_t above = rows.image * call->first.out_channels * call->window.out_h + rows.first_row;
+    const ptrdiff_t at = above * window.out_w;
     call->kernel->run.depthwise(&(subp_depthwise){
         .window = &window,
         .count = end - channel,
         .in_stride = call->pitch,
-        .out_stride = plane,
+        .out_offsets = call->out_offsets + channel,
         .in = between,
         .padding = call->padding,
         .values = subp_at(call->values, channel * window.kernel_h * window.kernel_w, call->first.weight_element),

@@ -13,16 +13,18 @@ typedef struct {
     subp_conv first;    /* its band is the most rows that a pass sees */
     subp_window window; /* of the second, over whole planes */
     const subp_row *kernel;
-    const void *values;   /* IN [out_channels][kernel_h][kernel_w] of the second */
-    const float *bias;    /* IN [out_channels] of the second, or NULL */
+    const void *values;   /* IN [out_channels][kernel_h][kernel_w] of the second, in the order of the first's block rows */
+    const float *bias;    /* IN likewise, or NULL */
+    const ptrdiff_t *out_offsets; /* IN likewise: where each channel's plane is in an image of the output */
     const void *padding;  /* IN [width] of what stands for zero */
     int activation;       /* of the second */
     const subp_requantize *requantize; /* of the second, with the two below; for uint8 alone */
-    const int32_t *start;              /* IN [out_channels] */
-    const float *factor;               /* IN [out_channels] */
+    const int32_t *start;              /* IN as bias */
+    const float *factor;               /* IN as bias */
     ptrdiff_t band;       /* output rows of a pass */
     ptrdiff_t step;       /* block rows of a part */
     ptrdiff_t pitch;      /* elements from channel to channel between the two */
+    const ptrdiff_t *between_offsets; /* IN [step * block] those multiples of it */
 } subp_fused_depthwise;
 
 /* Passes of one image, and parts of a pass. Channels to fill are those of the first. */

@@ -9,7 +9,7 @@ static inline int32_t clip(int32_t x, int32_t low, int32_t high) { return x < lo
 static void store_sums(const subp_tile *t, const int32_t *sums, ptrdiff_t step, ptrdiff_t at, ptrdiff_t count) {
     const subp_requantize *q = t->requantize;
     for (int32_t c = 0; c < t->channels; c++, sums += step) {
-        const ptrdiff_t to = c * t->out_stride + at;
+        const ptrdiff_t to = t->out_offsets[c] + at;
         const float factor = t->factor[c];
         if (t->to_float) {
             for (ptrdiff_t i = 0; i < count; i++) ((float *)t->out)[to + i] = (float)sums[i] * factor;

@@ -44,7 +44,7 @@ INLINE void ci32_bytes(ci32 sums, const float *factors, const uint8_t *residual,
 /* One channel's sums as float32 outputs. */
 INLINE void store_floats(const subp_tile *t, const vi32 *acc, ptrdiff_t at, int count, int c, const word_block o) {
     const vf32 factor = vf32_splat(t->factor[c]);
-    float *out = (float *)t->out + c * t->out_stride + at;
+    float *out = (float *)t->out + t->out_offsets[c] + at;
     UNROLL for (int v = 0; v < o.vectors; v++)
         vf32_store_first(out + v * VI32_LANES, vf32_mul(vf32_of(acc[v]), factor), pixels_of(o, v, count, VI32_LANES));
 }
@@ -54,7 +54,7 @@ INLINE void store_channel(const subp_tile *t, const vi32 *acc, ptrdiff_t at, int
                           const word_block o) {
     const subp_requantize *q = t->requantize;
     const vf32 factor = vf32_splat(t->factor[c]);
-    const ptrdiff_t to = c * t->out_stride + at;
+    const ptrdiff_t to = t->out_offsets[c] + at;
     vi32 rounded[MAX_VECTORS];
     UNROLL for (int v = 0; v < o.vectors; v++) {
         vf32 x = vf32_mul(vf32_of(acc[v]), factor);
@@ -86,21 +86,21 @@ INLINE void store_sums(const subp_tile *t, vi32 acc[MAX_CHANNELS][MAX_VECTORS], 
 
 /* One pixel of CI32_LANES channels. What is beyond the channels to store is not read. */
 INLINE void store_pixel(const subp_tile *t, ci32 acc, ptrdiff_t at) {
-    const ptrdiff_t stride = t->out_stride;
+    const ptrdiff_t *offsets = t->out_offsets;
     const int32_t stored = t->channels;
     float factors[CI32_LANES] = {0};
     for (int32_t c = 0; c < stored; c++) factors[c] = t->factor[c];
     if (t->to_float) {
         float sums[CI32_LANES];
         ci32_floats(acc, factors, sums);
-        for (int32_t c = 0; c < stored; c++) ((float *)t->out)[c * stride + at] = sums[c];
+        for (int32_t c = 0; c < stored; c++) ((float *)t->out)[offsets[c] + at] = sums[c];
         return;
     }
     const uint8_t *from = t->residual;
     uint8_t residual[CI32_LANES] = {0}, bytes[CI32_LANES];
-    for (int32_t c = 0; from && c < stored; c++) residual[c] = from[c * stride + at];
+    for (int32_t c = 0; from && c < stored; c++) residual[c] = from[offsets[c] + at];
     ci32_bytes(acc, factors, from ? residual : NULL, t->requantize, bytes);
-    for (int32_t c = 0; c < stored; c++) ((uint8_t *)t->out)[c * stride + at] = bytes[c];
+    for (int32_t c = 0; c < stored; c++) ((uint8_t *)t->out)[offsets[c] + at] = bytes[c];
 }
 
 typedef ci32 csum;

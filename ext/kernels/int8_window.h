@@ -204,14 +204,14 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
         for (ptrdiff_t first = 0; first < g->out_h; first += p->band) {
             const ptrdiff_t planes = subp_smaller(p->planes, d->count - n);
             const ptrdiff_t rows = subp_smaller(p->band, g->out_h - first);
-            const ptrdiff_t at = n * d->out_stride + first * g->out_w;
+            const ptrdiff_t *offsets = d->out_offsets + n, at = first * g->out_w;
             for (ptrdiff_t i = 0; i < planes; i++)
                 copy_band(p, g, (const uint8_t *)d->in + (n + i) * d->in_stride, fill, first, stride,
                           room.in + i * stride * p->copy);
             for (ptrdiff_t i = 0; d->residual && i < planes; i++)
                 for (ptrdiff_t y = 0; y < rows; y++)
                     vu8_copy_rows(room.residual + i * p->out + y * p->pitch,
-                                  (const uint8_t *)d->residual + at + i * d->out_stride + y * g->out_w, 1, 0, 0,
+                                  (const uint8_t *)d->residual + offsets[i] + at + y * g->out_w, 1, 0, 0,
                                   g->out_w, g->out_w, fill);
             for (ptrdiff_t i = 0; i < planes; i++) {
                 const plane_numbers numbers = numbers_of(d, n + i, kernel);
@@ -219,7 +219,7 @@ INLINE void copied_planes(const subp_depthwise *d, const band_plan *p, int kerne
                     room.out + i * p->out, (rows - 1) * p->pitch + g->out_w, ending_of(d));
             }
             for (ptrdiff_t i = 0; i < planes; i++)
-                vu8_write_rows((uint8_t *)d->out + at + i * d->out_stride, room.out + i * p->out, rows, p->pitch,
+                vu8_write_rows((uint8_t *)d->out + offsets[i] + at, room.out + i * p->out, rows, p->pitch,
                                g->out_w);
         }
 }
@@ -279,8 +279,8 @@ INLINE void planes_in_place(const subp_depthwise *d, int kernel, int stride, run
         const plane_numbers numbers = numbers_of(d, n, kernel);
         const plane_arrays a = {.in = (const uint8_t *)d->in + n * d->in_stride,
                                 .padding = d->padding,
-                                .residual = subp_at_if(d->residual, n * d->out_stride, 1),
-                                .out = (uint8_t *)d->out + n * d->out_stride};
+                                .residual = subp_at_if(d->residual, d->out_offsets[n], 1),
+                                .out = (uint8_t *)d->out + d->out_offsets[n]};
         for (ptrdiff_t column = 0; column < g->out_w; column += step) {
             plane_tile t;
             find_tile(&t, g, column, subp_smaller(step, g->out_w - column), stride);

@@ -79,8 +79,8 @@ typedef struct {
     const void *values; /* IN as the row's packing lays them out: "tiles" is [kept][taps][channels of the tile] */
     const float *bias;     /* IN [channels] to store, or NULL */
     const void *residual; /* IN laid out as out and possibly the same memory, or NULL */
-    void *out;             /* OUT first channel, at the run's first pixel */
-    ptrdiff_t out_stride;  /* from one channel to the next */
+    void *out;             /* OUT where the offsets count from, at the run's first pixel */
+    const ptrdiff_t *out_offsets; /* IN [channels] to store, elements from out and residual to each channel */
     ptrdiff_t count;       /* pixels */
     ptrdiff_t ahead;       /* pixels from here to those wanted next, to be fetched in advance; 0 for none */
     int32_t channels;      /* to store: at most those of the kernel's tile */
@@ -108,14 +108,15 @@ typedef struct {
  * start + sum and the residual. */
 typedef struct {
     const subp_window *window;
-    ptrdiff_t count;                 /* of planes */
-    ptrdiff_t in_stride, out_stride; /* from one plane to the next */
+    ptrdiff_t count;              /* of planes */
+    ptrdiff_t in_stride;          /* from one plane to the next */
+    const ptrdiff_t *out_offsets; /* IN [count], elements from out and residual to each plane */
     const void *in;       /* IN planes [height][width] */
     const void *padding;  /* IN [width] of what stands for zero */
     const void *values;   /* IN [count][kernel_h][kernel_w] */
     const float *bias;    /* IN [count], or NULL */
     const void *residual; /* IN as out and possibly the same memory, or NULL */
-    void *out;            /* OUT planes [out_h][out_w] */
+    void *out;            /* OUT planes [out_h][out_w], where the offsets lead */
     int activation;        /* enum subp_activation */
     int to_float;          /* as of subp_tile */
     const subp_requantize *requantize; /* IN for uint8, in place of bias and activation */

@@ -82,8 +82,8 @@ static inline void subp_depthwise_planes(const subp_depthwise *d) {
     for (ptrdiff_t n = 0; n < d->count; n++)
         subp_depthwise_plane(&w, (const float *)d->in + n * d->in_stride,
                              (const float *)d->values + n * w.kernel_h * w.kernel_w, d->bias ? d->bias[n] : 0.0f,
-                             d->residual ? (const float *)d->residual + n * d->out_stride : NULL,
-                             (float *)d->out + n * d->out_stride, d->activation);
+                             d->residual ? (const float *)d->residual + d->out_offsets[n] : NULL,
+                             (float *)d->out + d->out_offsets[n], d->activation);
 }
 
 static inline void subp_pool_plane(const subp_pool *pool, const float *in, float *out, float *row) {

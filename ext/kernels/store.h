@@ -9,7 +9,7 @@
 static inline void subp_store_block(const subp_tile *t, const float *acc, ptrdiff_t acc_step, ptrdiff_t at,
                                     ptrdiff_t count) {
     for (int32_t c = 0; c < t->channels; c++, acc += acc_step) {
-        ptrdiff_t from = c * t->out_stride + at;
+        const ptrdiff_t from = t->out_offsets[c] + at;
         float *out = (float *)t->out + from, bias = t->bias ? t->bias[c] : 0.0f;
         if (t->residual) {
             const float *residual = (const float *)t->residual + from;

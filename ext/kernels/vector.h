@@ -41,7 +41,7 @@ INLINE void add_products(vf32 acc[MAX_CHANNELS][MAX_VECTORS], const float *x, co
  * loaded again after every store, which might alias them. */
 INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS], ptrdiff_t at, int channels,
                         int vectors, int partial, vf32_mask part) {
-    const ptrdiff_t stride = t->out_stride;
+    const ptrdiff_t *offsets = t->out_offsets;
     const int32_t stored = t->channels;
     float *out = (float *)t->out + at;
     if (t->bias) {
@@ -55,31 +55,32 @@ INLINE void store_block(const subp_tile *t, vf32 acc[MAX_CHANNELS][MAX_VECTORS],
         UNROLL for (int c = 0; c < channels; c++)
             if (c < stored)
                 UNROLL for (int v = 0; v < vectors; v++)
-                    acc[c][v] = vf32_add(acc[c][v], load_part(residual + c * stride + v * VF32_LANES, partial, part));
+                    acc[c][v] = vf32_add(acc[c][v], load_part(residual + offsets[c] + v * VF32_LANES, partial, part));
     }
     activate_block(acc, channels, vectors, t->activation);
     UNROLL for (int c = 0; c < channels; c++)
         if (c < stored)
             UNROLL for (int v = 0; v < vectors; v++)
-                store_part(out + c * stride + v * VF32_LANES, acc[c][v], partial, part);
+                store_part(out + offsets[c] + v * VF32_LANES, acc[c][v], partial, part);
 }
 
-INLINE cf32 gather(const float *from, ptrdiff_t stride, int32_t count) {
+/* A number of each channel to store, and 0 for others; the numbers follow each other, or lie at offsets. */
+INLINE cf32 gather(const float *from, const ptrdiff_t *offsets, int32_t count) {
     float found[CF32_LANES] = {0};
-    for (int32_t c = 0; c < count; c++) found[c] = from[c * stride];
+    for (int32_t c = 0; c < count; c++) found[c] = from[offsets ? offsets[c] : c];
     return cf32_load(found);
 }
 
 /* One pixel of CF32_LANES channels. What is done to the sums is done to all at once: per channel, calls and branches
  * that no CPU can predict would take longer than the products. */
 INLINE void store_pixel(const subp_tile *t, cf32 acc, ptrdiff_t at) {
-    const ptrdiff_t stride = t->out_stride;
+    const ptrdiff_t *offsets = t->out_offsets;
     const int32_t stored = t->channels;
-    if (t->bias) acc = cf32_add(acc, gather(t->bias, 1, stored));
-    if (t->residual) acc = cf32_add(acc, gather((const float *)t->residual + at, stride, stored));
+    if (t->bias) acc = cf32_add(acc, gather(t->bias, NULL, stored));
+    if (t->residual) acc = cf32_add(acc, gather((const float *)t->residual + at, offsets, stored));
     float sums[CF32_LANES];
     activate_pixel(acc, t->activation, sums);
-    for (int32_t c = 0; c < stored; c++) ((float *)t->out)[c * stride + at] = sums[c];
+    for (int32_t c = 0; c < stored; c++) ((float *)t->out)[offsets[c] + at] = sums[c];
 }
 
 /* How a block is computed; constants at every call. */

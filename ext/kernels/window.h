@@ -34,6 +34,7 @@ typedef struct {
     const float *rows[(MAX_ROWS - 1) * 2 + MAX_WINDOW];
     const float *values;
     float bias;
+    ptrdiff_t row_offsets[MAX_ROWS];
     subp_tile out; /* its rows stand where a convolution has channels */
 } window_block;
 
@@ -155,15 +156,17 @@ INLINE void depthwise_planes(const subp_depthwise *d, int kernel, int stride, in
         subp_depthwise_planes(d);
         return;
     }
+    window_block b;
+    b.out = (subp_tile){.out_offsets = b.row_offsets, .activation = d->activation};
+    for (int r = 0; r < MAX_ROWS; r++) b.row_offsets[r] = r * g->out_w;
     for (ptrdiff_t n = 0; n < d->count; n++) {
-        window_block b = {.values = (const float *)d->values + n * kernel * kernel,
-                          .bias = d->bias ? d->bias[n] : 0.0f};
-        b.out = (subp_tile){.out_stride = g->out_w, .activation = d->activation};
+        b.values = (const float *)d->values + n * kernel * kernel;
+        b.bias = d->bias ? d->bias[n] : 0.0f;
         for (ptrdiff_t y = 0; y < g->out_h;) {
             ptrdiff_t rows = g->out_h - y >= many ? many : g->out_h - y >= 2 ? 2 : 1;
             find_rows(b.rows, g, (const float *)d->in + n * d->in_stride, d->padding, y,
                       (int)(rows - 1) * stride + kernel);
-            const ptrdiff_t to = n * d->out_stride + y * g->out_w;
+            const ptrdiff_t to = d->out_offsets[n] + y * g->out_w;
             b.out.out = (float *)d->out + to;
             b.out.residual = d->residual ? (const float *)d->residual + to : NULL;
             (rows == many ? run_many : rows == 2 ? run_2 : run_1)(&b, g, &columns);

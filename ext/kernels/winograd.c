@@ -75,7 +75,7 @@ static void multiply(const subp_winograd *call, const subp_tiles *run, const sub
         .channel_offsets = call->channel_offsets + row * call->kept,
         .kept = (int32_t)call->kept,
         .values = values,
-        .out_stride = call->pitch,
+        .out_offsets = call->sum_offsets,
         .channels = kernel->channels,
         .activation = SUBP_ACT_none,
     };
@@ -118,7 +118,7 @@ void subp_winograd_part(const subp_winograd *call, const subp_conv_arrays *array
     multiply(call, &run, kernel, row, weights_of(call, kernel, row, before, sums), planes, sums);
     const ptrdiff_t image = pass / subp_winograd_passes(call), first = row / rows_per_group * group_out + in_group;
     for (ptrdiff_t c = 0; c < channels; c++) {
-        const ptrdiff_t at = (image * call->out_channels + first + c) * run.out_h * run.out_w;
+        const ptrdiff_t at = image * call->out_channels * run.out_h * run.out_w + call->out_offsets[first + c];
         call->outputs->run.winograd.out(&run, subp_at(sums, c * call->pitch, TRANSFORMED),
                                         call->bias ? call->bias + first + c : NULL,
                                         subp_at_if(arrays->residual, at, call->out_element),

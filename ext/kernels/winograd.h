@@ -25,7 +25,9 @@ typedef struct {
     const void *values;     /* IN per block row and tile of it [positions][kept][channels of the tile]; of weights that
                                are not transformed, per block row [kept][9][block] */
     const int32_t *channel_offsets; /* IN [rows][kept], each index within the group times pitch */
-    const float *bias;      /* IN [out_channels] or NULL */
+    const float *bias;      /* IN [out_channels] of the block rows, one after the other, or NULL */
+    const ptrdiff_t *out_offsets; /* IN likewise: where each channel's plane is in an image of the output */
+    const ptrdiff_t *sum_offsets; /* IN [channels of the widest tile] multiples of pitch */
 } subp_winograd;
 
 /* Passes of one image, and channels to fill and parts of a pass. */

@@ -30,8 +30,6 @@ MAX_PADDING = 64
 
 UINT8 = DTYPES["uint8"]
 
-ROWS_IN_ORDER = "the kernels take rows in their natural order"
-
 NOT_PACKED = Unsupported("the weight or another argument is not known before the run, or not float32")
 
 
@@ -97,7 +95,7 @@ def pack(
     scale = _weight_scale(weight)
     found: Requantization | str = ""
     if scale is not None:
-        found = _not_integers(weight, operands or {}, out_type)
+        found = _not_integers(operands or {}, out_type)
         if not found:
             convolution = Convolution(_per_channel(weight, scale), groups=groups, **args)
             found = _requantization(convolution, scale, bias, activation, operands or {}, out_type)
@@ -105,7 +103,7 @@ def pack(
                 convolution.requantize = found
                 return convolution
     if _is_bfloat16(weight):
-        found = _not_bfloat16(weight, operands or {})
+        found = _not_bfloat16(operands or {})
         if not found:
             convolution = Convolution(weight, bias, groups=groups, activation=activation, **args)
             # A residual is of the type that results are stored in.
@@ -129,19 +127,15 @@ def _is_bfloat16(weight: Any) -> bool:
     return isinstance(weight, TypedArray) and weight.type == BFLOAT16
 
 
-def _not_bfloat16(weight: Any, operands: Mapping[str, ValueType | None]) -> str:
+def _not_bfloat16(operands: Mapping[str, ValueType | None]) -> str:
     """Why a layer with a bfloat16 weight does not multiply bfloat16; empty if it does."""
-    if isinstance(weight, UniformBlockSparse) and weight.order is not None:
-        return ROWS_IN_ORDER
     if why := no_fast_bfloat16():
         return why
     return "" if all(type == BFLOAT16 for type in operands.values()) else "an operand is no bfloat16"
 
 
-def _not_integers(weight: Any, operands: Mapping[str, ValueType | None], out_type: ValueType | None) -> str:
+def _not_integers(operands: Mapping[str, ValueType | None], out_type: ValueType | None) -> str:
     """Why a layer with an int8 weight does not compute with integers; empty if it does."""
-    if isinstance(weight, UniformBlockSparse) and weight.order is not None:
-        return ROWS_IN_ORDER
     types = [*operands.values(), *([] if out_type is None else [out_type])]
     if any(_quantization(type) is None for type in types):
         return "an operand or the result is no quantized uint8"
