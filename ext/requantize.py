@@ -46,8 +46,19 @@ class Requantization:
     to_float: bool = False
 
     def in_order(self, order: Array | None) -> Requantization:
-        """The same for output channels in another order, or in their own for None."""
-        return self if order is None else replace(self, start=self.start[order], factor=self.factor[order])
+        """The same for output channels in another order, or in their own for None.
+
+        Raises:
+            ValueError: it is for another number of channels.
+        """
+        if order is None:
+            return self
+        if self.start.shape != order.shape or self.factor.shape != order.shape:
+            raise ValueError(
+                f"start has shape {self.start.shape} and factor {self.factor.shape}; expected {order.shape}, one per "
+                "output channel"
+            )
+        return replace(self, start=self.start[order], factor=self.factor[order])
 
     def apply(self, sums: Array, residual: Array | None = None) -> Array:
         """Returns the outputs `[B, O, ...]` for int32 sums of products, `start` not included, and a stored residual."""

@@ -90,7 +90,7 @@ def test_any_shape_long(kernel_set, drawn, made):
 @pytest.mark.parametrize("size", [7, 14, 28, 33])
 @pytest.mark.parametrize("result", ["residual", "float32"])
 def test_network_planes(kernel_set, kernel, stride, size, result):
-    case = {"outputs": 48, "per_group": 40, "kernel": (kernel,) * 2, "block": 16, "groups": 1}
+    case = {"outputs": 48, "per_group": 40, "kernel": (kernel,) * 2, "block": 16, "groups": 1, "ordered": size > 20}
     geometry = {"stride": (stride,) * 2, "padding": ((kernel // 2,) * 2,) * 2, "dilation": (1, 1)}
     for kept in (21, 40):
         made = {"seed": size, "activation": "relu", "result": result}
@@ -123,7 +123,7 @@ def test_every_depthwise_kernel_is_taken():
 def test_a_chain_has_the_bits_of_one_after_the_other(kernel_set, size):
     rng = np.random.default_rng(size)
     case = {"per_group": 24, "block": 16, "groups": 1}
-    _, weight = typed_weight(rng, "bfloat16", outputs=70, kernel=(1, 1), kept=11, **case)
+    _, weight = typed_weight(rng, "bfloat16", outputs=70, kernel=(1, 1), kept=11, ordered=True, **case)
     _, second = typed_weight(rng, "bfloat16", outputs=70, kernel=(3, 3), per_group=1, block=1, groups=70, kept=1)
     bias = rng.standard_normal(70).astype(np.float32)
     first = Convolution(weight, bias, activation="relu6", kernel_set=kernel_set)

@@ -216,8 +216,8 @@ def test_typed_and_ordered_weights_mean_what_their_dense_form_says(dtype, ordere
         dense[channel, indices[row]] = real[row, :, :, :, lane] * (1 if scale is None else scale[channel])
     assert np.array_equal(weight.to_dense(), dense)
     plain = weight.to_float32()
-    assert plain.dtype == "float32" and plain.scale is None and plain.order is None
-    assert np.array_equal(plain.to_dense(), dense) and plain.kept_share == (1 if ordered else 0.4)
+    assert plain.dtype == "float32" and plain.scale is None and plain.order is weight.order
+    assert np.array_equal(plain.to_dense(), dense) and plain.kept_share == 0.4
 
 
 def test_the_order_of_float32_rows_in_their_place_changes_nothing():

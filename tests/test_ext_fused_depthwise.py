@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ext_kernels import SETS, oracle, random_weight
+from test_ext_kernels import SETS, oracle, random_weight, reordered
 
 from subp_ext import Session, fused_depthwise
 from subp_ext.convolution import Convolution
@@ -22,7 +22,7 @@ def whole(rng, *shape):
     return rng.integers(-3, 4, shape).astype(np.float32)
 
 
-def whole_weight(rng, outputs, per_group, size, block, groups, kept):
+def whole_weight(rng, outputs, per_group, size, block, groups, kept, ordered):
     """A dense and a packed weight of the same whole numbers."""
     _, packed = random_weight(rng, outputs, per_group, (size, size), block, groups, kept)
     mask = np.zeros(packed.shape[:2], bool)
@@ -32,7 +32,8 @@ def whole_weight(rng, outputs, per_group, size, block, groups, kept):
         mask[output, packed.indices[group * rows_per_group + within // block]] = True
     dense = whole(rng, *packed.shape) * mask[:, :, None, None]
     of_row = [group * (outputs // groups) + row * block for group in range(groups) for row in range(rows_per_group)]
-    return dense, UniformBlockSparse.from_dense(dense, block, groups, mask[of_row])
+    weight = UniformBlockSparse.from_dense(dense, block, groups, mask[of_row])
+    return reordered(rng, dense, weight) if ordered else (dense, weight)
 
 
 @st.composite
@@ -50,6 +51,7 @@ def cases(draw):
         "zeros": ((draw(pads), draw(pads)), (draw(pads), draw(pads))),
         "image": (draw(st.integers(1, 2)), draw(st.integers(13, 33)), draw(st.integers(13, 61))),
         "activations": (draw(st.sampled_from([None, "relu"])), draw(st.sampled_from([None, "relu"]))),
+        "ordered": draw(st.booleans()),
         "residual": draw(st.booleans()),
         "bytes": draw(st.sampled_from([2000, 20000, 1 << 20])),
         "seed": draw(st.integers(0, 2**31)),
@@ -64,7 +66,8 @@ def test_any_shape_in_any_bands_is_exact(kernel_set, case):
     outputs, groups, (size, stride), (window, step, dilation) = (
         case[name] for name in ("outputs", "groups", "first", "second")
     )
-    dense, weight = whole_weight(rng, outputs, case["per_group"], size, case["block"], groups, case["kept"])
+    sizes = (outputs, case["per_group"], size, case["block"], groups, case["kept"])
+    dense, weight = whole_weight(rng, *sizes, case["ordered"])
     depthwise, biases = whole(rng, outputs, 1, window, window), [whole(rng, outputs) for _ in range(2)]
     x = whole(rng, case["image"][0], case["per_group"] * groups, *case["image"][1:])
     same = ((size // 2, size // 2),) * 2

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ext_kernels import reordered
 
 from subp_ext import UniformBlockSparse, _kernels
 from subp_ext.convolution import Convolution
@@ -40,7 +41,7 @@ def oracle(x, dense, stride, padding, dilation, groups, zero):
     return sums
 
 
-def random_weight(rng, outputs, per_group, kernel, block, groups, kept):
+def random_weight(rng, outputs, per_group, kernel, block, groups, kept, ordered=False):
     """A sparse int8 weight and its integers, dense."""
     rows = groups * -(-(outputs // groups) // block)
     mask = np.zeros((rows, per_group), bool)
@@ -51,6 +52,7 @@ def random_weight(rng, outputs, per_group, kernel, block, groups, kept):
     row_of = channel % (outputs // groups) // block + channel // (outputs // groups) * (rows // groups)
     dense *= mask[row_of][:, :, None, None]
     weight = UniformBlockSparse.from_dense(dense, block, groups, mask)
+    dense, weight = reordered(rng, dense, weight) if ordered else (dense, weight)
     scale = (rng.random(outputs).astype(np.float32) + 0.5) / 256
     return dense.astype(np.int8), dataclasses.replace(
         weight, values=weight.values.astype(np.int8), dtype="int8", scale=scale
@@ -74,6 +76,7 @@ def cases(draw):
         "block": draw(st.sampled_from([1, 2, 3, 5, 7, 8, 16, 32, 64])),
         "groups": groups,
         "kept": draw(st.one_of(st.just(per_group), st.integers(1, per_group))),
+        "ordered": draw(st.booleans()),
     }
     pads = st.integers(0, 4)
     geometry = {
@@ -152,6 +155,7 @@ def test_any_shape_long(kernel_set, drawn):
 @pytest.mark.parametrize("kept", [21, 40])
 def test_network_planes(kernel_set, kernel, size, kept):
     case = {"outputs": 48, "per_group": 40, "kernel": (kernel,) * 2, "block": 16, "groups": 1, "kept": kept}
+    case["ordered"] = size > 20
     geometry = {"stride": (1, 1), "padding": ((kernel // 2,) * 2,) * 2, "dilation": (1, 1)}
     made = {"seed": size, "zeros": [3, 0, 9], "activation": "relu", "result": "residual", "extreme": False}
     check_case(case, geometry, (2, size, size), made, kernel_set)

@@ -226,6 +226,7 @@ def chains(draw):
         "second": (draw(st.sampled_from([2, 3, 3, 5, 7])), draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 2]))),
         "padding": ((draw(pads), draw(pads)), (draw(pads), draw(pads))),
         "image": (draw(st.integers(1, 2)), draw(st.integers(13, 33)), draw(st.integers(13, 61))),
+        "ordered": draw(st.booleans()),
         "residual": draw(st.booleans()),
         "bytes": draw(st.sampled_from([500, 5000, 1 << 20])),
         "seed": draw(st.integers(0, 2**31)),
@@ -251,7 +252,8 @@ def test_a_chain_with_the_convolution_before_it_is_exact_in_any_bands(kernel_set
     outputs, groups, (size, stride), (window, step, dilation) = (
         case[name] for name in ("outputs", "groups", "first", "second")
     )
-    dense, weight = random_weight(rng, outputs, case["per_group"], (size, size), case["block"], groups, case["kept"])
+    sizes = (outputs, case["per_group"], (size, size), case["block"], groups, case["kept"])
+    dense, weight = random_weight(rng, *sizes, case["ordered"])
     depthwise = rng.integers(-127, 128, (outputs, window, window)).astype(np.int8)
     x = rng.integers(0, 256, (case["image"][0], case["per_group"] * groups, *case["image"][1:])).astype(np.uint8)
     same = ((size // 2, size // 2),) * 2

@@ -59,7 +59,16 @@ def oracle(x, dense, bias, stride, zeros, dilation, groups):
     return out, size
 
 
-def random_weight(rng, outputs, per_group, kernel, block, groups, kept):
+def reordered(rng, dense, weight):
+    """The same block rows, of other channels of their groups."""
+    per_group = weight.shape[0] // weight.groups
+    order = np.concatenate([g * per_group + rng.permutation(per_group) for g in range(weight.groups)])
+    moved = np.empty_like(dense)
+    moved[order] = dense
+    return moved, dataclasses.replace(weight, order=order.astype(np.int32))
+
+
+def random_weight(rng, outputs, per_group, kernel, block, groups, kept, ordered=False):
     rows = groups * -(-(outputs // groups) // block)
     mask = np.zeros((rows, per_group), bool)
     for row in mask:
@@ -69,7 +78,8 @@ def random_weight(rng, outputs, per_group, kernel, block, groups, kept):
         rows // groups
     )
     dense *= mask[of_group][:, :, None, None]
-    return dense, UniformBlockSparse.from_dense(dense, block, groups, mask)
+    weight = UniformBlockSparse.from_dense(dense, block, groups, mask)
+    return reordered(rng, dense, weight) if ordered else (dense, weight)
 
 
 @st.composite
@@ -88,6 +98,7 @@ def cases(draw):
         "block": draw(st.sampled_from([1, 2, 3, 4, 8, 16, 32, 64])),
         "groups": groups,
         "kept": draw(st.integers(1, per_group)),
+        "ordered": draw(st.booleans()),
     }
     pads = st.integers(0, 4)
     geometry = {
@@ -160,7 +171,7 @@ def test_any_shape_long(kernel_set, dtype, drawn):
 @pytest.mark.parametrize("block", [1, 2, 4, 8, 16, 32, 64])
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (14, 14), (31, 33)])
 def test_every_block_size_on_network_planes(kernel_set, block, size):
-    case = {"outputs": 72, "per_group": 10, "kernel": (3, 3), "block": block, "groups": 1, "kept": 5}
+    case = {"outputs": 72, "per_group": 10, "kernel": (3, 3), "block": block, "groups": 1, "kept": 5, "ordered": True}
     geometry = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
     check_case(case, geometry, (2, *size), block, True, kernel_set)
 

@@ -126,6 +126,7 @@ def cases(draw):
         "block": draw(st.sampled_from([1, 2, 3, 4, 8, 16, 32, 64])),
         "groups": groups,
         "kept": draw(st.integers(1, per_group)),
+        "ordered": draw(st.booleans()),
     }
     pads = st.integers(0, 3)
     zeros = ((draw(pads), draw(pads)), (draw(pads), draw(pads)))
@@ -138,7 +139,7 @@ def cases(draw):
 @settings(max_examples=100, deadline=None)
 @given(drawn=cases())
 @example(({**WIDE, "per_group": 9, "block": 16, "kept": 5}, SAME, (2, 14, 14), 0, True))
-@example(({**WIDE, "per_group": 9, "block": 32, "kept": 4}, SAME, (1, 28, 28), 1, True))
+@example(({**WIDE, "per_group": 9, "block": 32, "kept": 4, "ordered": True}, SAME, (1, 28, 28), 1, True))
 @example(({**WIDE, "per_group": 70, "block": 16, "kept": 33}, SAME, (1, 56, 56), 2, False))
 def test_any_shape_is_within_the_bound_and_the_same_for_any_thread_count(kernel_set, dtype, size, drawn):
     check(*drawn, kernel_set, dtype, size)
