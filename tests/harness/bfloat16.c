@@ -43,6 +43,7 @@ void check_bfloat16(int set) {
     const void *values = random_elements(dtype, weights);
     call.values = pack_words(&call, values, sizeof(uint16_t));
     call.bias = has_bias ? random_floats((size_t)call.out_channels) : NULL;
+    call.out_offsets = random_places(s.groups, s.group_out, call.out_h * call.out_w);
     subp_conv_arrays arrays = {
         .x = random_elements(dtype, inputs),
         .residual = has_residual ? random_elements(dtype, outputs) : NULL,

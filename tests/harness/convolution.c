@@ -86,7 +86,8 @@ void check_convolved(const subp_conv *call, const shape *s, const float *values,
     const ptrdiff_t channels = s->groups * s->group_out, plane = s->out[0] * s->out[1];
     for (ptrdiff_t at = 0; at < s->batch * channels * plane; at++) {
         const ptrdiff_t image = at / plane / channels, channel = at / plane % channels, y = at % plane / s->out[1];
-        const ptrdiff_t z = at % s->out[1], group = channel / s->group_out, within = channel % s->group_out;
+        const ptrdiff_t position = place_at(call->out_offsets, channel * plane);
+        const ptrdiff_t z = at % s->out[1], group = position / s->group_out, within = position % s->group_out;
         const ptrdiff_t row = group * s->rows_per_group + within / s->block;
         sum total = {0, 0};
         for (ptrdiff_t k = 0; k < call->kept; k++)
@@ -100,7 +101,7 @@ void check_convolved(const subp_conv *call, const shape *s, const float *values,
                     add_product(&total, values[(kept * call->taps + tap) * s->block + within % s->block],
                                 x[(input * s->size[0] + from_y) * s->size[1] + from_x]);
                 }
-        if (call->bias) add_term(&total, call->bias[channel]);
+        if (call->bias) add_term(&total, call->bias[position]);
         if (residual) add_term(&total, residual[at]);
         check_rounded("output", at, out[at], total, call->kept * call->taps, call->activation,
                       call->kernels[0]->tolerance, rounding);
@@ -174,6 +175,7 @@ void check_convolution(int set) {
     float *values = random_floats((size_t)(call.rows * call.kept * call.taps * call.block));
     call.values = pack(&call, values);
     call.bias = has_bias ? random_floats((size_t)call.out_channels) : NULL;
+    call.out_offsets = random_places(s.groups, s.group_out, call.out_h * call.out_w);
     const float *x = random_floats(inputs), *residual = has_residual ? random_floats(outputs) : NULL;
     float *out = exact_floats(outputs, CANARY), *again = exact_floats(outputs, CANARY), *planes = exact_planes(&call);
     subp_conv_arrays arrays = {.x = x, .residual = residual, .out = out};

@@ -39,21 +39,22 @@ static void run_apart(const subp_fused_depthwise *call, const subp_conv_arrays *
                       float *planes) {
     const subp_conv *first = &call->first;
     const ptrdiff_t channels = first->out_channels, plane = first->out_h * first->out_w;
+    const ptrdiff_t taps = call->window.kernel_h * call->window.kernel_w;
     float *between = exact_floats((size_t)(batch * channels * plane), CANARY);
     const subp_conv_arrays to = {.x = arrays->x, .out = between};
     for (ptrdiff_t pass = 0; pass < subp_conv_passes(first) * batch; pass++)
         subp_conv_pass(first, &to, pass, planes, NULL);
-    for (ptrdiff_t image = 0; image < batch; image++) {
-        const ptrdiff_t out_plane = call->window.out_h * call->window.out_w, at = image * channels * out_plane;
+    for (ptrdiff_t n = 0; n < batch * channels; n++) {
+        const ptrdiff_t image = n / channels, position = n % channels;
+        const ptrdiff_t at = image * channels * call->window.out_h * call->window.out_w;
         call->kernel->run.depthwise(&(subp_depthwise){
             .window = &call->window,
-            .count = channels,
-            .in_stride = plane,
-            .out_stride = out_plane,
-            .in = between + image * channels * plane,
+            .count = 1,
+            .out_offsets = call->out_offsets + position,
+            .in = between + image * channels * plane + first->out_offsets[position],
             .padding = call->padding,
-            .values = call->values,
-            .bias = call->bias,
+            .values = (const float *)call->values + position * taps,
+            .bias = call->bias ? call->bias + position : NULL,
             .residual = arrays->residual ? (const float *)arrays->residual + at : NULL,
             .out = (float *)arrays->out + at,
             .activation = call->activation,
@@ -112,6 +113,11 @@ void check_fused_depthwise(int set) {
 
     const size_t channels = (size_t)first->out_channels;
     const size_t outputs = (size_t)s.batch * channels * (size_t)(w.out_h * w.out_w);
+    ptrdiff_t *places = exact(channels * sizeof(ptrdiff_t));
+    first->out_offsets = random_places(s.groups, s.group_out, first->out_h * first->out_w);
+    for (size_t c = 0; c < channels; c++) places[c] = first->out_offsets[c] / (w.height * w.width) * w.out_h * w.out_w;
+    call.out_offsets = places;
+    call.between_offsets = multiples(call.step * s.block, pitch);
     choose_channels(first);
     first->values = pack(first, whole_floats((size_t)(first->rows * first->kept * first->taps * first->block)));
     first->bias = has_bias ? whole_floats(channels) : NULL;

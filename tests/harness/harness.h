@@ -21,6 +21,12 @@ float *exact_floats(size_t count, float value); /* all `value` */
 float *random_floats(size_t count);
 void free_buffers(void); /* all of a case */
 
+/* --- planes of an output --- */
+ptrdiff_t *multiples(ptrdiff_t count, ptrdiff_t size); /* where planes are that follow each other */
+/* Where `of_group` planes of each group are: as they follow each other, or in any order within the group. */
+const ptrdiff_t *random_places(ptrdiff_t groups, ptrdiff_t of_group, ptrdiff_t size);
+ptrdiff_t place_at(const ptrdiff_t *places, ptrdiff_t offset); /* the number of the plane that is there */
+
 /* --- elements of any data type --- */
 size_t element_size(enum subp_dtype dtype);
 double element(enum subp_dtype dtype, const void *array, ptrdiff_t i);

@@ -15,8 +15,9 @@ static uint8_t *random_bytes(size_t count) {
 static int64_t sum_of(const subp_conv *call, const shape *s, const int8_t *values, const int32_t *indices,
                       const uint8_t *x, ptrdiff_t at) {
     const ptrdiff_t channels = s->groups * s->group_out, plane = s->out[0] * s->out[1];
-    const ptrdiff_t image = at / plane / channels, channel = at / plane % channels, y = at % plane / s->out[1];
-    const ptrdiff_t z = at % s->out[1], group = channel / s->group_out, within = channel % s->group_out;
+    const ptrdiff_t image = at / plane / channels, y = at % plane / s->out[1], z = at % s->out[1];
+    const ptrdiff_t position = place_at(call->out_offsets, at / plane % channels * plane);
+    const ptrdiff_t group = position / s->group_out, within = position % s->group_out;
     const ptrdiff_t row = group * s->rows_per_group + within / s->block;
     int64_t sum = 0;
     for (ptrdiff_t k = 0; k < call->kept; k++)
@@ -40,9 +41,9 @@ static void check_outputs(const subp_conv *call, const shape *s, const int8_t *v
     const ptrdiff_t channels = s->groups * s->group_out, plane = s->out[0] * s->out[1];
     const uint8_t *residual = arrays->residual;
     for (ptrdiff_t at = 0; at < s->batch * channels * plane; at++) {
-        const ptrdiff_t channel = at / plane % channels;
-        float want = (float)(int32_t)(start[channel] + sum_of(call, s, values, indices, arrays->x, at));
-        want *= call->factor[channel];
+        const ptrdiff_t position = place_at(call->out_offsets, at / plane % channels * plane);
+        float want = (float)(int32_t)(start[position] + sum_of(call, s, values, indices, arrays->x, at));
+        want *= call->factor[position];
         if (!call->to_float) {
             if (residual) want = fmaf((float)(residual[at] - q->residual_zero), q->residual_factor, want);
             const int32_t whole = (int32_t)lrintf(want) + q->zero;
@@ -106,6 +107,7 @@ void check_int8(int set) {
         factor[o] = (float)between(1, 1000) * 1e-5f;
     }
     call.start = moved;
+    call.out_offsets = random_places(s.groups, s.group_out, call.out_h * call.out_w);
     call.factor = factor;
     const enum subp_dtype of_out = call.to_float ? SUBP_DTYPE_float32 : SUBP_DTYPE_uint8;
     subp_conv_arrays arrays = {

@@ -94,6 +94,31 @@ void free_buffers(void) {
     }
 }
 
+/* --- planes of an output --- */
+
+ptrdiff_t *multiples(ptrdiff_t count, ptrdiff_t size) {
+    ptrdiff_t *places = exact((size_t)count * sizeof(ptrdiff_t));
+    for (ptrdiff_t p = 0; p < count; p++) places[p] = p * size;
+    return places;
+}
+
+const ptrdiff_t *random_places(ptrdiff_t groups, ptrdiff_t of_group, ptrdiff_t size) {
+    ptrdiff_t *places = multiples(groups * of_group, size);
+    const int shuffled = !one_in(3);
+    for (ptrdiff_t p = 0; shuffled && p < groups * of_group; p++) {
+        const ptrdiff_t other = p - between(0, p % of_group), place = places[p];
+        places[p] = places[other];
+        places[other] = place;
+    }
+    return places;
+}
+
+ptrdiff_t place_at(const ptrdiff_t *places, ptrdiff_t offset) {
+    ptrdiff_t p = 0;
+    while (places[p] != offset) p++;
+    return p;
+}
+
 /* --- elements --- */
 
 #define SUBP_DTYPE(name, type, letter, to_double, from_double) \

@@ -34,6 +34,7 @@ void check_tile(int set, const subp_row *kernel) {
     const int32_t channels = one_in(2) ? kernel->channels : (int32_t)between(1, width);
     const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70));
     const ptrdiff_t outputs = (channels - 1) * out_stride + count;
+    const ptrdiff_t *places = random_places(1, channels, out_stride);
     const int activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1);
     const int has_bias = !one_in(3), has_residual = one_in(2), in_place = has_residual && one_in(3);
     const int has_nan = one_in(20);
@@ -75,22 +76,22 @@ void check_tile(int set, const subp_row *kernel) {
         for (ptrdiff_t c = 0; c < channels; c++)
             for (ptrdiff_t i = 0; i < count; i++) {
                 const double value = normal_like();
-                set_element(kernel->out_dtype, residual, c * out_stride + i, value);
-                if (in_place) set_element(kernel->out_dtype, out, c * out_stride + i, value);
+                set_element(kernel->out_dtype, residual, places[c] + i, value);
+                if (in_place) set_element(kernel->out_dtype, out, places[c] + i, value);
             }
     }
 
     subp_tile tile = {
         .x = x, .tap_offsets = tap_offsets, .taps = taps, .channel_offsets = channel_offsets, .kept = kept,
-        .values = values, .bias = bias, .residual = in_place ? out : residual, .out = out, .out_stride = out_stride,
+        .values = values, .bias = bias, .residual = in_place ? out : residual, .out = out, .out_offsets = places,
         .count = count, .ahead = one_in(3) ? count : 0, .channels = channels, .activation = activation,
     };
     if (strcmp(kernel->packing, "tiles")) fail("packing %s has no oracle: add it here", kernel->packing);
     kernel->run.conv2d(&tile);
 
     for (ptrdiff_t c = 0; c < channels; c++)
-        for (ptrdiff_t i = 0; i < out_stride && c * out_stride + i < outputs; i++) {
-            ptrdiff_t at = c * out_stride + i;
+        for (ptrdiff_t i = 0; i < out_stride && places[c] + i < outputs; i++) {
+            ptrdiff_t at = places[c] + i;
             if (i >= count) {
                 const double found = element(kernel->out_dtype, out, at);
                 if (found != canary) fail("output %td, between two channels, was written: %g", at, found);

@@ -54,8 +54,9 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
     const ptrdiff_t group_out = channels / call->groups, group_in = call->in_channels / call->groups;
     for (ptrdiff_t at = 0; at < batch * channels * plane; at++) {
         const ptrdiff_t image = at / plane / channels, channel = at / plane % channels;
-        const ptrdiff_t y = at % plane / t->out_w, z = at % t->out_w, within = channel % group_out;
-        const ptrdiff_t row = channel / group_out * (call->rows / call->groups) + within / call->block;
+        const ptrdiff_t position = place_at(call->out_offsets, channel * plane), within = position % group_out;
+        const ptrdiff_t y = at % plane / t->out_w, z = at % t->out_w;
+        const ptrdiff_t row = position / group_out * (call->rows / call->groups) + within / call->block;
         sum total = {0, 0};
         for (ptrdiff_t k = 0; k < call->kept; k++) {
             const ptrdiff_t index = indices[row * call->kept + k];
@@ -77,7 +78,7 @@ static void check_outputs(const subp_winograd *call, ptrdiff_t batch, const floa
                 largest_value = fmax(largest_value, fabs((double)w[tap * call->block]));
             total.size += AMPLIFICATION[size] * largest_input * largest_value;
         }
-        if (call->bias) add_term(&total, call->bias[channel]);
+        if (call->bias) add_term(&total, call->bias[position]);
         if (residual) add_term(&total, residual[at]);
         check_rounded("output", at, out[at], total, call->kept + 40, call->activation, call->transforms->tolerance,
                       rounding_of(call));
@@ -158,6 +159,8 @@ void check_winograd(int set) {
     call.values = narrow ? stored : pack(&call, values, size);
     call.channel_offsets = offsets;
     call.bias = has_bias ? random_floats((size_t)call.out_channels) : NULL;
+    call.out_offsets = random_places(groups, group_out, t->out_h * t->out_w);
+    call.sum_offsets = multiples(kernels[0]->channels, call.pitch);
     const void *x = random_elements(dtype, inputs);
     const void *residual = has_residual ? random_elements(of_out, outputs) : NULL;
     void *out = exact_elements(of_out, outputs, CANARY), *again = exact_elements(of_out, outputs, CANARY);

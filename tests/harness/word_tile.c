@@ -38,8 +38,9 @@ void check_word_tile(const subp_row *kernel) {
     const ptrdiff_t out_stride = count + (one_in(3) ? 0 : between(0, 70));
     const ptrdiff_t outputs = (channels - 1) * out_stride + count;
     subp_tile tile = {
-        .taps = taps, .words = (int32_t)words, .out_stride = out_stride, .count = count, .channels = channels,
+        .taps = taps, .words = (int32_t)words, .count = count, .channels = channels,
         .activation = one_in(2) ? SUBP_ACT_none : (int)between(1, SUBP_ACT_COUNT - 1), .to_float = one_in(3),
+        .out_offsets = random_places(1, channels, out_stride),
     };
     ptrdiff_t *offsets = exact(sizeof(ptrdiff_t) * (size_t)taps), reach = 0;
     for (int32_t tap = 0; tap < taps; tap++) {
@@ -67,7 +68,7 @@ void check_word_tile(const subp_row *kernel) {
     if (state.end) state.end();
 
     for (ptrdiff_t at = 0; at < outputs; at++) {
-        const ptrdiff_t c = at / out_stride, i = at % out_stride;
+        const ptrdiff_t i = at % out_stride, c = place_at(tile.out_offsets, at - i);
         const double got = element(of_out, tile.out, at);
         if (i >= count) {
             if (got != canary) fail("output %td, between two channels, was written: %g", at, got);
