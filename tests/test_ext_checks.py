@@ -221,6 +221,12 @@ def wrong_numbers(*names, least=1):
         yield from ((name, value) for value in (least - 1, -1, -(2**63), *HUGE, None, 1.5, "2"))
 
 
+def wrong_orders():
+    """Of 8 channels."""
+    yield from wrong_arrays(order=np.arange(8, dtype=np.int32))
+    yield from (("order", np.array([0, 1, 2, 3, 4, 5, 6, other], np.int32)) for other in (6, 8, -1, 2**30))
+
+
 def wrong_pairs(*names, least=1):
     for name in names:
         yield from ((name, value) for value in (None, 3, (1,), (1, 1, 1), (least - 1, 1), (1, HUGE[1]), (1, "1")))
@@ -316,6 +322,7 @@ CASES = {
         CONVOLUTION,
         [
             *wrong_arrays(**without(CONVOLUTION, "copies", "tap_offsets")),
+            *wrong_orders(),
             *wrong_numbers("block", "groups", "band", "plane_rows", "channel_stride", "tile_pixels"),
             *wrong_pairs("stride"),
             *wrong_pairs("pad", least=0),
@@ -467,6 +474,7 @@ if VECTOR_SETS:
         WINOGRAD,
         [
             *wrong_arrays(**without(WINOGRAD)),
+            *wrong_orders(),
             *wrong_numbers("block", "groups", "run", "call_tiles", "pitch", "size"),
             ("size", 3),
             ("pitch", 26),

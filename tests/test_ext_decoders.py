@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import pytest
+from test_ext_kernels import reordered
 
 from subp_ext import Graph, Node, Ref, Session, TensorSpec, UniformBlockSparse
 from subp_ext.dtypes import DTYPES, Quantization, TypedArray, ValueType
@@ -72,16 +73,19 @@ def test_transposed_convolutions_of_any_form_are_those_of_torch():
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_sparse_transposed_convolution(groups):
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_sparse_transposed_convolution(groups, ordered):
     dense = normal(64, 16, 4, 4)  # as a convolution has it: [O, I / groups, kh, kw]
     rng = np.random.default_rng(0)
     for row in range(4):
         dense[16 * row : 16 * row + 16, rng.permutation(16)[:8]] = 0
+    sparse = UniformBlockSparse.from_dense(dense, 16, groups)
+    if ordered:
+        dense, sparse = reordered(rng, dense, sparse)
     inputs = 16 * groups
     weight = dense.reshape(groups, 64 // groups, 16, 4, 4).swapaxes(1, 2).reshape(inputs, 64 // groups, 4, 4)
     x, bias = normal(1, inputs, 9, 7), normal(64)
     want = F.conv_transpose2d(*map(torch.from_numpy, (x, weight, bias)), 2, 1, groups=groups).relu().numpy()
-    sparse = UniformBlockSparse.from_dense(dense, 16, groups)
     args = {"weight": Ref("w"), "bias": Ref("b"), "stride": 2, "padding": 1, "groups": groups, "activation": "relu"}
     nodes = [Node("conv_transpose2d", "y", {"input": Ref("x"), **args})]
     graph = Graph([TensorSpec("x", x.shape)], [TensorSpec("y", want.shape)], nodes, {"w": sparse, "b": bias})

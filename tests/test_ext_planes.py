@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import pytest
+from test_ext_kernels import reordered
 
 from subp_ext import Graph, Node, Ref, Session, TensorSpec, UniformBlockSparse, _kernels, runtime
 
@@ -294,12 +295,15 @@ def test_linear_in_a_session(shape):
 
 @pytest.mark.parametrize("shape", [(1, 33), (5, 33), (2, 3, 4, 33)])
 @pytest.mark.parametrize("known_bias", [True, False])
-def test_sparse_linear(kernel_set, shape, known_bias):
+@pytest.mark.parametrize("ordered", [True, False])
+def test_sparse_linear(kernel_set, shape, known_bias, ordered):
     """On the kernels, and on the reference where the bias is not known at load."""
     x, dense, bias = normal(*shape), normal(21, 33, seed=1), normal(21, seed=2)
     for row in range(3):  # 11 of 33 blocks in each row; the last row has 5 channels
         dense[8 * row : 8 * row + 8, [i for i in range(33) if i % 3 != row]] = 0
     weight = UniformBlockSparse.from_dense(dense[:, :, None, None], 8)
+    if ordered:
+        dense, weight = reordered(np.random.default_rng(3), dense, weight)
     node = Node("linear", "y", {"input": Ref("x"), "weight": Ref("w"), "bias": Ref("b"), "activation": "silu"})
     inputs = [TensorSpec("x", (None, *shape[1:])), *([] if known_bias else [TensorSpec("b", (21,))])]
     constants = {"w": weight} | ({"b": bias} if known_bias else {})
