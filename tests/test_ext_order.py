@@ -64,7 +64,7 @@ def test_a_weight_of_several_groups_with_narrow_rows_stays_the_same():
 @pytest.mark.parametrize("kernel_set", SETS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_network_has_the_same_bits_from_the_same_kernels(kernel_set, dtype, monkeypatch, tmp_path):
-    """Chains with depthwise layers, residuals, Winograd's algorithm and narrow last rows are among its layers."""
+    """Chains with depthwise layers, residuals and narrow last rows are among its layers."""
     monkeypatch.setenv("SUBP_KERNEL", kernel_set)
     graph = int8_graph() if dtype == "int8" else bfloat16_graph()
     size = 20 if dtype == "int8" else 40
