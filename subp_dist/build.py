@@ -110,7 +110,7 @@ def check_plan(pruning: PruningConfig, plan: list[LayerPlan], macs: dict[str, in
         check_worth(plan, macs, model_name)
 
 
-def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Data) -> Training:
+def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Data, resumed: bool = False) -> Training:
     """Everything of a run that does not depend on a checkpoint.
 
     Args:
@@ -118,6 +118,7 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
         rank: this process.
         planned: the model; it gets its masks.
         data: what is learned from.
+        resumed: a checkpoint will be restored, with what its run has found out about the weights.
 
     Raises:
         ValueError: the flags do not fit the model or each other.
@@ -131,6 +132,8 @@ def build_training(config: Resolved, rank: Rank, planned: PlannedModel, data: Da
     model = _arrange(planned.model, config, rank)
     distillation = create_distillation(config.distillation, config.data, data.sizes)
     pruner = SUBPPruner(model, schedule, plan=planned.plan, seed=config.run.seed, **config.pruning.scoring)
+    if config.pruning.regroup and not resumed:
+        pruner.regroup_rows()
     optimizer = create_optimizer(config.optimization, model)
     scheduler = create_scheduler(config.optimization, optimizer, updates_per_epoch)
     precision = config.model

@@ -66,6 +66,7 @@ class PruningConfig:
     only: tuple[str, ...] = ()
     layer_rates: tuple[str, ...] = ()
     prune_linear: bool = False
+    regroup: bool = False
     sr_ste_decay: float = 2e-4
 
     @property
@@ -77,7 +78,7 @@ class PruningConfig:
     @property
     def scoring(self) -> dict[str, Any]:
         """How blocks are chosen, as ``SUBPPruner`` takes it."""
-        keys = ("block_size", "criterion", "pattern", "alpha", "tau", "score_latent", "sr_ste_decay")
+        keys = ("block_size", "criterion", "pattern", "alpha", "tau", "score_latent", "sr_ste_decay", "regroup")
         return {key: getattr(self, key) for key in keys}
 
 

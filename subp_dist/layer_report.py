@@ -30,6 +30,8 @@ class LayerReport:
         rate: share of blocks that is to be pruned in the end.
         kept_blocks: of all rows together.
         is_uniform: whether every row keeps the same number of blocks.
+        kept_squares: shares of the squared weights that the target rate kept in rows of consecutive channels and in
+            the regrouped ones, as both were found; None where rows are not regrouped.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LayerReport:
     rate: float = 0.0
     kept_blocks: int = 0
     is_uniform: bool = True
+    kept_squares: tuple[float, float] | None = None
 
     @classmethod
     def dense(cls, name: str, macs: int, layer: LayerPlan | None) -> LayerReport:
@@ -110,13 +113,16 @@ class LayerReport:
         """The layer in ``report.json``; shapes of dense layers are left out unless they are asked for.
 
         Keys: ``name``, ``macs``, ``kept_macs``, ``reason``; of pruned layers also ``shape``, ``groups``,
-        ``block_rows``, ``blocks_per_row``, ``kept_asked`` and ``kept``.
+        ``block_rows``, ``blocks_per_row``, ``kept_asked`` and ``kept``; of
+        regrouped ones ``kept_squares``.
         """
         row = {"name": self.name, "macs": self.macs, "kept_macs": self.kept_macs, "reason": self.reason}
         if self.shape is not None and (self.is_pruned or all_shapes):
             row["shape"] = list(self.shape)
         if self.is_pruned:
             row |= {key: getattr(self, key) for key in _OF_PRUNED}
+        if self.kept_squares is not None:
+            row["kept_squares"] = dict(zip(("consecutive", "regrouped"), self.kept_squares, strict=True))
         return row
 
 

@@ -176,6 +176,7 @@ def _add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="*", metavar="PATTERN", help="layers to prune, if not all; --skip wins over it")
     add("--layer-rates", nargs="*", metavar="PATTERN=RATE", help="rates of layers, such as 'layer4*=0.7'")
     add("--prune-linear", action="store_true", help="prune linear layers too, such as ConvNeXt's pointwise ones")
+    add("--regroup", action="store_true", help="choose the output channels of a block, from trained weights")
     add("--sr-ste-decay", type=NOT_NEGATIVE, help="extra decay of masked weights")
 
 
@@ -433,6 +434,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.data_dir == "builtin":
         _check_for_digits(args)
     _check_qat(args)
+    _check_regroup(args)
     if args.export_dtype != "float32" and args.no_export:
         raise UsageError(
             f"--export-dtype {args.export_dtype} with --no-export: {args.export_dtype} is made of what is exported; "
@@ -465,6 +467,22 @@ def _check_qat(args: argparse.Namespace) -> None:
     if args.sched == "plateau":
         raise UsageError(f"{flag} with --sched plateau: the learning rate has to follow from the epoch; use another")
     args.export_dtype = "int8"
+
+
+def _check_regroup(args: argparse.Namespace) -> None:
+    """Refuse to regroup what tells nothing about the channels, or has no rows of its own."""
+    if not args.regroup:
+        return
+    if not (args.initial_checkpoint or args.pretrained):
+        raise UsageError(
+            "--regroup without trained weights: blocks are chosen by what the weights have learned; add "
+            "--initial-checkpoint FILE or --pretrained, or leave it out"
+        )
+    if args.pattern != "uniform":
+        raise UsageError(
+            f"--regroup with --pattern {args.pattern}: it needs to know how many blocks each row keeps; use --pattern "
+            "uniform, or leave one of them out"
+        )
 
 
 def _check_for_digits(args: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ from .torch_compat import count_writes
 
 # timm convolutions that standardise every filter of their weight in their forward.
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+# In keys of a state, between the name of a layer and what its masked weight is made of.
+_INSIDE = ".parametrizations.weight."
 
 
 def _handed_over(grad: Tensor) -> Tensor:
@@ -36,8 +38,8 @@ class _StraightThrough(torch.autograd.Function):
     """Forward W * m; backward the identity, so that pruned blocks go on learning and may come back."""
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:
-        return apply_mask(weight, mask, block_size, groups)
+    def forward(weight: Tensor, mask: Tensor, block_size: int, groups: int, order: Tensor | None) -> Tensor:
+        return apply_mask(weight, mask, block_size, groups, order)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -45,7 +47,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _handed_over(grad), None, None, None
+        return _handed_over(grad), None, None, None, None
 
 
 class BlockMask(nn.Module):
@@ -53,23 +55,30 @@ class BlockMask(nn.Module):
 
     The mask is a bool buffer that is only ever written in place: weight averages copy it instead of averaging it,
     and compiled code sees the change.
+
+    So is the ``order`` ``[O]`` int64 of the output channels, which an ``ordered`` mask has: consecutive ones at first.
     """
 
     mask: Tensor
+    order: Tensor | None
 
-    def __init__(self, weight: Tensor, block_size: int, groups: int = 1) -> None:
+    def __init__(self, weight: Tensor, block_size: int, groups: int = 1, ordered: bool = False) -> None:
         super().__init__()
         self.block_size, self.groups = block_size, groups
+        self.register_buffer("order", torch.arange(weight.shape[0], device=weight.device) if ordered else None)
         rows = num_block_rows(weight.shape[0], block_size, groups)
         self.register_buffer("mask", torch.ones(rows, weight.shape[1], dtype=torch.bool, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        masked = _StraightThrough.apply(weight, self.mask, self.block_size, self.groups)
-        return hand_out(self, masked, weight)
+        return hand_out(self, _StraightThrough.apply(weight, *self.where()), weight)
+
+    def where(self) -> tuple[Tensor, int, int, Tensor | None]:
+        """What says which weights are masked, as ``apply_mask`` takes it."""
+        return self.mask, self.block_size, self.groups, self.order
 
     def add_pruned_part(self, target: Tensor, weight: Tensor, factor: float) -> None:
         """Add ``factor`` times the latent weight to ``target``, in place, where the weight is masked."""
-        add_pruned_part(target, weight, self.mask, self.block_size, self.groups, factor)
+        add_pruned_part(target, weight, self.mask, self.block_size, self.groups, factor, self.order)
 
     def extra_repr(self) -> str:
         rows, channels = self.mask.shape
@@ -108,22 +117,19 @@ class StandardisedBlockMask(BlockMask):
     Takes the convolution's ``gain`` over, if it has one, because the weight is complete when it leaves here.
     """
 
-    def __init__(self, module: nn.Conv2d, block_size: int) -> None:
-        super().__init__(module.weight, block_size, module.groups)
+    def __init__(self, module: nn.Conv2d, block_size: int, ordered: bool = False) -> None:
+        super().__init__(module.weight, block_size, module.groups, ordered)
         self.eps, self.scale = module.eps, getattr(module, "scale", 1.0)
         self.gain = getattr(module, "gain", None)
 
     def forward(self, weight: Tensor) -> Tensor:
-        standardised = _standardise(_CentredStraightThrough.apply(weight, *self._where()), self)
-        return hand_out(self, _StraightThrough.apply(standardised, *self._where()), weight)
+        standardised = _standardise(_CentredStraightThrough.apply(weight, *self.where()), self)
+        return hand_out(self, _StraightThrough.apply(standardised, *self.where()), weight)
 
     @torch.no_grad()
     def timm_weight(self, weight: Tensor) -> Tensor:
         """What to give timm's module as its weight: zero where masked, and standardised it is this one's result."""
-        return _centred(weight, *self._where())
-
-    def _where(self) -> tuple[Tensor, int, int]:
-        return self.mask, self.block_size, self.groups
+        return _centred(weight, *self.where())
 
 
 class _CentredStraightThrough(_StraightThrough):
@@ -134,15 +140,16 @@ class _CentredStraightThrough(_StraightThrough):
     """
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:
-        return _centred(weight, mask, block_size, groups)
+    def forward(weight: Tensor, mask: Tensor, block_size: int, groups: int, order: Tensor | None) -> Tensor:
+        return _centred(weight, mask, block_size, groups, order)
 
 
-def _centred(weight: Tensor, mask: Tensor, block_size: int, groups: int) -> Tensor:
+def _centred(weight: Tensor, mask: Tensor, block_size: int, groups: int, order: Tensor | None) -> Tensor:
     """The weight ``[O, I, kh, kw]``, masked, with mean 0 over the kept blocks of each filter."""
-    kept = mask.sum(1)[row_of_channel(weight.shape[0], block_size, groups, mask.device)] * weight[0, 0].numel()
-    sums = apply_mask(weight, mask, block_size, groups).flatten(1).sum(1)
-    return apply_mask(weight - (sums / kept).view(-1, 1, 1, 1), mask, block_size, groups)
+    row = row_of_channel(weight.shape[0], block_size, groups, mask.device, order)
+    kept = mask.sum(1)[row] * weight[0, 0].numel()
+    sums = apply_mask(weight, mask, block_size, groups, order).flatten(1).sum(1)
+    return apply_mask(weight - (sums / kept).view(-1, 1, 1, 1), mask, block_size, groups, order)
 
 
 def _standardise(weight: Tensor, of: nn.Module) -> Tensor:
@@ -158,8 +165,8 @@ def _become_plain(module: nn.Conv2d) -> None:
     module.__class__ = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
 
 
-def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
-    """Put an all-ones block mask on ``module.weight`` and return it.
+def mask_weight(module: nn.Module, block_size: int, ordered: bool = False) -> BlockMask:
+    """Put an all-ones block mask on ``module.weight``, with an order of its channels if asked, and return it.
 
     From then on the module also loads a plain ``weight`` (and ``gain``) of a state dict: it becomes the latent one. The
     mask stays what it is, and is among the missing keys, so that a strict load still refuses such a state. What
@@ -171,12 +178,12 @@ def mask_weight(module: nn.Module, block_size: int) -> BlockMask:
     if block_mask_of(module) is not None:
         raise ValueError("the module has a block mask already: one SUBPPruner per model")
     if isinstance(module, STANDARDISED):
-        block_mask = StandardisedBlockMask(module, block_size)
+        block_mask = StandardisedBlockMask(module, block_size, ordered)
         if block_mask.gain is not None:
             del module.gain
         _become_plain(module)
     else:
-        block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1))
+        block_mask = BlockMask(module.weight, block_size, getattr(module, "groups", 1), ordered)
     parametrize.register_parametrization(module, "weight", block_mask, unsafe=True)
     type(module).apply = _apply_to_latent  # of the class that torch has made for this module alone
     module.register_load_state_dict_pre_hook(_load_plain_weight)
@@ -245,10 +252,11 @@ def load_masked(model: nn.Module, state: dict[str, Tensor], block_size: int) -> 
     Raises:
         AttributeError, IndexError, RuntimeError: the state is of another model.
     """
-    suffix = ".parametrizations.weight.0.mask"
+    suffix = f"{_INSIDE}0.mask"
     for key in state:
         if key.endswith(suffix):
-            mask_weight(model.get_submodule(key.removesuffix(suffix)), block_size)
+            name = key.removesuffix(suffix)
+            mask_weight(model.get_submodule(name), block_size, f"{name}{_INSIDE}0.order" in state)
     model.load_state_dict(state)
 
 
@@ -282,10 +290,9 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     again there: its pruned blocks, zeros in this dict, are zeros up to rounding when it runs (``plain_copy`` and
     ``.subp`` files hold exact ones).
     """
-    inside = ".parametrizations.weight."
     plain = {}
     for key, value in model.state_dict().items():
-        name, _, part = key.partition(inside)
+        name, _, part = key.partition(_INSIDE)
         if part == "original":
             module = model.get_submodule(name)
             block_mask = block_mask_of(module)
@@ -293,6 +300,6 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
             plain[f"{name}.weight"] = block_mask.timm_weight(value) if is_standardised else module.weight.detach()
         elif part == "0.gain":
             plain[f"{name}.gain"] = value
-        elif part != "0.mask":
+        elif part not in ("0.mask", "0.order"):
             plain[key] = value
     return plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from . import masks
-from .agreement import compute_shared, verify_identical
+from .agreement import compute_shared, on_primary, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
 from .layer_report import LayerReport
 from .lost_writes import check_written
 from .parametrization import BlockMask, block_mask_of, find_copy, is_sharded, mask_weight, written_copies
 from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
+from .regroup import Regrouping, regroup
 from .schedule import PruneSchedule
 from .scores import CRITERIA, RANDOM
 from .torch_compat import compiled_from
@@ -87,6 +89,7 @@ class SUBPPruner:
         sr_ste_decay: extra decay of masked weights per optimizer step.
         skip, only, layer_rates, prune_linear: which layers are pruned, and how much: see ``plan_layers``.
         plan: what ``plan_layers`` said of this model, where it has been asked already; the four before are not read.
+        regroup: convolutions have an order of their output channels, for ``regroup_rows``.
         seed: seed of the draws, the same on every rank.
 
     Raises:
@@ -111,6 +114,7 @@ class SUBPPruner:
         layer_rates: Mapping[str, float] | None = None,
         prune_linear: bool = False,
         plan: Sequence[LayerPlan] | None = None,
+        regroup: bool = False,
         seed: int = 0,
     ) -> None:
         if block_size not in BLOCK_SIZES:
@@ -150,7 +154,11 @@ class SUBPPruner:
         check_prunable(self.plan, type(model).__name__)
         self._drawn_by = {layer.name: layer.drawn_by for layer in self.plan}
         self._copies_seen = False
-        self._masks: dict[str, BlockMask] = {name: mask_weight(m, block_size) for name, m in self.layers.items()}
+        ordered = self._regroupable() if regroup else []
+        self._masks: dict[str, BlockMask] = {
+            name: mask_weight(module, block_size, name in ordered) for name, module in self.layers.items()
+        }
+        self.kept_squares: dict[str, tuple[float, float]] = {}
         _logger.info(
             "1x%d masks on %d of %d %s, target rate %g", block_size, len(self.layers), len(self.plan),
             "convolutions and linear layers" if self._has_linear() else "convolutions", schedule.rate,
@@ -160,6 +168,60 @@ class SUBPPruner:
                 "%s can be fused after the training: the sum of branches is denser than each of them; exported files "
                 "keep them apart", ", ".join(fusing),
             )  # fmt: skip
+
+    def _regroupable(self) -> list[str]:
+        """Convolutions that lose blocks.
+
+        Raises:
+            ValueError: there are none, or their rows do not keep a known count.
+        """
+        if self.pattern != "uniform":
+            raise ValueError(f"regroup with pattern {self.pattern!r}: expected 'uniform', where rows keep equal counts")
+        found = [
+            name
+            for name, module in self.layers.items()
+            if not isinstance(module, nn.Linear) and self._kept_at_target(name, module.weight) < module.weight.shape[1]
+        ]
+        if not found:
+            rate = self.schedule.rate
+            raise ValueError(
+                f"--regroup: no convolution loses blocks at the target rate {rate:g}; raise --prune-rate or "
+                "--layer-rates, or leave it out"
+            )
+        return found
+
+    def _kept_at_target(self, name: str, weight: Tensor) -> int:
+        return weight.shape[1] - masks.num_candidates(self.schedules[name].rate, weight.shape[1])
+
+    @torch.no_grad()
+    def regroup_rows(self) -> None:
+        """Choose which output channels share a block row, so that target rates keep the most of the squared weights.
+
+        To be called with trained weights, before the first ``step`` and before copies of the model are made; on all
+        ranks together, of which the first does the work. ``kept_squares`` has what it came to.
+
+        Raises:
+            ValueError: the pruner was made without ``regroup``.
+        """
+        ordered = {name: block_mask for name, block_mask in self._masks.items() if block_mask.order is not None}
+        if not ordered:
+            raise ValueError("regroup_rows: the masks have no order; build SUBPPruner(model, ..., regroup=True)")
+        start = time.perf_counter()
+        found = on_primary(lambda: {name: self._regrouped(name) for name in ordered})
+        for name, block_mask in ordered.items():
+            block_mask.order.copy_(torch.from_numpy(found[name].order))
+        self.kept_squares = {name: (own.before, own.after) for name, own in found.items()}
+        before, after = (sum(shares) / len(found) for shares in zip(*self.kept_squares.values(), strict=True))
+        _logger.info(
+            "regrouped the block rows of %d convolutions in %.1f s: at the target rate they keep %.1f %% of squared "
+            "weights, %.1f %% with consecutive channels (mean of layers)",
+            len(found), time.perf_counter() - start, 100 * after, 100 * before,
+        )  # fmt: skip
+
+    def _regrouped(self, name: str) -> Regrouping:
+        weight, groups = self.layers[name].weight.float().cpu(), self._masks[name].groups
+        seed = masks.draw_generator(self.seed, -2.0, self._drawn_by[name]).initial_seed()
+        return regroup(weight.numpy(), self._kept_at_target(name, weight), self.block_size, groups, seed)
 
     def _has_linear(self) -> bool:
         return any(isinstance(layer.module, nn.Linear) for layer in self.plan)
@@ -206,6 +268,8 @@ class SUBPPruner:
             self._masks[name].mask.copy_(new.view(score.shape))
         new = self._masks_on_host()
         verify_identical(new, "masks", device)
+        if orders := {name: own.order for name, own in self._masks.items() if own.order is not None}:
+            verify_identical(orders, "orders of channels", device)
         return self._describe(old, new, epoch, scores)
 
     def _describe(
@@ -239,7 +303,8 @@ class SUBPPruner:
                 drawn = torch.rand(block_mask.mask.shape, generator=generator, dtype=torch.float64, device="cpu")
                 return drawn.to(device, non_blocking=True)
             weight = self._latent(names[index]) if self.score_latent else module.weight
-            return CRITERIA[self.criterion](to_blocks(weight.float(), self.block_size, block_mask.groups), self.alpha)
+            blocks = to_blocks(weight.float(), self.block_size, block_mask.groups, block_mask.order)
+            return CRITERIA[self.criterion](blocks, self.alpha)
 
         # bpar compares each block of a row with all others of it; l1 and l2 are cheap whatever their shape.
         latents = [self._latent(name) for name in names]
@@ -268,8 +333,11 @@ class SUBPPruner:
 
     def copy_masks_to(self, model: nn.Module) -> None:
         """Give a copy of the model, such as a moving average (torch's ``AveragedModel`` or its module), the masks."""
-        for name, mask in self.masks.items():
-            find_copy(model, name).mask.copy_(mask)
+        for name, block_mask in self._masks.items():
+            copied = find_copy(model, name)
+            copied.mask.copy_(block_mask.mask)
+            if block_mask.order is not None:
+                copied.order.copy_(block_mask.order)
 
     def pruned_share(self) -> float:
         """Share of the blocks of all pruned layers that is pruned now."""
@@ -290,7 +358,8 @@ class SUBPPruner:
             if is_uniform and kept.min() != kept.max():
                 raise RuntimeError(f"{name}: rows keep between {kept.min()} and {kept.max()} blocks; not uniform")
             shape, rate = tuple(self._latent(name).shape), self.schedules[name].rate
-            return LayerReport.pruned(plans[name], dense, shape, self.block_size, rate, int(kept.sum()), is_uniform)
+            layer = LayerReport.pruned(plans[name], dense, shape, self.block_size, rate, int(kept.sum()), is_uniform)
+            return replace(layer, kept_squares=self.kept_squares.get(name))
 
         return [layer(name, dense) for name, dense in macs.items()]
 

@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 # Flags that make another network, or an optimizer whose state does not fit.
 _OF_THE_NETWORK = (
     *("model", "model_kwargs", "num_classes", "in_chans", "block_size", "prune_rate", "skip", "only", "opt"),
-    *("layer_rates", "prune_linear"),
+    *("layer_rates", "prune_linear", "regroup"),
 )
 # Flags that change nothing in what is learned.
 _OF_THE_FOLDER = ("resume", "output", "experiment", "recovery_interval", "checkpoint_hist", "timeout")
@@ -46,6 +46,7 @@ def restore(training: Training, checkpoint: dict) -> tuple[int, float | None]:
     _restore_optimizer(training, checkpoint)
     training.scaler.load_state_dict(checkpoint["scaler"])
     training.updates = checkpoint["updates"]
+    training.pruner.kept_squares.update(checkpoint.get("kept_squares", {}))
     if training.ema:
         training.ema.module.load_state_dict(checkpoint["ema"])
     if in_epoch:
@@ -167,6 +168,8 @@ def checkpoint_state(training: Training, epoch: int, best: float | None, val_met
         "scaler": training.scaler.state_dict(),
         "updates": training.updates,
     }
+    if training.config.pruning.regroup:
+        state["kept_squares"] = dict(training.pruner.kept_squares)
     if training.quantized is not None:
         state["quantized"] = training.quantized.state
     return state | ({"ema": training.ema.module.state_dict()} if training.ema else {})

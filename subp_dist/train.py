@@ -100,7 +100,7 @@ def main(given: TrainConfig) -> Path:
             rank = init_process_group(given.run.device, given.run.timeout)
             on_primary(lock.take)
             checkpoint = find_checkpoint(folder, given.run.resume)
-            training, data = set_up(given, rank)
+            training, data = set_up(given, rank, resumed=checkpoint is not None)
             seed, channels_last = given.run.seed, given.model.channels_last
             loaders = data.train_loader(rank, seed, channels_last), data.val_loader(rank, channels_last)
             first_epoch, best = restore(training, checkpoint) if checkpoint else (0, None)
@@ -122,7 +122,7 @@ def main(given: TrainConfig) -> Path:
     return folder
 
 
-def set_up(given: TrainConfig, rank: Rank) -> tuple[Training, Data]:
+def set_up(given: TrainConfig, rank: Rank, resumed: bool = False) -> tuple[Training, Data]:
     """A run before its first step, and its data: here the configuration becomes a whole.
 
     Raises:
@@ -132,7 +132,7 @@ def set_up(given: TrainConfig, rank: Rank) -> tuple[Training, Data]:
     check_machine(given, rank)
     planned = plan_model(given, model, data.sizes)
     config = resolve(given, data, planned.rate, rank.world_size, rank.device.type)
-    return build_training(config, rank, planned, data), data
+    return build_training(config, rank, planned, data, resumed), data
 
 
 class Run:

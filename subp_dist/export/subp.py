@@ -244,10 +244,21 @@ def _drops_at_random(node: Node) -> bool:
 
 def _masks(model: nn.Module) -> Masks:
     return {
-        f"{name}.weight": (block_mask.mask, block_mask.block_size)
+        f"{name}.weight": (block_mask.mask, block_mask.block_size, block_mask.order)
         for name, module in model.named_modules()
         if (block_mask := block_mask_of(module)) is not None
     }
+
+
+def _in_blocks(
+    weight: np.ndarray, mask: Tensor, block_size: int, groups: int, order: Tensor | None
+) -> UniformBlockSparse:
+    """A dense weight in the block rows of its mask; without an order where its channels are consecutive."""
+    kept, channels = mask.cpu().numpy(), np.arange(len(weight), dtype=np.int32)
+    at = channels if order is None else order.cpu().numpy().astype(np.int32)
+    if np.array_equal(at, channels):
+        return UniformBlockSparse.from_dense(weight, block_size, groups, kept)
+    return dataclasses.replace(UniformBlockSparse.from_dense(weight[at], block_size, groups, kept), order=at)
 
 
 def _pack(graph: Graph, masks: Masks) -> Graph:
@@ -260,11 +271,11 @@ def _pack(graph: Graph, masks: Masks) -> Graph:
             read_otherwise.add(weight.name)
         read_otherwise.update(ref.name for ref in node.refs() if ref is not weight)
     constants: dict[str, np.ndarray | UniformBlockSparse] = dict(graph.constants)
-    for name, (mask, block_size) in masks.items():
+    for name, (mask, block_size, order) in masks.items():
         if name in readers and name not in read_otherwise:
             reader = readers[name]
             groups = reader.args.get("groups", 1)
             weight = in_output_rows(np.asarray(constants[name], np.float32), reader.op, groups)
             weight = np.ascontiguousarray(weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1))))
-            constants[name] = UniformBlockSparse.from_dense(weight, block_size, groups, mask.cpu().numpy())
+            constants[name] = _in_blocks(weight, mask, block_size, groups, order)
     return dataclasses.replace(graph, constants=constants)

@@ -11,7 +11,8 @@ from torch import Tensor
 from subp_ext import Graph, Node, Ref
 from subp_ext.transposed import as_convolution
 
-Masks = dict[str, tuple[Tensor, int]]  # by the weight's name: mask [R, I / groups], block size
+# By the weight's name: mask [R, I / groups], block size, and the order [O] of the channels if it is not consecutive.
+Masks = dict[str, tuple[Tensor, int, Tensor | None]]
 
 # Operators that run block-sparse weights.
 SPARSE_OPERATORS = ("conv2d", "conv_transpose2d", "linear")
@@ -42,7 +43,7 @@ def zeros_found(graph: Graph, known: Container[str]) -> Masks:
         weight = in_output_rows(weight, node.op, groups)
         kept = weight.reshape(*weight.shape[:2], -1).any(2)
         if (found := _best(kept, groups)) is not None:
-            masks[name] = torch.from_numpy(found[0]), found[1]
+            masks[name] = torch.from_numpy(found[0]), found[1], None
     return masks
 
 
