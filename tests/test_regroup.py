@@ -12,10 +12,12 @@ from torch import nn
 
 from subp_dist.blocks import add_pruned_part, apply_mask, to_blocks
 from subp_dist.errors import UsageError
+from subp_dist.export.subp import build_graph
 from subp_dist.options import parse_args
 from subp_dist.pruner import SUBPPruner
 from subp_dist.regroup import kept_share, regroup
 from subp_dist.schedule import PruneSchedule
+from subp_ext.format import load, save
 
 SHAPES = [(32, 12, 3, 3, 16, 1), (40, 8, 1, 1, 16, 1), (24, 6, 3, 3, 4, 3), (30, 5, 1, 1, 8, 2), (8, 4, 1, 1, 16, 1)]
 
@@ -150,3 +152,17 @@ def test_regroup_where_it_cannot_work_is_one_clear_error(flags, message):
 def test_regroup_with_nothing_to_prune_is_refused():
     with pytest.raises(ValueError, match="no convolution loses blocks at the target rate 0"):
         SUBPPruner(small_model(), PruneSchedule(0.0, 0, 0), regroup=True)
+
+
+def test_an_exported_file_holds_the_order_and_the_weights_of_torch(tmp_path):
+    model = small_model().eval()
+    pruner = SUBPPruner(model, PruneSchedule(0.5, 0, 0), criterion="l2", regroup=True)
+    pruner.regroup_rows()
+    pruner.step(0)
+    save(tmp_path / "model.subp", build_graph(model, (3, 8, 8)))
+    graph = load(tmp_path / "model.subp")
+    for name, module in pruner.layers.items():
+        packed = graph.constants[f"{name}.weight"]
+        order = module.parametrizations.weight[0].order
+        assert np.array_equal(packed.order, order.numpy())
+        assert np.array_equal(packed.to_dense(), module.weight.detach().numpy())

@@ -174,6 +174,7 @@ SLOW = pytest.mark.slow
     [
         ["--model-ema", "--opt", "adamw", "--lr", "0.002", "--mixup", "0.2", "--sched-on-updates"],
         pytest.param([], marks=SLOW),
+        ["--model-ema", "--regroup", "--initial-checkpoint", "TEACHER"],
         pytest.param(
             [
                 "--amp",
@@ -197,7 +198,7 @@ SLOW = pytest.mark.slow
             marks=SLOW,  # half precision takes minutes on a CPU
         ),
     ],
-    ids=["ema-adamw-mixup", "plain", "bf16-accumulation-interval", "fp16-ema-checkpointing-teacher"],
+    ids=["ema-adamw-mixup", "plain", "regroup-ema", "bf16-accumulation-interval", "fp16-ema-checkpointing-teacher"],
 )
 def test_resumed_run_equals_an_undisturbed_one(few_digits, tmp_path, monkeypatch, features, request):
     if "TEACHER" in features:
