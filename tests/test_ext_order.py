@@ -8,13 +8,15 @@ What an order means is tested with every kernel, against oracles of dense weight
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from bfloat16_graphs import bfloat16_graph
 from int8_graphs import int8_graph
 
-from subp_ext import Graph, Session, UniformBlockSparse, _kernels, save
+from subp_ext import Graph, Session, UniformBlockSparse, _kernels, runtime, save
+from subp_ext.convolution import Convolution
 from subp_ext.requantize import Requantization
 
 SETS = [entry["name"] for entry in _kernels.kernel_sets() if entry["usable"]]
@@ -81,6 +83,26 @@ def test_a_network_has_the_same_bits_from_the_same_kernels(kernel_set, dtype, mo
 
 def steps(session):
     return [(row.node, row.kernel, row.why, row.kept_share, row.products, row.dtype) for row in session.report().rows]
+
+
+def test_constants_of_signed_products_are_those_of_each_channel(monkeypatch):
+    """Kernels of signed products, which not every CPU has, take activations minus 128 and get that back in `start`."""
+    rng = np.random.default_rng(0)
+    values, order = (
+        rng.integers(-127, 128, (2, 3, 1, 1, 4)).astype(np.int8),
+        np.array([5, 0, 7, 2, 1, 3, 6, 4], np.int32),
+    )
+    indices, scale = np.tile(np.arange(3, dtype=np.int32), (2, 1)), np.ones(8, np.float32)
+    layer = Convolution(UniformBlockSparse(values, indices, (8, 3, 1, 1), 4, 1, "int8", scale, order))
+    (algorithm,) = layer.algorithms
+    algorithm._packing = "signed_quads"
+    made = SimpleNamespace(CompiledConvolution=lambda *args, requantize, **more: requantize, tiles=_kernels.tiles)
+    monkeypatch.setattr(runtime, "kernels", lambda: made)
+    constants = Requantization(np.arange(8, dtype=np.int32), np.arange(8, dtype=np.float32), 0)
+    found = algorithm.build(5, 5, constants)
+    sums = values.astype(int).sum((1, 2, 3)).reshape(-1)  # of each channel of the block rows
+    np.testing.assert_array_equal(found.start, order + 128 * sums)
+    np.testing.assert_array_equal(found.factor, order)
 
 
 def test_constants_for_another_number_of_channels_are_refused():
