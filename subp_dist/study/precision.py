@@ -1,8 +1,9 @@
 """What low precision costs: ``python -m subp_dist.study.precision GRID --output FOLDER --results FILE.csv``.
 
 Exports the trained runs of a study in several data types, as ``python -m subp_dist.export`` does by default, runs each
-file on all validation images, and prints the table. What the results hold already is not done again; ``--table-only``
-makes the table from them alone.
+file on all validation images, and prints the table. What the results hold already is not done again; ``--time-only``
+times the files of such rows once more, for results that were made while the machine was busy; ``--table-only`` makes
+the table from the results alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,28 +49,55 @@ def cli() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "int8"], metavar="DTYPE",
         help="as the export takes them; float32 int8")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="of the runtime; 1")
-    parser.add_argument("--table-only", action="store_true", help="export and run nothing")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--time-only", action="store_true", help="time the files of the results again, and do no others")
+    only.add_argument("--table-only", action="store_true", help="export and run nothing")
     args = parser.parse_args()
     if args.threads < 1:
         raise UsageError(f"--threads {args.threads}: expected 1 or more")
     check_writable(args.results)
     grid, rows = Grid.read(args.grid), read_rows(args.results)
-    for run in () if args.table_only else grid.runs:
-        folder = args.output / run.name
-        missing = [dtype for dtype in args.dtypes if (run.name, dtype) not in rows]
-        if not missing:
-            continue
-        if not (folder / "report.json").exists():
-            print(f"{run.name}: not trained yet", file=sys.stderr)
-            continue
-        rows |= {(row["name"], row["dtype"]): row for row in measure(run, folder, missing, args.threads)}
-        order = {name: place for place, name in enumerate(run.name for run in grid.runs)}
-        found = sorted(rows.values(), key=lambda row: (order.get(row["name"], len(order)), row["dtype"]))
-        write_atomically(args.results, lambda path, found=found: write_rows(path, found))
+    if args.time_only:
+        _time_again(args.output, args.results, rows, args.threads)
+    elif not args.table_only:
+        _measure_missing(grid, args.output, args.results, rows, args.dtypes, args.threads)
     known = {run.name for run in grid.runs}
     if not (shown := [row for row in rows.values() if row["name"] in known]):
         raise UsageError(f"{args.results}: no results of {args.grid} yet; train with python -m subp_dist.study")
     print(as_markdown(shown, grid.labels))
+
+
+def _measure_missing(
+    grid: Grid, output: Path, results: Path, rows: dict[tuple[str, str], Row], dtypes: Sequence[str], threads: int
+) -> None:
+    """Adds the rows that the results lack, and writes them after each run."""
+    order = {run.name: place for place, run in enumerate(grid.runs)}
+    for run in grid.runs:
+        missing = [dtype for dtype in dtypes if (run.name, dtype) not in rows]
+        if not missing:
+            continue
+        if not (output / run.name / "report.json").exists():
+            print(f"{run.name}: not trained yet", file=sys.stderr)
+            continue
+        rows |= {(row["name"], row["dtype"]): row for row in measure(run, output / run.name, missing, threads)}
+        found = sorted(rows.values(), key=lambda row: (order.get(row["name"], len(order)), row["dtype"]))
+        write_atomically(results, lambda path, found=found: write_rows(path, found))
+
+
+def _time_again(output: Path, results: Path, rows: Mapping[tuple[str, str], Row], threads: int) -> None:
+    """Times the files of all rows, those of a run in turns, and writes their latencies.
+
+    Raises:
+        UsageError: a file is not there any more.
+    """
+    paths = {key: file_of(output / name, dtype) for key in rows for name, dtype in [key]}
+    if gone := [str(path) for path in paths.values() if not path.exists()]:
+        raise UsageError(f"{', '.join(gone)}: not there; remove the rows from {results} to export them again")
+    for name in dict.fromkeys(name for name, _ in rows):
+        sessions = {key: subp_ext.Session(path, threads=threads) for key, path in paths.items() if key[0] == name}
+        for key, best in best_times(sessions).items():
+            rows[key]["best_ms"] = f"{best:.3f}"
+    write_atomically(results, lambda path: write_rows(path, list(rows.values())))
 
 
 def read_rows(path: Path) -> dict[tuple[str, str], Row]:
@@ -102,7 +131,7 @@ def measure(run: Run, folder: Path, dtypes: Sequence[str], threads: int) -> list
     """
     # The best epoch would be chosen on the images it is judged by.
     network = Network.open(folder / "last.pt")
-    files = {dtype: folder / f"last-{dtype}.subp" for dtype in dtypes}
+    files = {dtype: file_of(folder, dtype) for dtype in dtypes}
     commands = {dtype: _export(folder / "last.pt", path, dtype) for dtype, path in files.items()}
     sessions = {dtype: subp_ext.Session(path, threads=threads) for dtype, path in files.items()}
     config = network.config
@@ -112,8 +141,7 @@ def measure(run: Run, folder: Path, dtypes: Sequence[str], threads: int) -> list
     trained = validate.Run(folder, config, data, network.model, {})
     in_torch, labels, *found = validate.predict(trained, list(sessions.values()))
     image = np.zeros((1, *network.input_size), np.float32)
-    runners = {dtype: lambda session=session: session.run(image) for dtype, session in sessions.items()}
-    times = validate.time_in_turns(runners, seconds=3.0)
+    best = best_times(sessions)
     about = (run.name, run.variant, f"{run.cell[0]:g}", run.cell[1], run.seed)
     rows = []
     for dtype, logits in zip(sessions, found, strict=True):
@@ -121,11 +149,27 @@ def measure(run: Run, folder: Path, dtypes: Sequence[str], threads: int) -> list
         share = sessions[dtype].report(image).product_shares[dtype]
         values = (
             *(*about, dtype, f"{validate.top1(logits, labels):.2f}", same, len(labels), f"{share:.3f}"),
-            *(files[dtype].stat().st_size, f"{min(times[dtype]):.3f}", commands[dtype]),
+            *(files[dtype].stat().st_size, f"{best[dtype]:.3f}", commands[dtype]),
         )
         rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
         print(f"{run.name}: {dtype}: top-1 {rows[-1]['top1']} %, as torch on {same} of {len(labels)}", flush=True)
     return rows
+
+
+def file_of(folder: Path, dtype: str) -> Path:
+    """Where a run's export in a data type goes."""
+    return folder / f"last-{dtype}.subp"
+
+
+def best_times(sessions: Mapping[Any, subp_ext.Session]) -> dict[Any, float]:
+    """The best of many runs of each on one image, in turns, in milliseconds."""
+
+    def runner(session: subp_ext.Session) -> Callable[[], object]:
+        image = np.zeros([1, *session.metadata["input_size"]], np.float32)
+        return lambda: session.run(image)
+
+    runners = {key: runner(session) for key, session in sessions.items()}
+    return {key: min(times) for key, times in validate.time_in_turns(runners, seconds=3.0).items()}
 
 
 def _export(checkpoint: Path, path: Path, dtype: str) -> str:

@@ -91,7 +91,13 @@ def plot(cells: list[Cell], labels: dict[str, str], path: Path) -> None:
         axis.set_title(f"{100 * rate:g} % of 1x{common} blocks (dashed: dense)", fontsize=9)
         axis.set_xlabel("top-1, %")
     figure.tight_layout()
-    # Small, and the same file from the same results.
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    """Writes a figure and closes it: small, and the same file from the same results."""
+    from matplotlib import pyplot
+
     metadata = {"Date": None} if path.suffix == ".svg" else None
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
         write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata=metadata))
