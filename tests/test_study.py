@@ -36,6 +36,8 @@ from subp_dist.study.grid import Grid
 from subp_dist.study.runner import COLUMNS, Runner, read_results, results_of
 from subp_dist.study.table import as_markdown, plot, summarise
 
+SHIPPED = Path(__file__).parent.parent / "launch" / "study"
+
 
 def test_seeds_are_the_outer_loop(tmp_path):
     grid = grid_of(tmp_path, seeds=[1, 2])
@@ -82,10 +84,10 @@ def test_a_bad_grid_is_refused_by_key(tmp_path, changes, message):
         grid_of(tmp_path, **changes)
 
 
-def test_the_shipped_grid_names_flags_that_exist():
-    grid = Grid.read(Path(__file__).parent.parent / "launch" / "study" / "cifar10.yaml")
-    for run in grid.runs:
-        given = parse_args(run.argv)
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_grids_name_flags_that_exist(path):
+    for run in Grid.read(path).runs:
+        given = parse_args([*run.argv, *(("--initial-checkpoint", "weights") if run.after else ())])
         found = (given.pruning.prune_rate, given.pruning.block_size, given.run.seed)
         assert found == (*run.cell, run.seed)
 

@@ -130,7 +130,8 @@ def _check_flags(run: Run, where: str) -> None:
 
     parser.error = refuse
     try:
-        parse_flags(parser, run.argv)
+        # The weights that it starts from, which are yet to come, are named when it begins.
+        parse_flags(parser, [*run.argv, *(("--initial-checkpoint", "weights") if run.after else ())])
     except UsageError as error:
         raise error if str(error).startswith(where) else UsageError(f"{where}: {error}") from None
 
