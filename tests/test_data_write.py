@@ -73,6 +73,19 @@ def test_the_command_writes_both_splits_and_their_classes(photographs, tmp_path,
     assert run(monkeypatch, photographs, tmp_path / "out", "100_1.0_80", "--overwrite", "--only", "val") == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a CPU")
+def test_the_command_ends_on_one_cpu(photographs, tmp_path):
+    # This process is bound for a moment, as its child inherits.
+    usable = os.sched_getaffinity(0)
+    command = [sys.executable, "-m", module.__name__, str(photographs), str(tmp_path / "out"), "64_1.0_80"]
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_classes_of_an_imagenet_are_read_back(photographs, tmp_path, monkeypatch):
     torch.save(({"china": ("temple", "shrine"), "flower": ("daisy",)}, []), photographs / "meta.bin")
     assert run(monkeypatch, photographs, tmp_path, "--dataset", "torch/imagenet", "--only", "val") == 0

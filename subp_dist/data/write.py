@@ -411,4 +411,7 @@ def _watched(writer, check_signals: Callable[[], None]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    # Nothing here needs numba's threads, but FFCV starts them: those of TBB, once the process has forked, keep it from
+    # ending where it may use one CPU alone.
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
     cli()
