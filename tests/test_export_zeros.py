@@ -52,6 +52,22 @@ def test_the_block_size_is_found(block_size, outputs, groups, tmp_path):
     compare(layer, tmp_path / "model.subp", torch.randn(3, 32 * groups, 9, 13))
 
 
+@pytest.mark.parametrize("outputs, groups", [(64, 1), (152, 2)])
+def test_channels_of_a_row_are_found_anywhere_in_their_group(outputs, groups, tmp_path):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(32 * groups, outputs, 3, padding=1, groups=groups)
+    per_group = outputs // groups
+    for part in layer.weight.data.chunk(groups):
+        prune(part, 16, lambda row: 16)
+        part.copy_(part[torch.randperm(per_group)])
+    summary = export_model(layer, torch.randn(1, 32 * groups, 12, 12), tmp_path / "model.subp")
+    (weight,) = packed(subp_ext.load(tmp_path / "model.subp")).values()
+    assert weight.block_size == 16 and weight.indices.shape == (groups * -(-per_group // 16), 16)
+    assert not np.array_equal(weight.order, np.arange(outputs))
+    assert "1 layers in 1x16 blocks, 50.0% kept" in str(summary) and "padding" not in str(summary)
+    compare(layer, tmp_path / "model.subp", torch.randn(3, 32 * groups, 9, 13))
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_transposed_convolution_has_blocks_of_output_channels(groups, tmp_path):
     torch.manual_seed(0)
