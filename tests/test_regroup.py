@@ -4,10 +4,12 @@ Oracles: shares and masks by loops over channels; the best of all orders of a sm
 """
 
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from subp_dist.blocks import add_pruned_part, apply_mask, to_blocks
@@ -129,6 +131,33 @@ def test_the_pruner_keeps_what_the_order_promised_and_its_state_restores_it():
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(again(images), model(images))
     assert restored.at_target
+
+
+def regroup_as_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = small_model()
+    with torch.no_grad():
+        model[1].weight.add_(rank * torch.randn(model[1].weight.shape))  # alone it would choose another order
+    pruner = SUBPPruner(model, PruneSchedule(0.5, 0, 0), criterion="l2", regroup=True)
+    pruner.regroup_rows()
+    orders = {key: value for key, value in model.state_dict().items() if key.endswith(".order")}
+    torch.save((orders, pruner.kept_squares), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_all_ranks_take_the_order_of_the_first(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=regroup_as_rank, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == 0
+    (first, shares), (second, told) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(first) == 2 and shares == told
+    for name, order in first.items():
+        assert not torch.equal(order, torch.arange(len(order)))
+        assert torch.equal(order, second[name]), name
 
 
 def test_without_regroup_the_state_has_no_order():
