@@ -13,7 +13,7 @@ typedef struct {
     subp_conv first;    /* its band is the most rows that a pass sees */
     subp_window window; /* of the second, over whole planes */
     const subp_row *kernel;
-    const void *values;   /* IN [out_channels][kernel_h][kernel_w] of the second, in the order of the first's block rows */
+    const void *values; /* IN [out_channels][kernel_h][kernel_w] of the second, by the block rows of the first */
     const float *bias;    /* IN likewise, or NULL */
     const ptrdiff_t *out_offsets; /* IN likewise: where each channel's plane is in an image of the output */
     const void *padding;  /* IN [width] of what stands for zero */
