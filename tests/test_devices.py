@@ -246,15 +246,16 @@ def test_the_forward_pass_is_in_the_precision_of_autocast():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(16, 8, 3, 3), (12, 8, 3, 3), (16, 8, 1, 1)], ids=str)
-def test_masked_weights_and_their_gradients_keep_layout_and_device(shape, memory_format):
+@pytest.mark.parametrize("ordered", [False, True], ids=["consecutive", "ordered"])
+def test_masked_weights_and_their_gradients_keep_layout_and_device(shape, memory_format, ordered):
     with fake_device(CUDA) as watch:
         weight = torch.randn(shape).contiguous(memory_format=memory_format)
-        block_mask = BlockMask(weight, 8)
+        block_mask = BlockMask(weight, 8, ordered=ordered)
         masked = block_mask(weight)
         assert masked.device == CUDA and masked.is_contiguous(memory_format=memory_format)
         grad = torch.randn_like(masked)
         returned, *others = parametrization._StraightThrough.backward(None, grad)
-        assert returned.stride() == grad.stride() and others == [None] * 3
+        assert returned.stride() == grad.stride() and others == [None] * 4
         block_mask.add_pruned_part(grad, weight, 0.1)
     assert watch.waits == []
 
@@ -310,8 +311,8 @@ SENT = "noise.to(scores.device, non_blocking=True)"
 # One mix-up each: what finds it, where it is planted, what stands there, and what is put in its place. On a CPU all of
 # them run as before.
 MIXUPS = [
-    (check_steps, blocks.apply_mask, "groups, mask.device)", "groups)"),
-    (check_steps, blocks.add_pruned_part, "groups, mask.device)", "groups)"),
+    (check_steps, blocks.apply_mask, "groups, mask.device, order)", "groups, order=order)"),
+    (check_steps, blocks.add_pruned_part, "groups, mask.device, order)", "groups, order=order)"),
     (check_steps, blocks.add_pruned_part, "logical_not(mask, out=", "logical_not(mask.cpu(), out="),
     (check_shared_update, scores.absolute_cosine_sums, ", device=blocks.device", ""),
     (check_shared_update, scores.bpar, "redundancy == 0", "(redundancy == 0).cpu()"),
@@ -320,14 +321,14 @@ MIXUPS = [
     (check_shared_update, masks.draw_without_replacement, SENT, "noise.to(scores.device)"),
     (check_shared_update, masks.uniform_mask, ", device=scores.device", ""),
     (check_shared_update, masks.uniform_mask, "to(torch.float64)", 'to("cpu", torch.float64)'),
-    (check_steps, BlockMask.__init__, ", device=weight.device", ""),
-    (check_steps, parametrization._centred, "groups, mask.device)", "groups)"),
+    (check_steps, BlockMask.__init__, "dtype=torch.bool, device=weight.device", "dtype=torch.bool"),
+    (check_steps, parametrization._centred, "groups, mask.device, order)", "groups, order=order)"),
     (check_shared_update, agreement.compute_shared, ", device=device", ""),
     (check_shared_update, agreement.verify_identical, "dtype=torch.int64, device=device", "dtype=torch.int64"),
     (check_shared_update, agreement._checksums, ".to(device, non_blocking=True)", ".cpu()"),
     (check_shared_update, agreement._sum_of_bits, "weight.detach()", "weight.detach().cpu()"),
     (check_shared_update, SUBPPruner._scores, "module.weight", "module.weight.cpu()"),
-    (check_update_with_average, SUBPPruner.copy_masks_to, "copy_(mask)", "copy_(mask.cpu())"),
+    (check_update_with_average, SUBPPruner.copy_masks_to, "copy_(block_mask.mask)", "copy_(block_mask.mask.cpu())"),
     (check_shared_update, SUBPPruner.step, "old, scores =", "self.pruned_share(); old, scores ="),
     (check_steps, SUBPPruner.decay_gradients, "latent.grad, latent", "latent.grad, latent.cpu()"),
     (check_steps, loop.train_epoch, "dtype=torch.float64, device=device", "dtype=torch.float64"),
