@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import yaml
 
 from subp_dist.study.grid import Grid
@@ -26,3 +29,12 @@ STUDY = {
 def grid_of(tmp_path: Path, **changes) -> Grid:
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
     return Grid.read(tmp_path / "grid.yaml")
+
+
+def call(monkeypatch, capsys, module: ModuleType, *argv) -> tuple[object, str, str]:
+    """A command's exit code, and what it printed and complained of."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, argv)])
+    with pytest.raises(SystemExit) as ended:
+        module.cli()
+        sys.exit(0)
+    return ended.value.code, *capsys.readouterr()

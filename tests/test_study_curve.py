@@ -1,11 +1,12 @@
 """subp_dist.study.curve and subp_dist.study.letters: the table counted by hand, the plot, pictures, what is refused."""
 
-import sys
+import errno
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from grids import call
 from PIL import Image
 
 from subp_dist.study import curve, letters, precision
@@ -37,14 +38,6 @@ def results(path: Path, plus: float = 0) -> str:
     rows += [row("b-s1", 0.5, "int8", 59 + plus, 190, 0.2)]
     precision.write_rows(path, rows)
     return f"data of {path.stem}={path}"
-
-
-def call(monkeypatch, capsys, module, *argv) -> tuple[object, str, str]:
-    monkeypatch.setattr(sys, "argv", ["it", *map(str, argv)])
-    with pytest.raises(SystemExit) as ended:
-        module.cli()
-        sys.exit(0)
-    return ended.value.code, *capsys.readouterr()
 
 
 def test_the_table_joins_data_sets_and_the_plot_repeats_byte_for_byte(tmp_path, monkeypatch, capsys):
@@ -96,4 +89,16 @@ def test_letters_of_one_family_are_to_learn_or_to_test(tmp_path, monkeypatch, ca
 
 def test_a_folder_without_typefaces_is_refused(tmp_path, monkeypatch, capsys):
     code, _, errors = call(monkeypatch, capsys, letters, tmp_path / "letters", "--fonts", tmp_path)
-    assert code == 2 and "0 families of typefaces with letters" in errors and not (tmp_path / "letters").exists()
+    assert code == 2 and "0 families of typefaces with letters" in errors
+    code, _, errors = call(monkeypatch, capsys, letters, tmp_path / "letters", "--fonts", FONTS, "--test", 0)
+    assert code == 2 and "--test 0: expected 1 or more" in errors and list(tmp_path.iterdir()) == []
+
+
+def test_letters_that_could_not_all_be_drawn_leave_nothing(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(letters, "draw_all", full)
+    with pytest.raises(OSError, match="No space"):
+        call(monkeypatch, capsys, letters, tmp_path / "letters", "--fonts", FONTS)
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from grids import grid_of
+from grids import call, grid_of
 
 from subp_dist.errors import UsageError
 from subp_dist.study import precision
@@ -40,20 +40,17 @@ def test_rows_come_back_and_another_file_is_refused(tmp_path):
         precision.read_rows(tmp_path / "other.csv")
 
 
-def call(monkeypatch, capsys, *argv) -> tuple[object, str, str]:
-    monkeypatch.setattr(sys, "argv", ["precision", *map(str, argv)])
-    with pytest.raises(SystemExit) as ended:
-        precision.cli()
-        sys.exit(0)
-    return ended.value.code, *capsys.readouterr()
-
-
 def test_what_cannot_be_is_said(tmp_path, monkeypatch, capsys):
     grid_of(tmp_path)
     given = (tmp_path / "grid.yaml", "--output", tmp_path, "--results", tmp_path / "rows.csv")
-    code, _, errors = call(monkeypatch, capsys, *given)
+    code, _, errors = call(monkeypatch, capsys, precision, *given)
     assert code == 2 and "dense-0-1x16-s1: not trained yet" in errors and "no results of" in errors
-    assert call(monkeypatch, capsys, *given, "--threads", 0)[0] == 2
+    assert call(monkeypatch, capsys, precision, *given, "--threads", 0)[0] == 2
+    precision.write_rows(tmp_path / "rows.csv", [row("a-s1", "int8", 60, 200)])
+    before = (tmp_path / "rows.csv").read_bytes()
+    code, _, errors = call(monkeypatch, capsys, precision, *given, "--time-only")
+    assert code == 2 and "a-s1/last-int8.subp: not there; remove the rows from" in errors
+    assert (tmp_path / "rows.csv").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -64,7 +61,7 @@ def test_a_trained_run_is_exported_and_measured(tmp_path, digit_pictures, monkey
     runs = tmp_path / "runs"
     Runner(grid, prepare(digit_pictures, tmp_path / "data", grid), runs, tmp_path / "runs.csv", 1, 1.0).work()
     given = (tmp_path / "grid.yaml", "--output", runs, "--results", tmp_path / "rows.csv")
-    code, out, _ = call(monkeypatch, capsys, *given)
+    code, out, _ = call(monkeypatch, capsys, precision, *given)
     assert code == 0 and "| subp, 50 % of 1x16 | int8 |" in out
     with (tmp_path / "rows.csv").open(newline="") as file:
         float32, int8 = csv.DictReader(file)
@@ -75,5 +72,12 @@ def test_a_trained_run_is_exported_and_measured(tmp_path, digit_pictures, monkey
     assert int8["bytes"] == str(len(before))
     subprocess.run([sys.executable, *shlex.split(int8["command"])[1:]], check=True, capture_output=True)
     assert file.read_bytes() == before, "the command of the row makes the same file"
-    code, again, _ = call(monkeypatch, capsys, *given, "--table-only")
+    code, again, _ = call(monkeypatch, capsys, precision, *given, "--table-only")
     assert code == 0 and again.strip() in out
+    for old in (float32, int8):
+        old["best_ms"] = "1000000"
+    precision.write_rows(tmp_path / "rows.csv", [float32, int8])
+    assert call(monkeypatch, capsys, precision, *given, "--time-only")[0] == 0
+    timed = list(precision.read_rows(tmp_path / "rows.csv").values())
+    assert [old | {"best_ms": new["best_ms"]} for old, new in zip((float32, int8), timed, strict=True)] == timed
+    assert all(0 < float(new["best_ms"]) < 1000 for new in timed)

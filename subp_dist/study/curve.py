@@ -77,7 +77,7 @@ def _read(given: str) -> tuple[str, Points]:
     name, sign, path = given.rpartition("=")
     if not sign or not name:
         raise UsageError(f"{given}: expected the name of a data set and a file, such as CIFAR-10=results.csv")
-    if not (rows := read_rows(Path(path))):
+    if not (rows := read_rows(as_path(path))):
         raise UsageError(f"{path}: no results there; they come from python -m subp_dist.study.precision")
     return name, points_of(list(rows.values()))
 

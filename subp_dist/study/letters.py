@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,16 @@ def cli() -> None:
     args = parser.parse_args()
     if args.output.exists():
         raise UsageError(f"{args.output} is there already; give the name of a new folder")
+    for flag, count in (("--train", args.train), ("--test", args.test)):
+        if count < 1:
+            raise UsageError(f"{flag} {count}: expected 1 or more")
     check_writable(args.output)
     groups = split(families(args.fonts))
-    for (name, faces), count in zip(groups.items(), (args.train, args.test), strict=True):
-        draw_all(args.output / name, faces, count, np.random.default_rng(len(name)))
-        print(f"{name}: {count} pictures of each of {len(LETTERS)} letters, in {len(faces)} typefaces")
+    with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=f".{args.output.name}-") as unfinished:
+        for (name, faces), count in zip(groups.items(), (args.train, args.test), strict=True):
+            draw_all(Path(unfinished, "all", name), faces, count, np.random.default_rng(len(name)))
+            print(f"{name}: {count} pictures of each of {len(LETTERS)} letters, in {len(faces)} typefaces")
+        Path(unfinished, "all").rename(args.output)
 
 
 def families(folder: Path) -> dict[str, list[Path]]:
