@@ -181,7 +181,7 @@ class Run:
                     raise Stopped(f"stopped and saved after epoch {epoch}; --resume auto goes on there")
 
     def _quantize(self, epoch: int) -> None:
-        """Begin the epochs with fake quantization; which of them is best, only they tell."""
+        """Begin the epochs with fake quantization, of which the best is no worse than what they begin with."""
         from .qat import phase  # with it comes the runtime
 
         assert self.val_metrics is not None
@@ -189,8 +189,12 @@ class Run:
         quantized = phase.begin(self.training, self.data, about, epoch, self.val_metrics)
         phase.enter(self.training, quantized)
         set_learning_rate(self.training, epoch, self.global_step(epoch))
-        self.best = None
-        self.training.monitor.line(f"fake quantization from epoch {epoch} on: {phase.said_of(quantized)}")
+        self.val_metrics = evaluate(self.training, self.val_loader)
+        self.best = self.val_metrics["top1"]
+        self._save(epoch - 1, is_best=True)
+        self.training.monitor.line(
+            f"fake quantization from epoch {epoch} on: {phase.said_of(quantized)}; top-1 {self.best:.2f} %, untrained"
+        )
 
     def _epoch(self, epoch: int, stop: StopRequest) -> None:
         training, monitor = self.training, self.training.monitor
@@ -290,6 +294,11 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     except UsageError as error:
         _logger.warning("%s; exporting the last epoch instead", error)
         checkpoint = load_checkpoint(folder / NEWEST)
+    if checkpoint["epoch"] + 1 == checkpoint.get("quantized", {}).get("epoch"):
+        training.monitor.line(
+            f"no epoch with fake quantization came up to int8 after training, top-1 {checkpoint['val']['top1']:.2f} %, "
+            "which is exported; begin them at a lower learning rate: a lower --lr, or more --epochs before them"
+        )
     model = training.model
     model.load_state_dict(checkpoint["ema" if training.ema else "model"])
     model.to("cpu").eval()
