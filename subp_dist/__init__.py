@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .export.model import export_model
-    from .pruner import MaskUpdate, SUBPPruner
+    from .mask_update import MaskUpdate
+    from .pruner import SUBPPruner
     from .schedule import PruneSchedule
 
 for _name in ("torch", "timm"):
@@ -29,7 +30,7 @@ __all__ = ["MaskUpdate", "PruneSchedule", "SUBPPruner", "__version__", "export_m
 
 def __getattr__(name: str) -> object:
     """Import on first use: timm takes seconds, and the launcher, which is in this package too, does not need it."""
-    modules = {"MaskUpdate": ".pruner", "PruneSchedule": ".schedule", "SUBPPruner": ".pruner"}
+    modules = {"MaskUpdate": ".mask_update", "PruneSchedule": ".schedule", "SUBPPruner": ".pruner"}
     modules["export_model"] = ".export.model"
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

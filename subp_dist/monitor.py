@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .checkpoint import write_atomically, write_errors_explained
 from .layer_report import LayerReport, total_macs
 from .mask_picture import draw_mask
-from .pruner import MaskUpdate
+from .mask_update import MaskUpdate
 
 # What TensorBoard shows in its custom scalars. Its other pages sort by name, open the first two groups, and fit two
 # rows of three cards on a screen: so what was learned and how sparse it is are those, and the other names follow the

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .agreement import compute_shared, on_primary, verify_identical
 from .blocks import BLOCK_SIZES, to_blocks
 from .layer_report import LayerReport
 from .lost_writes import check_written
+from .mask_update import MaskUpdate, pruned_share
 from .parametrization import BlockMask, block_mask_of, find_copy, is_sharded, mask_weight, written_copies
 from .plan import LayerPlan, check_prunable, plan_layers, reparametrised
 from .process_group import is_in_ddp
@@ -26,33 +27,10 @@ from .torch_compat import compiled_from
 from .transfers import to_host
 
 _logger = logging.getLogger(__name__)
-_UNDERWAY = 0.4  # of the blocks that will be pruned: between start and target of a linear course as of a cubic one
 SHARDED = (
     "the weights are DTensors, shards of FSDP2 (fully_shard), which block masks and their scores do not know: use "
     "DistributedDataParallel, or FSDP1 (FullyShardedDataParallel with use_orig_params=True), after the pruner"
 )
-
-
-@dataclass(frozen=True)
-class MaskUpdate:
-    """What one ``SUBPPruner.step`` did.
-
-    Attributes:
-        target: share of blocks that the schedule asks to be pruned now, in layers without a rate of their own.
-        actual: share of blocks of the pruned layers that is pruned now.
-        flip_rate: share of blocks whose mask bit changed.
-        regrown: blocks that were pruned before and are kept now.
-        milestone: ``first`` where a model without pruned blocks gets some, ``underway`` where two fifths of the blocks
-            are pruned that will be, ``target`` where all layers come to their target rates, else None.
-        scores: block scores ``[R, I]`` per layer, as they were before the update.
-    """
-
-    target: float
-    actual: float
-    flip_rate: float
-    regrown: int
-    milestone: str | None
-    scores: dict[str, Tensor]
 
 
 class SUBPPruner:
@@ -270,27 +248,10 @@ class SUBPPruner:
         verify_identical(new, "masks", device)
         if orders := {name: own.order for name, own in self._masks.items() if own.order is not None}:
             verify_identical(orders, "orders of channels", device)
-        return self._describe(old, new, epoch, scores)
-
-    def _describe(
-        self, old: dict[str, Tensor], new: dict[str, Tensor], epoch: float, scores: dict[str, Tensor]
-    ) -> MaskUpdate:
-        """What an update did, from the masks before and after it, on the CPU."""
-        flipped = sum(int((new[name] != old[name]).sum()) for name in new)
-        regrown = sum(int((new[name] & ~old[name]).sum()) for name in new)
-        before, actual = _pruned_share(old), _pruned_share(new)
-        milestone = "first" if before == 0 and flipped else None
-        if self._all_at_rate(new) and not self._all_at_rate(old):
-            milestone = "target"
-        elif milestone is None and before < _UNDERWAY * self._final_share() <= actual:
-            milestone = "underway"
-        blocks, target = sum(mask.numel() for mask in new.values()), self.schedule.pruned_rate(epoch)
-        return MaskUpdate(target, actual, flipped / blocks, regrown, milestone, scores)
-
-    def _final_share(self) -> float:
-        """Share of the blocks that all schedules together come to."""
-        blocks = {name: mask.numel() for name, mask in self.masks.items()}
-        return sum(count * self.schedules[name].rate for name, count in blocks.items()) / sum(blocks.values())
+        return MaskUpdate.between(
+            old, new, self.schedule.pruned_rate(epoch), {name: own.rate for name, own in self.schedules.items()},
+            self._all_at_rate(new) and not self._all_at_rate(old), scores,
+        )  # fmt: skip
 
     def _scores(self) -> dict[str, Tensor]:
         """Scores ``[R, I]`` of every pruned layer."""
@@ -341,7 +302,7 @@ class SUBPPruner:
 
     def pruned_share(self) -> float:
         """Share of the blocks of all pruned layers that is pruned now."""
-        return _pruned_share(self._masks_on_host())
+        return pruned_share(self._masks_on_host())
 
     def report(self, macs: dict[str, int]) -> list[LayerReport]:
         """What the masks of now keep of each convolution and linear layer that ``macs`` counts, in the model's order.
@@ -394,8 +355,3 @@ class SUBPPruner:
         if is_sharded(latent):
             raise ValueError(SHARDED)
         return latent
-
-
-def _pruned_share(host_masks: Mapping[str, Tensor]) -> float:
-    kept = sum(int(mask.sum()) for mask in host_masks.values())
-    return 1 - kept / sum(mask.numel() for mask in host_masks.values())
