@@ -42,7 +42,7 @@ typed=$venv/typed
 mkdir -p "$typed"
 ln -sfn "$root/ext" "$typed/subp_ext"
 ln -sfn "$root/subp_dist" "$typed/subp_dist"
-pure=(blocks config flag_values layer_report masks schedule scores seeds)
+pure=(blocks config flag_values layer_report mask_update masks schedule scores seeds)
 MYPYPATH=$typed "$bin/mypy" --cache-dir "$typed/cache" --package subp_ext "${pure[@]/#/--module=subp_dist.}"
 echo "=== tests"
 [[ -w $root ]] || arguments+=(-p no:cacheprovider) # set up by another user

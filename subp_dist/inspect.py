@@ -19,11 +19,12 @@ from .checkpoint import write_atomically
 from .config import ModelConfig, TrainConfig
 from .errors import UsageError, report_usage_errors
 from .flag_values import as_path
+from .flags import build_parser
 from .flops import count_macs
 from .layer_report import LayerReport, planned_layers
 from .layer_table import format_table
 from .models import check_model_name, create_model, model_arguments, wrong_images
-from .options import build_parser, parse_flags
+from .options import parse_flags
 from .plan import plan_layers, reparametrised
 from .resolve import ModelShape, shape_without_data, uniform_rate
 

@@ -32,13 +32,14 @@ from .config import TrainConfig
 from .data import Data, ResumableLoader
 from .data.check import check_data
 from .errors import DataCheckError, Stopped, UsageError, report_usage_errors
+from .flags import build_parser
 from .folder_lock import FolderLock
 from .loop import check_finite, train_epoch, validate
 from .memory import keep_freed_memory
 from .models import model_arguments
 from .monitor import Monitor
 from .opening import opening_lines
-from .options import build_parser, parse_flags
+from .options import parse_flags
 from .parametrization import plain_state_dict
 from .process_group import Rank, closing_process_group, init_process_group, lost_ranks_named
 from .report import run_report

@@ -16,7 +16,8 @@ import yaml
 from subp_dist.config import Resolved, TrainConfig, flag_of
 from subp_dist.errors import UsageError
 from subp_dist.flag_values import parse_kwargs, parse_layer_rates
-from subp_dist.options import build_parser, parse_args
+from subp_dist.flags import build_parser
+from subp_dist.options import parse_args
 from subp_dist.resolve import learning_rate, resolve, shape_without_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +147,7 @@ def test_no_parsers_result_is_handed_on():
     """Programs that parse a command line of their own keep it to themselves; below them there are values."""
     entries = [path for path in (ROOT / "subp_dist").rglob("*.py") if "ArgumentParser(" in path.read_text()]
     # The launcher's are torchrun's own, and timm leaves a parser's result beside weights, which is read past.
-    others = {ROOT / "subp_dist" / name for name in ("options.py", "launch.py", "export/weights.py")}
+    others = {ROOT / "subp_dist" / name for name in ("options.py", "flags.py", "launch.py", "export/weights.py")}
     allowed = {*others, *entries}
     for path in sorted({*(ROOT / "subp_dist").rglob("*.py")} - allowed):
         assert not [text for text in _annotations(path) if "argparse" in text], path

@@ -34,7 +34,8 @@ from subp_dist.data.augment import ImageAugment
 from subp_dist.data.beton import Beton, find_beton, sidecar_of
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output, choose_reading, usable_threads
 from subp_dist.data.resolutions import Resolutions
-from subp_dist.data.write import Storage, open_pictures, verify, write
+from subp_dist.data.storage import Storage
+from subp_dist.data.write import open_pictures, verify, write
 from subp_dist.errors import DataError, UsageError
 from subp_dist.options import parse_args
 from subp_dist.process_group import Rank

@@ -23,7 +23,8 @@ from PIL import Image
 
 from subp_dist.data import write as module
 from subp_dist.data.beton import Beton
-from subp_dist.data.write import Pictures, Storage, open_pictures, verify, write
+from subp_dist.data.storage import Storage
+from subp_dist.data.write import Pictures, open_pictures, verify, write
 from subp_dist.errors import UsageError
 
 

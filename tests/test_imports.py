@@ -103,7 +103,8 @@ ALLOWED = {
     },
     "qat": {"agreement", "build", "checkpoint", "data", "errors", "export", "parametrization", "training"},
     "monitor": {"checkpoint", "layer_report", "mask_picture", "mask_update"},
-    "options": {"blocks", "config", "errors", "flag_values", "masks", "ranges", "schedule", "scores", "timm_flags"},
+    "flags": {"blocks", "config", "errors", "flag_values", "masks", "ranges", "schedule", "scores"},
+    "options": {"config", "errors", "flag_values", "flags", "ranges", "timm_flags"},
     "resolve": {"config", "data", "flag_values", "flops", "plan", "ranges", "schedule"},
     "launch": {"errors", "stopping", "torch_compat"},
 }

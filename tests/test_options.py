@@ -9,7 +9,8 @@ import pytest
 
 from subp_dist.errors import UsageError
 from subp_dist.flag_values import as_path, as_path_text, parse_macs
-from subp_dist.options import build_parser, parse_args
+from subp_dist.flags import build_parser
+from subp_dist.options import parse_args
 from subp_ext.bench.arguments import as_path as as_path_of_runtime
 
 

@@ -18,7 +18,8 @@ from torch import nn
 from subp_dist.build import create_loss, create_mixup, create_optimizer, create_schedule, create_scheduler
 from subp_dist.data.augment import timm_transform
 from subp_dist.errors import UsageError
-from subp_dist.options import build_parser, flag_name, parse_args
+from subp_dist.flags import build_parser, flag_name
+from subp_dist.options import parse_args
 from subp_dist.ranges import Number
 from subp_dist.resolve import resolve
 

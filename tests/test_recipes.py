@@ -12,7 +12,8 @@ import torch
 from photographs import write_photographs
 
 from subp_dist import train
-from subp_dist.data.write import Storage, open_pictures, verify, write
+from subp_dist.data.storage import Storage
+from subp_dist.data.write import open_pictures, verify, write
 from subp_dist.options import parse_args
 from subp_dist.process_group import Rank
 

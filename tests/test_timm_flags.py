@@ -15,8 +15,9 @@ from torch import nn
 
 from subp_dist.config import TrainConfig
 from subp_dist.errors import UsageError
+from subp_dist.flags import build_parser
 from subp_dist.models import create_pretrained
-from subp_dist.options import build_parser, parse_args
+from subp_dist.options import parse_args
 from subp_dist.resolve import learning_rate
 from subp_dist.timm_flags import FOREIGN
 

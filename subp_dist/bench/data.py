@@ -22,7 +22,8 @@ from subp_ext import affinity
 
 from ..data.beton import Beton, require_ffcv
 from ..data.ffcv_loader import Crop, FFCVLoader, Output
-from ..data.write import Storage, open_pictures, verify, write
+from ..data.storage import Storage
+from ..data.write import open_pictures, verify, write
 from ..errors import UsageError, report_usage_errors
 from ..flag_values import as_path, as_path_text
 

@@ -15,7 +15,8 @@ from .choice import choose_loader
 from .folders import ClassFolders
 from .pictures import Pictures as PictureFiles
 from .splits import check_same_classes, class_names, open_split
-from .write import Pictures, Storage, verify
+from .storage import Storage
+from .write import Pictures, verify
 
 
 def check_data(config: DataConfig) -> int:

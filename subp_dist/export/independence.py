@@ -13,7 +13,8 @@ from dataclasses import replace
 from subp_ext import Graph, Node, Ref
 
 from .fuse import Argument, Shape
-from .image_rules import BATCH, COUNT, Call, Images, Mixed, State, refs_in, rule_of
+from .image_rules import rule_of
+from .image_state import BATCH, COUNT, Call, Images, Mixed, State, refs_in
 
 # Arguments that give a result its shape, and nothing else.
 _SHAPES = {"size", "shape", "sizes", "repeats", "N"}

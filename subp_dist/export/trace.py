@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..torch_compat import operator_schema
 from .example import Example
 from .fuse import Argument, Shape
-from .image_rules import BATCH
+from .image_state import BATCH
 from .outputs import output_values
 
 if TYPE_CHECKING:

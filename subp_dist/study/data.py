@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..data.write import Storage
+from ..data.storage import Storage
 from ..errors import UsageError
 from .grid import Grid
 

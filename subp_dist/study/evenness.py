@@ -17,9 +17,10 @@ from torch import Tensor
 from ..blocks import BLOCK_SIZES, to_blocks
 from ..config import TrainConfig
 from ..errors import UsageError, report_usage_errors
+from ..flags import build_parser
 from ..masks import num_candidates
 from ..models import check_model_name, create_model, load_initial_weights, model_arguments
-from ..options import build_parser, parse_flags
+from ..options import parse_flags
 from ..plan import LayerPlan, check_prunable, plan_layers
 from ..resolve import shape_without_data
 

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import yaml
 
 from ..errors import UsageError
-from ..options import build_parser, parse_flags
+from ..flags import build_parser
+from ..options import parse_flags
 
 _KEYS = {"model", "images_per_class", "beton", "seeds", "cells", "flags", "variants"}
 _VARIANT_KEYS = {"label", "cells", "flags", "after"}

@@ -31,7 +31,8 @@ from subp_dist.config import AugmentationConfig
 from subp_dist.data.augment import ImageAugment
 from subp_dist.data.beton import Beton
 from subp_dist.data.ffcv_loader import Crop, FFCVLoader, Output
-from subp_dist.data.write import Storage, open_pictures, verify, write
+from subp_dist.data.storage import Storage
+from subp_dist.data.write import open_pictures, verify, write
 from subp_dist.loop import _backward, _optimizer_step, _to_device, train_epoch
 from subp_dist.models import create_model
 from subp_dist.options import parse_args
