@@ -2,7 +2,7 @@
 
 Sizes: a small network on 3 x 16 x 16 images; timm's networks on the meta device at 224 x 224, which computes nothing.
 Tolerances: counts are exact integers; published numbers are compared to the digits that were printed.
-Out of scope: which layers are pruned (test_pruner.py).
+Out of scope: which layers are pruned (test_plan.py).
 """
 
 from __future__ import annotations
