@@ -57,14 +57,17 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch, capsys):
 def test_a_trained_run_is_exported_and_measured(tmp_path, digit_pictures, monkeypatch, capsys):
     flags = {"epochs": 1, "batch-size": 16, "workers": 0, "img-size": 32, "prune-start": 0, "prune-end": 0}
     flags |= {"no-export": True, "val-split": "val"}
-    grid = grid_of(tmp_path, variants={"subp": {}}, flags=flags)
+    fake_quantized = {"flags": {"epochs": 2, "qat-epochs": 1, "no-export": False}}
+    grid = grid_of(tmp_path, variants={"subp": {}, "qat": fake_quantized}, flags=flags)
     runs = tmp_path / "runs"
     Runner(grid, prepare(digit_pictures, tmp_path / "data", grid), runs, tmp_path / "runs.csv", 1, 1.0).work()
     given = (tmp_path / "grid.yaml", "--output", runs, "--results", tmp_path / "rows.csv")
     code, out, _ = call(monkeypatch, capsys, precision, *given)
     assert code == 0 and "| subp, 50 % of 1x16 | int8 |" in out
     with (tmp_path / "rows.csv").open(newline="") as file:
-        float32, int8 = csv.DictReader(file)
+        float32, int8, trained = csv.DictReader(file)
+    # To the bit, so on every picture.
+    assert (trained["name"], trained["dtype"], trained["same"]) == ("qat-0.5-1x16-s1", "int8", "40")
     assert (float32["dtype"], float32["same"], float32["images"]) == ("float32", "40", "40")
     assert int8["dtype"] == "int8" and int(int8["same"]) >= 30 and float(int8["macs_share"]) > 0.5
     file = runs / "subp-0.5-1x16-s1" / "last-int8.subp"
@@ -74,10 +77,10 @@ def test_a_trained_run_is_exported_and_measured(tmp_path, digit_pictures, monkey
     assert file.read_bytes() == before, "the command of the row makes the same file"
     code, again, _ = call(monkeypatch, capsys, precision, *given, "--table-only")
     assert code == 0 and again.strip() in out
-    for old in (float32, int8):
+    for old in (rows := (float32, int8, trained)):
         old["best_ms"] = "1000000"
-    precision.write_rows(tmp_path / "rows.csv", [float32, int8])
+    precision.write_rows(tmp_path / "rows.csv", rows)
     assert call(monkeypatch, capsys, precision, *given, "--time-only")[0] == 0
     timed = list(precision.read_rows(tmp_path / "rows.csv").values())
-    assert [old | {"best_ms": new["best_ms"]} for old, new in zip((float32, int8), timed, strict=True)] == timed
+    assert [old | {"best_ms": new["best_ms"]} for old, new in zip(rows, timed, strict=True)] == timed
     assert all(0 < float(new["best_ms"]) < 1000 for new in timed)

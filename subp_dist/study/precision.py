@@ -1,7 +1,8 @@
 """What low precision costs: ``python -m subp_dist.study.precision GRID --output FOLDER --results FILE.csv``.
 
 Exports the trained runs of a study in several data types, as ``python -m subp_dist.export`` does by default, runs each
-file on all validation images, and prints the table. What the results hold already is not done again; ``--time-only``
+file on all validation images, and prints the table. A run whose last epochs had fake quantization is exported in int8
+alone, and compared with the integers in torch. What the results hold already is not done again; ``--time-only``
 times the files of such rows once more, for results that were made while the machine was busy; ``--table-only`` makes
 the table from the results alone.
 """
@@ -29,6 +30,7 @@ from ..data import create_data
 from ..errors import UsageError, report_usage_errors
 from ..export import Network
 from ..flag_values import as_path
+from ..qat.start import restored
 from .grid import Grid, Run
 
 COLUMNS = (
@@ -73,7 +75,8 @@ def _measure_missing(
     """Adds the rows that the results lack, and writes them after each run."""
     order = {run.name: place for place, run in enumerate(grid.runs)}
     for run in grid.runs:
-        missing = [dtype for dtype in dtypes if (run.name, dtype) not in rows]
+        wanted = [dtype for dtype in dtypes if dtype == "int8" or "--qat-epochs" not in run.argv]
+        missing = [dtype for dtype in wanted if (run.name, dtype) not in rows]
         if not missing:
             continue
         if not (output / run.name / "report.json").exists():
@@ -138,7 +141,8 @@ def measure(run: Run, folder: Path, dtypes: Sequence[str], threads: int) -> list
     assert config is not None
     pretrained = getattr(network.model, "pretrained_cfg", {})
     data = create_data(config.data, config.augmentation, pretrained, config.optimization.all_epochs)
-    trained = validate.Run(folder, config, data, network.model, {})
+    model = network.model if network.quantized is None else restored(network.quantized).eval()
+    trained = validate.Run(folder, config, data, model, {})
     in_torch, labels, *found = validate.predict(trained, list(sessions.values()))
     image = np.zeros((1, *network.input_size), np.float32)
     best = best_times(sessions)
