@@ -69,8 +69,8 @@ def cli() -> None:
         raise UsageError(f"{args.plot}: expected the name of a .png or .svg file")
     check_writable(args.plot)
     found = dict(_read(given) for given in args.results)
+    plot(found, args.plot)  # first: whoever reads the table may stop
     print(as_markdown(found))
-    plot(found, args.plot)
 
 
 def _read(given: str) -> tuple[str, Points]:
