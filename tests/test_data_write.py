@@ -20,6 +20,7 @@ import torch
 from nursery import Fork
 from photographs import write_photographs
 from PIL import Image
+from programs import session
 
 from subp_dist.data import write as module
 from subp_dist.data.beton import Beton
@@ -182,19 +183,6 @@ def many(tmp_path_factory) -> Path:
         for index in range(1, 1000):
             os.link(picture, picture.with_name(f"{picture.stem}-{index}.jpg"))
     return root
-
-
-def session(leader: int) -> list[int]:
-    """Processes of a session that have not ended."""
-    members = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # ended meanwhile
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            members.append(int(folder.name))
-    return members
 
 
 SLOW = pytest.mark.slow

@@ -6,10 +6,10 @@ program here runs in a process of its own, alone and beside torch, which brings 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+from programs import run_program
 
 PRELUDE = """
 import multiprocessing, os, signal, threading
@@ -40,14 +40,7 @@ torch.nn.functional.conv2d(a, torch.randn(64, 64, 3, 3))
 
 
 def check_program(*parts, attempts=1):
-    code = "\n".join(parts) + "\nprint('fine')"
-    for attempt in range(attempts):
-        try:
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
-            break
-        except subprocess.TimeoutExpired:
-            if attempt + 1 == attempts:
-                raise
+    done = run_program([sys.executable, "-c", "\n".join([*parts, "print('fine')"])], 250, attempts)
     assert done.stdout.strip() == "fine", done.stderr
 
 
