@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import __version__
 from .config import Resolved
-from .errors import UsageError
+from .errors import UnreadError, UsageError
 
 NEWEST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
@@ -77,18 +77,20 @@ def _write_error(error: BaseException | None) -> OSError | None:
 
 @contextmanager
 def write_errors_explained(folder: Path) -> Iterator[None]:
-    """Say what a run that cannot write to its folder any more has, and how it can go on.
+    """Say what a run that cannot write to its folder or output any more has, and how it can go on.
 
     Raises:
         UsageError: in place of an OSError.
+        UnreadError: in place of that of standard output, which nobody reads any more.
     """
+    kept = "Earlier checkpoints are complete"
     try:
         yield
+    except BrokenPipeError as error:
+        raise UnreadError(f"what read the output of the run has ended. {kept}: go on with --resume auto") from error
     except OSError as error:
         text = f"cannot write to {folder}: {error.strerror}" if error.strerror else str(error)
-        raise UsageError(
-            f"{text}. Earlier checkpoints are complete: make room or mend the folder, and go on with --resume auto"
-        ) from error
+        raise UsageError(f"{text}. {kept}: make room or mend the folder, and go on with --resume auto") from error
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 class UsageError(ValueError):
@@ -42,13 +44,17 @@ class LostRankError(RuntimeError):
     """Another rank does not answer any more: it failed, or its machine or the network did."""
 
 
+class UnreadError(Exception):
+    """What read a run's output has ended, and so it ends, too; the message says what it has, and how it can go on."""
+
+
 class Stopped(Exception):
     """SIGTERM was obeyed: a run was saved on every rank, or what was not complete has been removed."""
 
 
 EXIT_CHECKED = 1
 EXIT_USAGE, EXIT_DIVERGED, EXIT_LOST_RANK, EXIT_LOADER = 2, 3, 4, 5
-EXIT_INTERRUPTED, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_STOPPED = 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM
 
 _LOST_RANK_PATIENCE = 2.0  # seconds
 
@@ -58,7 +64,8 @@ LAUNCHER = "SUBP_LAUNCHER"  # the process that starts the ranks of a machine, in
 
 def _say(text: str, alone: bool = False) -> None:
     if alone or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"\n{text}\n", file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"\n{text}\n", file=sys.stderr, flush=True)
 
 
 def _fail(error: Exception, exit_code: int) -> NoReturn:
@@ -83,6 +90,20 @@ def _left_to_launcher(text: str) -> bool:
     return True
 
 
+def _unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _end_unread() -> NoReturn:
+    """End as SIGPIPE ends other programs."""
+    for stream in filter(_unread, (sys.stdout, sys.stderr)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what the interpreter has yet to write
+    sys.exit(EXIT_UNREAD)
+
+
 def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
     """End a command with one line and an exit code where the error has been explained; others keep their traceback.
 
@@ -93,6 +114,8 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             command()
+            if sys.stdout is not None:  # as it is where the descriptor was closed
+                sys.stdout.flush()
         except UsageError as error:
             _fail(error, EXIT_USAGE)
         except LoaderError as error:
@@ -108,6 +131,13 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
             # The rank with an error of its own leaves the group before it ends, and the first to end is named.
             time.sleep(_LOST_RANK_PATIENCE)
             sys.exit(EXIT_LOST_RANK)
+        except UnreadError as error:
+            _say(str(error))
+            _end_unread()
+        except BrokenPipeError:
+            if not _unread(sys.stdout):
+                raise
+            _end_unread()
         except Stopped as stopped:
             _say(str(stopped))
             sys.exit(EXIT_STOPPED)

@@ -37,6 +37,7 @@ from .errors import (
     EXIT_LOADER,
     EXIT_LOST_RANK,
     EXIT_STOPPED,
+    EXIT_UNREAD,
     EXIT_USAGE,
     LAUNCHER,
 )
@@ -63,7 +64,7 @@ class _Agent(WatchedAgent):
         for failure in ended:
             failure.message = _HUNG if failure.exitcode == -signal.SIGKILL else _ENDED
         _, first = _first(failures)
-        if first.exitcode in (EXIT_USAGE, EXIT_STOPPED, -signal.SIGTERM):
+        if first.exitcode in (EXIT_USAGE, EXIT_STOPPED, EXIT_UNREAD, -signal.SIGTERM):
             self.restarts_left = 0
         if self.restarts_left:
             allowed = self.get_worker_group().spec.max_restarts
@@ -82,7 +83,7 @@ def main() -> None:
         run.run(args)
     except ChildFailedError as error:
         _, failure = _first(error.failures)
-        if failure.exitcode != EXIT_STOPPED:  # the ranks have told that themselves
+        if failure.exitcode not in (EXIT_STOPPED, EXIT_UNREAD):  # the ranks have told that themselves
             _say(f"error: {_first_error(error.failures)}")
         sys.exit(EXIT_STOPPED if failure.exitcode == -signal.SIGTERM else max(failure.exitcode, 1))
     except SignalException as error:
@@ -109,7 +110,7 @@ def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     def order(item: tuple[int, ProcessFailure]) -> tuple[int, int, int]:
         rank, failure = item
         later = 2 if failure.message == _ENDED else failure.exitcode in (EXIT_LOST_RANK, EXIT_STOPPED)
-        return 0 if failure.exitcode == EXIT_USAGE else 1 + later, failure.timestamp, rank
+        return 0 if failure.exitcode in (EXIT_USAGE, EXIT_UNREAD) else 1 + later, failure.timestamp, rank
 
     return min(failures.items(), key=order)
 

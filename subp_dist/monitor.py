@@ -75,10 +75,15 @@ class Monitor:
         return tqdm(batches, desc=description, leave=False, dynamic_ncols=True, mininterval=pause, delay=pause)
 
     def line(self, text: str) -> None:
-        """Print one line above the progress bars."""
+        """Print one line above the progress bars.
+
+        Raises:
+            UnreadError, UsageError: see ``write_errors_explained``.
+        """
         if self._board is not None:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with write_errors_explained(self._folder):
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def train_step(self, loss: float, lr: float, grad_norm: float, step: int) -> None:
         """Figures of one optimizer step, counted over the whole run."""

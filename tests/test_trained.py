@@ -126,3 +126,55 @@ def test_bfloat16_sees_what_float32_does(name, photographs):
         float32, bfloat16 = (session.run(images.numpy()) for session in sessions)
         assert (float32.argmax(1) == bfloat16.argmax(1)).mean() >= least
         assert np.abs(float32 - bfloat16).max() < 0.1 * np.ptp(float32)
+
+
+@torch.inference_mode()
+def reestimated(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The model with the means and variances of these images in its batch norm."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the average of all batches
+        norm.train()
+    for batch in images.split(25):
+        model(batch)
+    return model.eval()
+
+
+@torch.inference_mode()
+def classes(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([model(batch) for batch in images.split(25)]).argmax(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", list(TRAINED))
+def test_without_training_regrouped_rows_see_more_of_what_the_dense_network_does(name, photographs):
+    """Batch norm is re-estimated on crops of one half of the photographs, the classes of the others are compared."""
+    model = trained(name)
+    config = timm.data.resolve_data_config({}, model=model)
+    tail = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
+    crop = transforms.Compose([transforms.RandomResizedCrop(224, (0.35, 1.0)), *tail])
+    crops = []
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        crops.append(torch.stack([crop(image) for image, _ in photographs for _ in range(5)]))
+    dense = [classes(model, images) for images in crops]
+    means = {}
+    for rate in (0.125, 0.25):
+        for regroup in (False, True):
+            model = trained(name)
+            pruner = SUBPPruner(model, PruneSchedule(rate, 0, 0), criterion="l2", regroup=regroup)
+            if regroup:
+                pruner.regroup_rows()
+            pruner.step(0)
+            same = []
+            for images, expected in zip(crops, dense, strict=True):
+                halves = images.chunk(2)
+                found = [classes(reestimated(model, one), other) for one, other in (halves[::-1], halves)]
+                same.append(100 * (torch.cat(found) == expected).double().mean().item())
+            means[rate, regroup] = np.mean(same)
+            print(
+                f"{name}, {rate:.1%}, {'regrouped' if regroup else 'consecutive'}: {[round(s) for s in same]} % alike"
+            )
+    assert all(means[rate, True] > means[rate, False] for rate in (0.125, 0.25)), means
