@@ -45,7 +45,7 @@ def check_several(given: Sequence[str] | None, what: str) -> None:
         raise UsageError(f"{what} {given!r}: expected a list or tuple of texts, such as [{given!r}]")
 
 
-def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_kwargs(pairs: Sequence[str], flag: str = "--model-kwargs") -> dict[str, Any]:
     """``["width=32", "act_layer=silu"]`` -> ``{"width": 32, "act_layer": "silu"}``: Python literals, else text.
 
     Raises:
@@ -55,7 +55,7 @@ def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"--model-kwargs {pair!r}: expected KEY=VALUE, such as stem_width=16")
+            raise UsageError(f"{flag} {pair!r}: expected KEY=VALUE, such as stem_width=16")
         try:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

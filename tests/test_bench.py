@@ -91,6 +91,33 @@ def test_a_sweep_and_its_picture(folder, tmp_path):
         plot.read_sweep(tmp_path / "other.json")
 
 
+def test_a_narrower_dense_network_is_measured_against_its_own_logits(folder):
+    asked = ["--prune-rate", "0.5", "--against", "torch", "--narrower", "channels=[16,24,40,48]"]
+    document = bench(parse_args([*COMMON, *asked]), folder)
+    sparse, narrower = (document["engines"][name] for name in ("subp", "narrower"))
+    assert narrower["max_abs_diff"] < 1e-4 and document["speedup"]["over"] == "torch"
+    assert document["speedup_narrower"]["sparse"] == pytest.approx(narrower["best_ms"] / sparse["best_ms"])
+    dense = document["macs"] | {"whole": NetworkFiles(folder, "test_resnet", 0, 16, image_size=64).macs}
+    assert dense["narrower"] < dense["whole"] and 0.5 < dense["sparse"] / dense["whole"] < 1
+    text = as_table(document)
+    assert f"{document['speedup_narrower']['sparse']:.2f}x as fast as the dense network of narrower" in text
+    assert "channels=[16,24,40,48]" in text
+    json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--narrower", "channels"], r"--narrower 'channels': expected KEY=VALUE"),
+        (["--narrower", "seed=3"], "--narrower seed: expected an argument for timm, such"),
+        (["--narrower", "width=3", "--sweep"], "leave out --sweep"),
+    ],
+)
+def test_a_narrower_network_that_cannot_be_is_refused(flags, said):
+    with pytest.raises(UsageError, match=said):
+        parse_args([*COMMON, *flags])
+
+
 @pytest.fixture(scope="module")
 def int8(folder) -> dict:
     pytest.importorskip("nncf")

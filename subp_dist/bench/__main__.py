@@ -7,17 +7,18 @@ each in the way that is fastest on it. Engines are processes that take turns.
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --against onnxruntime openvino torch
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype int8
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype bfloat16
+python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --narrower "channels=[48,96,176,352]"
 python -m subp_dist.bench resnet50 --sweep --json resnet50.json    # speed-up for many rates and block sizes
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from subp_ext.runtime import thread_count
 from ..blocks import BLOCK_SIZES
 from ..checkpoint import check_writable, write_atomically
 from ..errors import UsageError, report_usage_errors
-from ..flag_values import as_path
+from ..flag_values import as_path, parse_kwargs
 from .contest import Contender, compete
 from .files import NetworkFiles
 from .tables import accuracy, as_curves, as_table, speedups
@@ -48,15 +49,18 @@ LOWER = {
     "bfloat16": ("openvino_bf16", "torch_bf16", "openvino_int8", "onnxruntime_int8"),
     "int8": ("openvino_int8", "onnxruntime_int8", "openvino_bf16"),
 }
+# The row of a smaller dense network on this engine.
+NARROWER = "narrower"
 SWEEP_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 SWEEP_BLOCK_SIZES = (8, 16, 32)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What is measured, and how: the flags of the command under their names, each checked.
 
     Attributes:
+        narrower: arguments for timm, for a smaller dense network of the same model to compare with; empty for none.
         sweep: pruning rates to go through, in place of ``prune_rate`` and ``block_size``; None for one network.
         files: where exported networks are kept; None for a folder that is deleted at the end.
         json: where the document goes; None for the table alone.
@@ -74,6 +78,7 @@ class Settings:
     rounds: int
     seconds: float
     seed: int
+    narrower: tuple[str, ...]
     files: Path | None
     json: Path | None
     sweep: tuple[float, ...] | None
@@ -99,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=20, help="turns of every engine")
     add("--seconds", type=float, default=0.2, help="length of a turn")
     add("--seed", type=int, default=0, help="of weights, masks and images")
+    narrower = "arguments for timm, such as channels=[48,96,176,352], for a smaller dense network to measure, too"
+    add("--narrower", nargs="+", default=[], metavar="KEY=VALUE", help=narrower)
     add("--files", type=as_path, metavar="DIR", help="keep the exported networks here, and use those that are there")
     add("--json", type=as_path, metavar="FILE", help="write everything to FILE")
     add("--sweep", nargs="*", type=float, metavar="RATE", help="these pruning rates (0 to 0.9) in 1x8, 1x16 and 1x32")
@@ -113,7 +120,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     """
     args = build_parser().parse_args(argv)
     args.threads = thread_count(args.threads)
-    args.skip = tuple(args.skip)
+    args.skip, args.narrower = tuple(args.skip), tuple(args.narrower)
+    for key in parse_kwargs(args.narrower, "--narrower"):
+        if key in ("name", "rate", *(field.name for field in dataclasses.fields(Settings))):
+            raise UsageError(f"--narrower {key}: expected an argument for timm, such as channels=[48,96,176,352]")
     if args.sweep is not None:
         args.sweep = tuple(args.sweep) or SWEEP_RATES
     for rate in (args.prune_rate, *(args.sweep or ())):
@@ -132,6 +142,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
                 )
     if args.sweep and not args.against:
         raise UsageError("--sweep: a speed-up needs at least one peer; pass --against")
+    if args.sweep and args.narrower:
+        raise UsageError("--narrower: it is measured beside one network; leave out --sweep")
     if args.json:
         check_writable(args.json)
     return Settings(**vars(args))
@@ -163,7 +175,8 @@ def bench(settings: Settings, folder: Path) -> dict:
         from torch in float64 and the ratio of signal to difference; ``max_abs_diff``, the larger of the first two
         engines', which are this one's, sparse and dense; ``speedup`` of these over the fastest peer. In bfloat16 and
         int8 ``speedup`` is over the fastest peer in that precision, ``speedup_any`` over the fastest peer, and
-        ``speedup_float32`` over this engine in float32.
+        ``speedup_float32`` over this engine in float32. With ``--narrower`` also ``speedup_narrower``, of the sparse
+        network over that one, and ``macs``, the multiply-accumulates of both.
 
     Raises:
         UsageError: an engine failed, or runs in another precision than its name says.
@@ -172,15 +185,23 @@ def bench(settings: Settings, folder: Path) -> dict:
     images, expected = files.images(settings.batch_size)
     ours = OURS[settings.dtype]
     contenders = [Contender(name, "subp", files.path(name)) for name in ours] + _peers(settings, files)
+    expected_of = dict.fromkeys([contender.name for contender in contenders], expected)
+    if settings.narrower:
+        narrower = dataclasses.replace(files, rate=0.0, skip=(), model_kwargs=settings.narrower)
+        contenders.append(Contender(NARROWER, "subp", narrower.path(ours[1])))
+        expected_of[NARROWER] = narrower.images(settings.batch_size)[1]  # of the same images
     compete(contenders, images, settings.threads, settings.rounds, settings.seconds)
     engines = _faster_torch(
-        {contender.name: contender.summary() | accuracy(contender.output, expected) for contender in contenders}
+        {one.name: one.summary() | accuracy(one.output, expected_of[one.name]) for one in contenders}
     )
-    check_precisions({name: engines[name]["layers"] for name in engines if not name.startswith("subp")})
+    check_precisions({name: engines[name]["layers"] for name in engines if not name.startswith(("subp", NARROWER))})
     document = conditions(settings) | {"prune_rate": settings.prune_rate, "block_size": settings.block_size}
     document |= {"engines": engines, "logits_range": float(expected.max() - expected.min())}
     document["max_abs_diff"] = max(engines[name]["max_abs_diff"] for name in ours[:2])
-    peers = [name for name in engines if name not in ours]
+    if settings.narrower:
+        document["speedup_narrower"] = speedups(engines, {"sparse": ours[0]}, [NARROWER])
+        document["macs"] = {"sparse": files.macs, NARROWER: narrower.macs}
+    peers = [name for name in engines if name not in (*ours, NARROWER)]
     pair = dict(zip(("sparse", "dense"), ours, strict=False))
     if settings.dtype == "float32":
         return document | {"speedup": speedups(engines, pair, peers)}
@@ -278,7 +299,7 @@ def _faster_torch(engines: dict[str, dict]) -> dict[str, dict]:
 
 def conditions(settings: Settings) -> dict:
     """Under which circumstances the figures were taken."""
-    keys = ("model", "dtype", "skip", "threads", "batch_size", "image_size", "rounds", "seconds", "seed")
+    keys = ("model", "dtype", "skip", "threads", "batch_size", "image_size", "rounds", "seconds", "seed", "narrower")
     return {key: getattr(settings, key) for key in keys} | {"cpu": cpu_model(), **subp_ext.cpu_info()}
 
 

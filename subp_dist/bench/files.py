@@ -20,7 +20,9 @@ from ..export import Network, build_graph
 from ..export.formats import write_onnx
 from ..export.int8 import random_images
 from ..export.quantize import quantize_graph
-from ..parametrization import plain_copy
+from ..flag_values import parse_kwargs
+from ..flops import count_macs
+from ..parametrization import block_mask_of, plain_copy
 from . import unet  # noqa: F401  (registers its networks with timm)
 from .quantized import quantize_for_onnxruntime, quantize_for_openvino
 
@@ -54,6 +56,7 @@ class NetworkFiles:
         folder: where the files are kept.
         model: timm model name.
         rate, block_size, skip, image_size, seed: as ``random_network`` takes them.
+        model_kwargs: more arguments for timm, as ``parse_kwargs`` takes them.
     """
 
     folder: Path
@@ -63,11 +66,12 @@ class NetworkFiles:
     skip: tuple[str, ...] = ()
     image_size: int | None = None
     seed: int = 0
+    model_kwargs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Of all files, but for their ends: the same parameters give the same name."""
-        others = repr((sorted(self.skip), self.image_size, self.seed))
+        others = repr((sorted(self.skip), self.image_size, self.seed, *self.model_kwargs))
         digest = hashlib.blake2b(others.encode(), digest_size=4).hexdigest()
         return f"{self.model}-{self.rate:g}-1x{self.block_size if self.rate else 0}-{digest}"
 
@@ -78,9 +82,17 @@ class NetworkFiles:
         Raises:
             UsageError: as ``random_network``.
         """
-        return Network.random(
-            self.model, self.rate, self.block_size, skip=self.skip, image_size=self.image_size, seed=self.seed
-        )
+        settings = {"skip": self.skip, "image_size": self.image_size, "seed": self.seed}
+        return Network.random(self.model, self.rate, self.block_size, **settings, **parse_kwargs(self.model_kwargs))
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates for an image, in blocks that are kept."""
+        model, kept = self.network.model, 0.0
+        for name, count in count_macs(model, self.network.input_size).items():
+            found = block_mask_of(model.get_submodule(name))
+            kept += count * (1 if found is None else found.mask.float().mean().item())
+        return round(kept)
 
     @cached_property
     def calibration(self) -> np.ndarray:

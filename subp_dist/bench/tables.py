@@ -47,6 +47,8 @@ def as_table(document: dict) -> str:
     """The document of a measurement as text, the ratios first."""
     lower = document["dtype"] != "float32"
     lines = _lower_ratios(document) if lower else _ratios(document["speedup"], "the fastest dense peer, ")
+    if "speedup_narrower" in document:
+        lines += _ratios(document["speedup_narrower"], "the dense network of ") + [_about_narrower(document)]
     lines.append(
         f"{document['model']}, {document['prune_rate']:.1%} pruned in 1x{document['block_size']} blocks, batch "
         f"{document['batch_size']}, {document['threads']} thread{'s' * (document['threads'] > 1)}, "
@@ -73,6 +75,13 @@ def _lower_ratios(document: dict) -> list[str]:
         *_ratios(document["speedup_any"], "the fastest dense peer of any precision, "),
         *_ratios(document["speedup_float32"], "this engine in float32, "),
     ]
+
+
+def _about_narrower(document: dict) -> str:
+    sparse, narrower = (document["macs"][name] / 1e6 for name in ("sparse", "narrower"))
+    return (
+        f"narrower: {' '.join(document['narrower'])}, {narrower:.0f} M MACs an image; the sparse network {sparse:.0f} M"
+    )
 
 
 def _row(name: str, engine: dict, lower: bool) -> str:
