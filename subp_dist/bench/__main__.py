@@ -7,7 +7,7 @@ each in the way that is fastest on it. Engines are processes that take turns.
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --against onnxruntime openvino torch
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype int8
 python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --dtype bfloat16
-python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --narrower "channels=[48,96,176,352]"
+python -m subp_dist.bench resnet50 --prune-rate 0.516 --threads 1 --narrower "channels=[48,96,160,352]"
 python -m subp_dist.bench resnet50 --sweep --json resnet50.json    # speed-up for many rates and block sizes
 """
 
@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=20, help="turns of every engine")
     add("--seconds", type=float, default=0.2, help="length of a turn")
     add("--seed", type=int, default=0, help="of weights, masks and images")
-    narrower = "arguments for timm, such as channels=[48,96,176,352], for a smaller dense network to measure, too"
+    narrower = "arguments for timm, such as channels=[48,96,160,352], for a smaller dense network to measure, too"
     add("--narrower", nargs="+", default=[], metavar="KEY=VALUE", help=narrower)
     add("--files", type=as_path, metavar="DIR", help="keep the exported networks here, and use those that are there")
     add("--json", type=as_path, metavar="FILE", help="write everything to FILE")
@@ -123,7 +123,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     args.skip, args.narrower = tuple(args.skip), tuple(args.narrower)
     for key in parse_kwargs(args.narrower, "--narrower"):
         if key in ("name", "rate", *(field.name for field in dataclasses.fields(Settings))):
-            raise UsageError(f"--narrower {key}: expected an argument for timm, such as channels=[48,96,176,352]")
+            raise UsageError(f"--narrower {key}: expected an argument for timm, such as channels=[48,96,160,352]")
     if args.sweep is not None:
         args.sweep = tuple(args.sweep) or SWEEP_RATES
     for rate in (args.prune_rate, *(args.sweep or ())):

@@ -48,7 +48,7 @@ def as_table(document: dict) -> str:
     lower = document["dtype"] != "float32"
     lines = _lower_ratios(document) if lower else _ratios(document["speedup"], "the fastest dense peer, ")
     if "speedup_narrower" in document:
-        lines += _ratios(document["speedup_narrower"], "the dense network of ") + [_about_narrower(document)]
+        lines.append(_narrower(document))
     lines.append(
         f"{document['model']}, {document['prune_rate']:.1%} pruned in 1x{document['block_size']} blocks, batch "
         f"{document['batch_size']}, {document['threads']} thread{'s' * (document['threads'] > 1)}, "
@@ -77,10 +77,11 @@ def _lower_ratios(document: dict) -> list[str]:
     ]
 
 
-def _about_narrower(document: dict) -> str:
-    sparse, narrower = (document["macs"][name] / 1e6 for name in ("sparse", "narrower"))
+def _narrower(document: dict) -> str:
+    ratios, macs = document["speedup_narrower"], document["macs"]
     return (
-        f"narrower: {' '.join(document['narrower'])}, {narrower:.0f} M MACs an image; the sparse network {sparse:.0f} M"
+        f"{ratios['sparse']:.2f}x as fast as the narrower dense network (median {ratios['sparse_median']:.2f}x), "
+        f"{' '.join(document['narrower'])}: {macs['sparse'] / 1e6:.0f} M MACs against {macs['narrower'] / 1e6:.0f} M"
     )
 
 
