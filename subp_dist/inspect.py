@@ -37,15 +37,15 @@ def cli() -> None:
     flags = parse_flags(parser)
     found = inspect_model(TrainConfig.from_flags(vars(flags)))
     block_size, rate, size = flags.block_size, found.rate, found.shape.img_size
-    print(f"{flags.model}: 1x{block_size} blocks, {100 * rate:.2f} % to prune, image {size}")
-    print(format_table(found.layers))
-    print("".join(f"\n{note}" for note in found.notes), end="\n" if found.notes else "")
     if flags.json:
         rows = [layer.as_row(all_shapes=True) for layer in found.layers]
         try:
             write_atomically(flags.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
         except OSError as error:
             raise UsageError(str(error)) from error
+    print(f"{flags.model}: 1x{block_size} blocks, {100 * rate:.2f} % to prune, image {size}")
+    print(format_table(found.layers))
+    print("".join(f"\n{note}" for note in found.notes), end="\n" if found.notes else "")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Commands whose output nobody reads any more, as in ``| head``: they end as by SIGPIPE, and a run says what it has."""
 
+import json
+import signal
 import subprocess
 import sys
 
@@ -51,6 +53,25 @@ def test_the_error_of_another_pipe_keeps_its_traceback(before):
     code = COMMAND.format(body=before + broken)
     done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
+def test_the_benchmark_of_a_file_keeps_its_figures_and_ends(tmp_path):
+    figures = tmp_path / "figures.json"
+    file = ROOT / "tests/files/version1.subp"
+    command = [sys.executable, "-m", "subp_ext.bench", str(file), "--seconds", "0.01", "--json", str(figures)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == ("", -signal.SIGPIPE)
+    assert json.loads(figures.read_text())["runs"] > 0
+
+
+def test_the_plan_of_a_network_is_written_before_it_is_printed(tmp_path):
+    plan = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "subp_dist.inspect", "resnet18", "--prune-rate", "0.5", "--json", str(plan)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(120)) == ("", 141)
+    assert json.loads(plan.read_text())
 
 
 def test_a_run_says_that_it_can_go_on_and_is_not_restarted(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from subp_ext import runtime
-from subp_ext.bench.arguments import as_path
+from subp_ext.bench.arguments import as_path, end_unread
 from subp_ext.session import Session
 
 # Runs before the first that counts: the first plans and allocates, the next ones fill the caches.
@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         result = measure(args.file, args.threads, args.batch_size, args.image_size, args.seconds)
-        print(as_text(result))
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
+        print(as_text(result))
     except (ValueError, OSError, ImportError, MemoryError) as error:
         told = str(error)
         if isinstance(error, OSError) and error.filename:
@@ -214,4 +214,5 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    end_unread()
     sys.exit(main())

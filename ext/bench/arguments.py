@@ -1,7 +1,8 @@
-"""What the flags of benchmarks take."""
+"""What the flags of benchmarks take, and how their commands end."""
 
 from __future__ import annotations
 
+import signal
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -16,3 +17,9 @@ def as_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ArgumentTypeError(f"{text!r}: there is no such home folder; write the path in full") from None
+
+
+def end_unread() -> None:
+    """Lets SIGPIPE end the process where nobody reads its output any more, as in `| head`, in place of an error."""
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -29,7 +29,7 @@ import numpy as np
 
 from subp_ext import runtime
 from subp_ext.bench import balance
-from subp_ext.bench.arguments import as_path
+from subp_ext.bench.arguments import as_path, end_unread
 from subp_ext.convolution import Convolution
 from subp_ext.dtypes import DTYPES, Quantization
 from subp_ext.memory import aligned, aligned_empty
@@ -352,4 +352,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_unread()
     main()

@@ -161,9 +161,9 @@ def cli() -> None:
         folder = settings.files or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         document = sweep(settings, folder) if settings.sweep else bench(settings, folder)
-    print(as_curves(document) if settings.sweep else as_table(document))
     if settings.json:
         write_atomically(settings.json, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
+    print(as_curves(document) if settings.sweep else as_table(document))
 
 
 def bench(settings: Settings, folder: Path) -> dict:

@@ -51,9 +51,9 @@ def cli() -> None:
         print(f"left out: {len(others)} rows of other flags than the study's: {', '.join(others)}", file=sys.stderr)
     if results:
         cells = summarise(results, list(grid.labels))
-        print(f"{as_markdown(cells, grid.labels)}\n\n{len(results)} of {len(grid.runs)} runs")
         if args.plot:
             plot(cells, grid.labels, args.plot)
+        print(f"{as_markdown(cells, grid.labels)}\n\n{len(results)} of {len(grid.runs)} runs")
     elif not failed:
         raise UsageError(f"{args.results}: no results of {args.grid} yet")
     if failed:
