@@ -95,6 +95,7 @@ ALLOWED = {
         "errors",
         "export",
         "flag_values",
+        "flops",
         "memory",
         "parametrization",
         "pruner",
