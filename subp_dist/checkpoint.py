@@ -7,6 +7,7 @@ the run's folder is the plain one.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -75,22 +76,50 @@ def _write_error(error: BaseException | None) -> OSError | None:
     return error
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a document for other programs.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    except OSError as error:
+        raise UsageError(str(error)) from error
+
+
+_KEPT = "Earlier checkpoints are complete"
+
+
 @contextmanager
 def write_errors_explained(folder: Path) -> Iterator[None]:
-    """Say what a run that cannot write to its folder or output any more has, and how it can go on.
+    """Say what a run that cannot write to its folder any more has, and how it can go on.
 
     Raises:
         UsageError: in place of an OSError.
-        UnreadError: in place of that of standard output, which nobody reads any more.
     """
-    kept = "Earlier checkpoints are complete"
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write to {folder}: {error.strerror}" if error.strerror else str(error)
+        raise UsageError(f"{text}. {_KEPT}: make room or mend the folder, and go on with --resume auto") from error
+
+
+@contextmanager
+def output_errors_explained() -> Iterator[None]:
+    """Say what a run that cannot write to standard output any more has, and how it can go on.
+
+    Raises:
+        UnreadError: nobody reads it any more.
+        UsageError: in place of another OSError.
+    """
     try:
         yield
     except BrokenPipeError as error:
-        raise UnreadError(f"what read the output of the run has ended. {kept}: go on with --resume auto") from error
+        raise UnreadError(f"nobody reads the output of the run any more. {_KEPT}: go on with --resume auto") from error
     except OSError as error:
-        text = f"cannot write to {folder}: {error.strerror}" if error.strerror else str(error)
-        raise UsageError(f"{text}. {kept}: make room or mend the folder, and go on with --resume auto") from error
+        why = f"cannot write to standard output: {error.strerror}"
+        raise UsageError(f"{why}. {_KEPT}: go on with --resume auto") from error
 
 
 def remove_leftovers(folder: Path) -> None:

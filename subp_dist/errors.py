@@ -45,7 +45,7 @@ class LostRankError(RuntimeError):
 
 
 class UnreadError(Exception):
-    """What read a run's output has ended, and so it ends, too; the message says what it has, and how it can go on."""
+    """Nobody reads the output of a run any more, so the run ends; the message says what there is, and how to go on."""
 
 
 class Stopped(Exception):
@@ -90,32 +90,54 @@ def _left_to_launcher(text: str) -> bool:
     return True
 
 
-def _unread(stream: TextIO) -> bool:
+def write_output() -> None:
+    """Write what standard output still holds.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        UsageError: it cannot be written.
+    """
+    try:
+        if sys.stdout is not None:  # as it is where the descriptor was closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _unread(stream: TextIO | None) -> bool:
     """Whether a stream is a pipe that nobody reads any more."""
-    poll = select.poll()
-    poll.register(stream, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor
+        if stream is not None:
+            poll = select.poll()
+            poll.register(stream, 0)
+            return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
 
 
-def _end_unread() -> NoReturn:
-    """End as SIGPIPE ends other programs."""
-    for stream in filter(_unread, (sys.stdout, sys.stderr)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what the interpreter has yet to write
-    sys.exit(EXIT_UNREAD)
+def _drop_what_cannot_be_written() -> None:
+    """Leave nothing that the interpreter would fail to write at its end, for which it has an exit code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
     """End a command with one line and an exit code where the error has been explained; others keep their traceback.
 
-    All ranks of a machine have the same to say; the first speaks for them.
+    All ranks of a machine have the same to say; the first speaks for them. Where nobody reads standard output or error
+    any more, the command ends without a word, with the exit code that SIGPIPE gives other programs.
     """
 
     @functools.wraps(command)
     def wrapped() -> None:
         try:
             command()
-            if sys.stdout is not None:  # as it is where the descriptor was closed
-                sys.stdout.flush()
+            write_output()
         except UsageError as error:
             _fail(error, EXIT_USAGE)
         except LoaderError as error:
@@ -133,16 +155,18 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
             sys.exit(EXIT_LOST_RANK)
         except UnreadError as error:
             _say(str(error))
-            _end_unread()
+            sys.exit(EXIT_UNREAD)
         except BrokenPipeError:
-            if not _unread(sys.stdout):
+            if not any(map(_unread, (sys.stdout, sys.stderr))):
                 raise
-            _end_unread()
+            sys.exit(EXIT_UNREAD)
         except Stopped as stopped:
             _say(str(stopped))
             sys.exit(EXIT_STOPPED)
         except KeyboardInterrupt as interrupt:
             _say(str(interrupt) or "interrupted")
             sys.exit(EXIT_INTERRUPTED)
+        finally:
+            _drop_what_cannot_be_written()
 
     return wrapped

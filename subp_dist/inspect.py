@@ -7,7 +7,6 @@ and no weights are read.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import timm
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from .build import check_plan
-from .checkpoint import write_atomically
+from .checkpoint import write_json
 from .config import ModelConfig, TrainConfig
 from .errors import UsageError, report_usage_errors
 from .flag_values import as_path
@@ -39,10 +38,7 @@ def cli() -> None:
     block_size, rate, size = flags.block_size, found.rate, found.shape.img_size
     if flags.json:
         rows = [layer.as_row(all_shapes=True) for layer in found.layers]
-        try:
-            write_atomically(flags.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
-        except OSError as error:
-            raise UsageError(str(error)) from error
+        write_json(flags.json, rows)
     print(f"{flags.model}: 1x{block_size} blocks, {100 * rate:.2f} % to prune, image {size}")
     print(format_table(found.layers))
     print("".join(f"\n{note}" for note in found.notes), end="\n" if found.notes else "")

@@ -101,7 +101,8 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    print(f"\n{text}\n", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):
+        print(f"\n{text}\n", file=sys.stderr, flush=True)
 
 
 def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .checkpoint import write_atomically, write_errors_explained
+from .checkpoint import output_errors_explained, write_atomically, write_errors_explained
 from .layer_report import LayerReport, total_macs
 from .mask_picture import draw_mask
 from .mask_update import MaskUpdate
@@ -78,12 +78,13 @@ class Monitor:
         """Print one line above the progress bars.
 
         Raises:
-            UnreadError, UsageError: see ``write_errors_explained``.
+            UnreadError, UsageError: see ``output_errors_explained``.
         """
         if self._board is not None:
-            with write_errors_explained(self._folder):
+            with output_errors_explained():
                 tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
+                if sys.stdout is not None:
+                    sys.stdout.flush()
 
     def train_step(self, loss: float, lr: float, grad_norm: float, step: int) -> None:
         """Figures of one optimizer step, counted over the whole run."""

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from .checkpoint import (
 from .config import TrainConfig
 from .data import Data, ResumableLoader
 from .data.check import check_data
-from .errors import DataCheckError, Stopped, UsageError, report_usage_errors
+from .errors import DataCheckError, Stopped, UnreadError, UsageError, report_usage_errors
 from .flags import build_parser
 from .folder_lock import FolderLock
 from .loop import check_finite, train_epoch, validate
@@ -295,11 +296,6 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     except UsageError as error:
         _logger.warning("%s; exporting the last epoch instead", error)
         checkpoint = load_checkpoint(folder / NEWEST)
-    if checkpoint["epoch"] + 1 == checkpoint.get("quantized", {}).get("epoch"):
-        training.monitor.line(
-            f"no epoch with fake quantization came up to int8 after training, top-1 {checkpoint['val']['top1']:.2f} %, "
-            "which is exported; begin them at a lower learning rate: a lower --lr, or more --epochs before them"
-        )
     model = training.model
     model.load_state_dict(checkpoint["ema" if training.ema else "model"])
     model.to("cpu").eval()
@@ -314,6 +310,16 @@ def _finish(training: Training, data: Data, folder: Path) -> None:
     results = {"top1": report["accuracy"]["top1"], "kept_macs": report["macs"]["kept"]}
     monitor.finish(training.pruner.report(training.macs), training.pruner.masks, config.flags(), results)
     monitor.flush()
+    with suppress(UnreadError):  # the run is complete
+        _tell_end(monitor, report, checkpoint, folder)
+
+
+def _tell_end(monitor: Monitor, report: dict, checkpoint: dict, folder: Path) -> None:
+    if checkpoint["epoch"] + 1 == checkpoint.get("quantized", {}).get("epoch"):
+        monitor.line(
+            f"no epoch with fake quantization came up to int8 after training, top-1 {checkpoint['val']['top1']:.2f} %, "
+            "which is exported; begin them at a lower learning rate: a lower --lr, or more --epochs before them"
+        )
     monitor.line(
         f"kept {report['macs']['kept'] / 1e6:.1f} of {report['macs']['dense'] / 1e6:.1f} M MACs; best top-1 "
         f"{report['accuracy']['top1']:.2f} % (epoch {checkpoint['epoch']}); everything is in {folder}"

@@ -100,8 +100,10 @@ def cli() -> None:
     dense = Run.open(args.dense, args.data_dir) if args.dense else None
     files = Files.of(run.folder, args.exported, {dtype: getattr(args, dtype) for dtype in LOWER})
     comparison = compare(run, dense, threads, args.limit, files)
-    write_report(run.folder, run.report | {"comparison": comparison})
-    print(as_table(comparison))
+    try:
+        write_report(run.folder, run.report | {"comparison": comparison})
+    finally:  # it has taken long
+        print(as_table(comparison))
 
 
 @dataclass(frozen=True)

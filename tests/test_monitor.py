@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
+from subp_dist.errors import UsageError
 from subp_dist.monitor import LAYOUT, Monitor
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
@@ -108,4 +112,23 @@ def test_a_monitor_without_a_folder_does_nothing():
     monitor.mask_update(pruner.step(4), pruner.report(MACS), pruner.masks, 0, True)
     monitor.finish(pruner.report(MACS), pruner.masks, {}, {})
     monitor.validation({"loss": 1.0}, 0)
+    monitor.close()
+
+
+def test_lines_go_nowhere_where_standard_output_is_closed(tmp_path, monkeypatch):
+    monitor = Monitor(tmp_path)
+    monkeypatch.setattr(sys, "stdout", None)
+    monitor.line("epoch 0")
+    monitor.close()
+
+
+def test_standard_output_on_a_full_disk_is_not_taken_for_the_folder(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monitor = Monitor(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(UsageError, match=r"^cannot write to standard output: No space left on device. Earlier"):
+        monitor.line("epoch 0")
     monitor.close()

@@ -27,7 +27,7 @@ import subp_ext
 from subp_dist import loop, train
 from subp_dist.checkpoint import load_checkpoint
 from subp_dist.data import digits
-from subp_dist.errors import Stopped, UsageError
+from subp_dist.errors import NotFiniteError, Stopped, UsageError
 from subp_dist.export import Network
 from subp_dist.export.calibration_images import random_images
 from subp_dist.export.straight_through import looked_up, rounded
@@ -276,7 +276,12 @@ def test_its_float32_files_are_of_the_network_before_that(finished):
 def test_epochs_that_ruin_the_integers_are_not_exported(few_digits, tmp_path, capsys):
     run(tmp_path, "--epochs", "6")
     capsys.readouterr()
-    folder = run(tmp_path, "--epochs", "7", "--qat-epochs", "1", "--resume", "auto", "--lr", "500")
+    more = ("--epochs", "7", "--qat-epochs", "1", "--resume", "auto")
+    with pytest.raises(NotFiniteError):
+        run(tmp_path, *more, "--lr", "1e30")
+    export(tmp_path / "run", "--dtype", "int8", "--output", tmp_path / "calibrated.subp")
+    folder = run(tmp_path, *more, "--lr", "500")
+    assert (folder / "model-int8.subp").read_bytes() == (tmp_path / "calibrated.subp").read_bytes()
     said, accuracy = capsys.readouterr().out, json.loads((folder / "report.json").read_text())["accuracy"]
     ruined = load_checkpoint(folder / "last.pt")
     assert ruined["epoch"] == 6 and ruined["val"]["top1"] < accuracy["top1"] - 20

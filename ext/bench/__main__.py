@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         result = measure(args.file, args.threads, args.batch_size, args.image_size, args.seconds)
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
-        print(as_text(result))
+        try:
+            if args.json:
+                args.json.write_text(json.dumps(result, indent=2) + "\n")
+        finally:
+            print(as_text(result), flush=True)
     except (ValueError, OSError, ImportError, MemoryError) as error:
         told = str(error)
         if isinstance(error, OSError) and error.filename:

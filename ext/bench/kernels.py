@@ -159,6 +159,13 @@ def torch_run(layer: Layer, threads: int, channels_last: bool) -> Callable[[], A
     return run
 
 
+class Compared(NamedTuple):
+    """What was measured, for `--json`, and what prints it."""
+
+    document: dict[str, Any]
+    show: Callable[[], None]
+
+
 class Own(NamedTuple):
     """This package's convolution of a layer, a run of it, and what it was prepared with."""
 
@@ -296,8 +303,9 @@ def distinct(layers: Sequence[Layer]) -> dict[Layer, int]:
     return counts
 
 
-def show(results: Sequence[Result], total: dict[str, float | None]) -> None:
+def show(results: Sequence[Result], total: dict[str, float | None], peak: float) -> None:
     """Prints the table."""
+    print(f"FMA peak {peak:.0f} GFLOP/s; GFLOP/s below count kept work, and dense-equivalent work\n")
     against = total["torch_ms"] is not None
     versus = " torch ms" if against else ""
     print(f"{'layer':28} {'shape':24} {'count':>5} {'ms':>8} {'kept':>6} {'peak':>6} {'dense-eq':>8}{versus}  kernel")
@@ -311,33 +319,33 @@ def show(results: Sequence[Result], total: dict[str, float | None]) -> None:
     print(f"\nall layers {total['ms']:.2f} ms{versus}; time-weighted share of peak {total['share_of_peak']:.1%}")
 
 
-def compare_layers(layers: dict[Layer, int], args: argparse.Namespace) -> dict[str, Any]:
-    """Measures and prints every layer; returns what the document says of it."""
+def compare_layers(layers: dict[Layer, int], args: argparse.Namespace) -> Compared:
+    """Measures every layer."""
     peak, results = measure(layers, args)
     total = summary(results)
-    print(f"FMA peak {peak:.0f} GFLOP/s; GFLOP/s below count kept work, and dense-equivalent work\n")
-    show(results, total)
-    return {"peak_gflops": peak, "layers": [dataclasses.asdict(r) for r in results], **total}
+    document = {"peak_gflops": peak, "layers": [dataclasses.asdict(r) for r in results], **total}
+    return Compared(document, lambda: show(results, total, peak))
 
 
-def compare_balance(layers: dict[Layer, int], args: argparse.Namespace) -> dict[str, Any]:
-    """Measures, prints and draws uniform against non-uniform rows; returns what the document says of it."""
+def compare_balance(layers: dict[Layer, int], args: argparse.Namespace) -> Compared:
+    """Measures and draws uniform against non-uniform rows."""
     measured, imbalance = balance.measure(
         layers, args, lambda runs: best_in_rounds(runs, args.rounds, args.seconds)[:-1]
     )
-    balance.show(measured, imbalance)
     if args.plot:
         balance.plot(measured, imbalance, args.plot)
-    return {
+    document = {
         "balance": [dataclasses.asdict(each) for each in measured],
         "imbalance": [dataclasses.asdict(each) for each in imbalance],
     }
+    return Compared(document, lambda: balance.show(measured, imbalance))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args, kernel_set = parse(argv), runtime.kernel_set()
     layers = distinct(read_shapes(args.shapes))
     print(f"{args.shapes}, {args.prune_rate:.1%} pruned, 1x{args.block_size}, {args.threads} threads, {kernel_set}")
+    compared = (compare_balance if args.balance else compare_layers)(layers, args)
     document = {
         "shapes": args.shapes,
         "prune_rate": args.prune_rate,
@@ -345,10 +353,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "dtype": args.dtype,
         "threads": args.threads,
         "kernel_set": kernel_set,
-        **(compare_balance if args.balance else compare_layers)(layers, args),
+        **compared.document,
     }
-    if args.json:
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    try:
+        if args.json:
+            args.json.write_text(json.dumps(document, indent=1) + "\n")
+    finally:
+        compared.show()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ import subp_ext
 from subp_ext.runtime import thread_count
 
 from ..blocks import BLOCK_SIZES
-from ..checkpoint import check_writable, write_atomically
+from ..checkpoint import check_writable, write_json
 from ..errors import UsageError, report_usage_errors
 from ..flag_values import as_path, parse_kwargs
 from .contest import Contender, compete
@@ -122,8 +121,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     args.threads = thread_count(args.threads)
     args.skip, args.narrower = tuple(args.skip), tuple(args.narrower)
     for key in parse_kwargs(args.narrower, "--narrower"):
-        if key in ("name", "rate", *(field.name for field in dataclasses.fields(Settings))):
-            raise UsageError(f"--narrower {key}: expected an argument for timm, such as channels=[48,96,160,352]")
+        if key in ("name", "rate", "in_chans", "img_size", "num_classes", *Settings.__dataclass_fields__):
+            raise UsageError(f"--narrower {key}: expected an argument for timm that leaves images and classes as they "
+                "are, such as channels=[48,96,160,352]")  # fmt: skip
     if args.sweep is not None:
         args.sweep = tuple(args.sweep) or SWEEP_RATES
     for rate in (args.prune_rate, *(args.sweep or ())):
@@ -161,9 +161,11 @@ def cli() -> None:
         folder = settings.files or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         document = sweep(settings, folder) if settings.sweep else bench(settings, folder)
-    if settings.json:
-        write_atomically(settings.json, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
-    print(as_curves(document) if settings.sweep else as_table(document))
+    try:
+        if settings.json:
+            write_json(settings.json, document)
+    finally:  # the figures are not to be had again
+        print(as_curves(document) if settings.sweep else as_table(document))
 
 
 def bench(settings: Settings, folder: Path) -> dict:
