@@ -36,6 +36,7 @@ class MaskUpdate:
         cls,
         old: Mapping[str, Tensor],
         new: Mapping[str, Tensor],
+        *,
         target: float,
         final_rates: Mapping[str, float],
         reached: bool,

@@ -249,9 +249,13 @@ class SUBPPruner:
         if orders := {name: own.order for name, own in self._masks.items() if own.order is not None}:
             verify_identical(orders, "orders of channels", device)
         return MaskUpdate.between(
-            old, new, self.schedule.pruned_rate(epoch), {name: own.rate for name, own in self.schedules.items()},
-            self._all_at_rate(new) and not self._all_at_rate(old), scores,
-        )  # fmt: skip
+            old,
+            new,
+            target=self.schedule.pruned_rate(epoch),
+            final_rates={name: own.rate for name, own in self.schedules.items()},
+            reached=self._all_at_rate(new) and not self._all_at_rate(old),
+            scores=scores,
+        )
 
     def _scores(self) -> dict[str, Tensor]:
         """Scores ``[R, I]`` of every pruned layer."""

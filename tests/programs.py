@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def run_program(command: Sequence[str], seconds: float, attempts: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a program, with what it starts, as a session of its own.
+    """Run a program as a session of its own, which is aborted as a whole.
 
     Args:
         command: with Python, whose processes write their stacks to standard error when they are aborted.

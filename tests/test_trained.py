@@ -64,6 +64,13 @@ def as_batch(model: nn.Module, photographs: list) -> torch.Tensor:
     return torch.stack([transform(image) for image, _ in photographs])
 
 
+def crop_of(model: nn.Module, **others: object) -> transforms.Compose:
+    """Random crops of photographs as training makes them."""
+    config = timm.data.resolve_data_config({}, model=model)
+    crop = transforms.RandomResizedCrop(config["input_size"][1:], (0.35, 1.0), **others)
+    return transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])])
+
+
 @pytest.mark.parametrize("name", list(TRAINED))
 @pytest.mark.parametrize("rate", [0.0, 0.25])
 def test_same_top1_as_torch_in_every_engine(name, rate, photographs, tmp_path):
@@ -91,10 +98,7 @@ def test_same_top1_as_torch_in_every_engine(name, rate, photographs, tmp_path):
 def test_int8_sees_on_other_photographs_what_float32_does(name, photographs):
     """Calibrated on crops of one half of the photographs, compared on crops of the other."""
     model = trained(name)
-    config = timm.data.resolve_data_config({}, model=model)
-    tail = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
-    bicubic = transforms.InterpolationMode.BICUBIC
-    crop = transforms.Compose([transforms.RandomResizedCrop(224, (0.35, 1.0), interpolation=bicubic), *tail])
+    crop = crop_of(model, interpolation=transforms.InterpolationMode.BICUBIC)
 
     def crops(of: list, count: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = [of[index % len(of)] for index in range(count)]
@@ -114,13 +118,10 @@ def test_int8_sees_on_other_photographs_what_float32_does(name, photographs):
 def test_bfloat16_sees_what_float32_does(name, photographs):
     """On every photograph, and on cuts of them as training makes them, of which some are hard to tell."""
     model = trained(name)
-    config = timm.data.resolve_data_config({}, model=model)
-    size = config["input_size"][1:]
-    tail = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
-    crop = transforms.Compose([transforms.RandomResizedCrop(size, (0.35, 1.0)), *tail])
+    crop = crop_of(model)
     torch.manual_seed(0)
     cuts = torch.stack([crop(image) for image, _ in photographs for _ in range(10)])
-    graph = build_graph(model, config["input_size"])
+    graph = build_graph(model, (3, 224, 224))
     sessions = [subp_ext.Session(graph, dtype=dtype) for dtype in ("float32", "bfloat16")]
     for images, least in ((as_batch(model, photographs), 1), (cuts, 0.97)):
         float32, bfloat16 = (session.run(images.numpy()) for session in sessions)
@@ -152,9 +153,7 @@ def classes(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def test_without_training_regrouped_rows_see_more_of_what_the_dense_network_does(name, photographs):
     """Batch norm is re-estimated on crops of one half of the photographs, the classes of the others are compared."""
     model = trained(name)
-    config = timm.data.resolve_data_config({}, model=model)
-    tail = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
-    crop = transforms.Compose([transforms.RandomResizedCrop(224, (0.35, 1.0)), *tail])
+    crop = crop_of(model)
     crops = []
     for seed in (1, 2, 3):
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import shlex
 import statistics
 import subprocess
@@ -75,7 +76,8 @@ def _measure_missing(
     """Adds the rows that the results lack, and writes them after each run."""
     order = {run.name: place for place, run in enumerate(grid.runs)}
     for run in grid.runs:
-        wanted = [dtype for dtype in dtypes if dtype == "int8" or "--qat-epochs" not in run.argv]
+        quantized = any(flag == "--qat-epochs" and int(value) > 0 for flag, value in itertools.pairwise(run.argv))
+        wanted = [dtype for dtype in dtypes if dtype == "int8" or not quantized]
         missing = [dtype for dtype in wanted if (run.name, dtype) not in rows]
         if not missing:
             continue
