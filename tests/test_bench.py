@@ -109,7 +109,8 @@ def test_a_narrower_dense_network_is_measured_against_its_own_logits(folder):
     ("flags", "said"),
     [
         (["--narrower", "channels"], r"--narrower 'channels': expected KEY=VALUE"),
-        (["--narrower", "seed=3"], "--narrower seed: expected an argument for timm, such"),
+        (["--narrower", "seed=3"], "--narrower seed: expected an argument for timm that leaves images and classes"),
+        (["--narrower", "in_chans=1"], "--narrower in_chans: expected an argument for timm that leaves images"),
         (["--narrower", "width=3", "--sweep"], "leave out --sweep"),
     ],
 )

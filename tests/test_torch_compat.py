@@ -102,7 +102,7 @@ try:
     for _ in range(100):
         dist.all_reduce(torch.ones(1))
 except RuntimeError as error:
-    print(reason_of_lost_rank(error))
+    print(reason_of_lost_rank(error), flush=True)
     os._exit(7)
 """
 
