@@ -50,6 +50,7 @@ if [[ -z ${NPROC:-} ]]; then
     gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true)
     NPROC=$((gpus > 0 ? gpus : 2))
 fi
+threads=${OMP_NUM_THREADS:-$cores}
 # The ranks of a machine share its cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
 
@@ -103,7 +104,7 @@ case ${1:-} in
     banner "2/3  the same network learns them while half of its 1x16 blocks are pruned"
     step "${train[@]}" "${recipe[@]}" --experiment sparse --export-dtype int8
     banner "3/3  the exported networks, float32 and int8, run on subp_ext, and are compared with torch on 1000 test digits"
-    step "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
+    OMP_NUM_THREADS=$threads step "$python" -m subp_dist.validate "$runs/sparse" --dense "$runs/dense"
     ;;
 *)
     exec "${train[@]}" "$@" # so that a signal to this process reaches torchrun

@@ -289,7 +289,7 @@ def as_table(comparison: dict) -> str:
             f"of a logit {comparison['max_logit_difference']:.1e}",
             # The best first: on a busy machine the median measures the others' work.
             f"subp_ext is {best:.2f}x as fast as torch, by the median {median:.2f}x (batch 1, {comparison['threads']} "
-            f"threads each, {comparison['kernels']} kernels)",
+            f"thread{'s' * (comparison['threads'] > 1)} each, {comparison['kernels']} kernels)",
             *(_about_lower(comparison, dtype) for dtype in LOWER if dtype in comparison),
         ]
     )

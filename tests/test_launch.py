@@ -125,6 +125,15 @@ def test_the_quick_start_ends_with_what_it_runs_when_it_is_told_to(tmp_path, sen
     assert_ends_in_the_first_step(quick_start(tmp_path, VENV=str(tmp_path)), sent, code, tmp_path / "begun")
 
 
+@pytest.mark.parametrize(("asked", "ranks", "comparison"), [("", "3", "6"), ("2", "2", "2")])
+def test_ranks_share_the_cores_and_the_comparison_has_them_alone(tmp_path, asked, ranks, comparison):
+    command(tmp_path / "bin", "python", "case $1 in -c) echo 6 ;; *) echo $OMP_NUM_THREADS: $* ;; esac")
+    said, _ = quick_start(tmp_path, VENV=str(tmp_path), OMP_NUM_THREADS=asked).communicate(timeout=60)
+    steps = [line.split(": ", 1) for line in said.splitlines() if " -m subp_dist." in line]
+    assert [threads for threads, step in steps if "subp_dist.train" in step] == [ranks] * 2
+    assert [threads for threads, step in steps if "subp_dist.validate" in step] == [comparison]
+
+
 @pytest.mark.slow
 @SIGNALS
 def test_the_quick_start_and_its_ranks_end_when_they_are_told_to(tmp_path, sent, code):
