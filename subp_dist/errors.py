@@ -90,7 +90,7 @@ def _left_to_launcher(text: str) -> bool:
     return True
 
 
-def write_output() -> None:
+def _write_output() -> None:
     """Write what standard output still holds.
 
     Raises:
@@ -137,7 +137,7 @@ def report_usage_errors(command: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             command()
-            write_output()
+            _write_output()
         except UsageError as error:
             _fail(error, EXIT_USAGE)
         except LoaderError as error:

@@ -94,10 +94,10 @@ def test_a_sweep_and_its_picture(folder, tmp_path):
 def test_a_narrower_dense_network_is_measured_against_its_own_logits(folder):
     asked = ["--prune-rate", "0.5", "--against", "torch", "--narrower", "channels=[16,24,40,48]"]
     document = bench(parse_args([*COMMON, *asked]), folder)
-    sparse, narrower = (document["engines"][name] for name in ("subp", "narrower"))
+    sparse, narrower = (document["engines"][name] for name in ("subp", "subp_narrower"))
     assert narrower["max_abs_diff"] < 1e-4 and document["speedup"]["over"] == "torch"
     assert document["speedup_narrower"]["sparse"] == pytest.approx(narrower["best_ms"] / sparse["best_ms"])
-    dense = document["macs"] | {"whole": NetworkFiles(folder, "test_resnet", 0, 16, image_size=64).macs}
+    dense = document["macs"] | {"whole": NetworkFiles(folder, "test_resnet", 0, 16, image_size=64).macs("subp")}
     assert dense["narrower"] < dense["whole"] and 0.5 < dense["sparse"] / dense["whole"] < 1
     text = as_table(document)
     assert f"{document['speedup_narrower']['sparse']:.2f}x as fast as the narrower dense network" in text

@@ -95,7 +95,6 @@ ALLOWED = {
         "errors",
         "export",
         "flag_values",
-        "flops",
         "memory",
         "parametrization",
         "pruner",

@@ -20,6 +20,7 @@ import subp_ext
 from subp_dist.export import Network, build_graph, formats
 from subp_dist.export.quantize import quantize_graph, run_all
 from subp_dist.export.quantize_report import agreement, sqnr, top1
+from subp_dist.export.synthetic import measure_statistics
 from subp_dist.pruner import SUBPPruner
 from subp_dist.schedule import PruneSchedule
 
@@ -130,19 +131,6 @@ def test_bfloat16_sees_what_float32_does(name, photographs):
 
 
 @torch.inference_mode()
-def reestimated(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The model with the means and variances of these images in its batch norm."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average of all batches
-        norm.train()
-    for batch in images.split(25):
-        model(batch)
-    return model.eval()
-
-
-@torch.inference_mode()
 def classes(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([model(batch) for batch in images.split(25)]).argmax(1)
 
@@ -169,8 +157,10 @@ def test_without_training_regrouped_rows_see_more_of_what_the_dense_network_does
             pruner.step(0)
             same = []
             for images, expected in zip(crops, dense, strict=True):
-                halves = images.chunk(2)
-                found = [classes(reestimated(model, one), other) for one, other in (halves[::-1], halves)]
+                halves, found = images.chunk(2), []
+                for one, other in (halves[::-1], halves):
+                    measure_statistics(model, one.split(25))
+                    found.append(classes(model, other))
                 same.append(100 * (torch.cat(found) == expected).double().mean().item())
             means[rate, regroup] = np.mean(same)
             print(

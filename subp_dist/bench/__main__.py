@@ -49,7 +49,7 @@ LOWER = {
     "int8": ("openvino_int8", "onnxruntime_int8", "openvino_bf16"),
 }
 # The row of a smaller dense network on this engine.
-NARROWER = "narrower"
+NARROWER = "subp_narrower"
 SWEEP_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 SWEEP_BLOCK_SIZES = (8, 16, 32)
 
@@ -196,14 +196,14 @@ def bench(settings: Settings, folder: Path) -> dict:
     engines = _faster_torch(
         {one.name: one.summary() | accuracy(one.output, expected_of[one.name]) for one in contenders}
     )
-    check_precisions({name: engines[name]["layers"] for name in engines if not name.startswith(("subp", NARROWER))})
+    check_precisions({name: engines[name]["layers"] for name in engines if not name.startswith("subp")})
     document = conditions(settings) | {"prune_rate": settings.prune_rate, "block_size": settings.block_size}
     document |= {"engines": engines, "logits_range": float(expected.max() - expected.min())}
     document["max_abs_diff"] = max(engines[name]["max_abs_diff"] for name in ours[:2])
     if settings.narrower:
         document["speedup_narrower"] = speedups(engines, {"sparse": ours[0]}, [NARROWER])
-        document["macs"] = {"sparse": files.macs, NARROWER: narrower.macs}
-    peers = [name for name in engines if name not in (*ours, NARROWER)]
+        document["macs"] = {"sparse": files.macs(ours[0]), "narrower": narrower.macs(ours[1])}
+    peers = [name for name in engines if not name.startswith("subp")]
     pair = dict(zip(("sparse", "dense"), ours, strict=False))
     if settings.dtype == "float32":
         return document | {"speedup": speedups(engines, pair, peers)}

@@ -21,8 +21,7 @@ from ..export.formats import write_onnx
 from ..export.int8 import random_images
 from ..export.quantize import quantize_graph
 from ..flag_values import parse_kwargs
-from ..flops import count_macs
-from ..parametrization import block_mask_of, plain_copy
+from ..parametrization import plain_copy
 from . import unet  # noqa: F401  (registers its networks with timm)
 from .quantized import quantize_for_onnxruntime, quantize_for_openvino
 
@@ -86,15 +85,6 @@ class NetworkFiles:
         return Network.random(self.model, self.rate, self.block_size, **settings, **parse_kwargs(self.model_kwargs))
 
     @cached_property
-    def macs(self) -> int:
-        """Multiply-accumulates for an image, in blocks that are kept."""
-        model, kept = self.network.model, 0.0
-        for name, count in count_macs(model, self.network.input_size).items():
-            found = block_mask_of(model.get_submodule(name))
-            kept += count * (1 if found is None else found.mask.float().mean().item())
-        return round(kept)
-
-    @cached_property
     def calibration(self) -> np.ndarray:
         """Random images ``[n, C, H, W]`` that int8 networks are calibrated on; others than those that are run."""
         return random_images(self.network.input_size, CALIBRATION_IMAGES, self.seed + 1)
@@ -109,6 +99,10 @@ class NetworkFiles:
         if not path.exists():
             write_atomically(path, lambda temporary: self._write(contender, temporary))
         return path
+
+    def macs(self, contender: str) -> int:
+        """Multiply-accumulates of an image on this engine, in blocks that are kept."""
+        return subp_ext.Session(self.path(contender)).report().to_dict()["macs"]
 
     def _write(self, contender: str, path: Path) -> None:
         if contender.startswith("subp"):

@@ -7,7 +7,7 @@ a say in the result, so a wrong operator shows, and activations keep their scale
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import timm
 import torch
@@ -19,6 +19,9 @@ from ..pruner import SUBPPruner
 from ..schedule import PruneSchedule
 from ..scores import RANDOM
 from ..torch_compat import ANY_BATCH_NORM
+
+# Random images of a batch that statistics are measured on, and such batches.
+_MEASURED_ON, _BATCHES = 8, 2
 
 
 def random_network(
@@ -63,7 +66,9 @@ def random_network(
         if rate > 0:
             _put_random_masks(model, rate, block_size, skip, seed)
         try:
-            measure_statistics(model, input_size)
+            measure_statistics(model, (torch.randn(_MEASURED_ON, *input_size) for _ in range(_BATCHES)))
+            with torch.no_grad():
+                model(torch.randn(1, *input_size))  # whether it runs, where it has no batch norm
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UsageError(f"{name} does not run on images of {input_size}: {error}") from error
     return model, input_size, arguments
@@ -87,18 +92,21 @@ def _put_random_masks(model: nn.Module, rate: float, block_size: int, skip: Sequ
 
 
 @torch.no_grad()
-def measure_statistics(model: nn.Module, input_size: tuple[int, int, int], images: int = 8, batches: int = 2) -> None:
-    """Set all running statistics to those of random images, and the model to evaluation mode."""
+def measure_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set all running statistics to those of some images, and the model to evaluation mode.
+
+    Args:
+        model: with batch norms, or without any, which makes nothing of the images.
+        batches: of images ``[B, C, H, W]``; the statistics are plain averages over them.
+    """
     norms = [module for module in model.eval().modules() if isinstance(module, ANY_BATCH_NORM)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.train().momentum = None  # a plain average over the batches
+        norm.train().momentum = None  # a plain average
     try:
-        # Without batch norms a single image shows whether the model runs.
-        for _ in range(batches) if norms else ():
-            model(torch.randn(images, *input_size))
-        model.eval()(torch.randn(1, *input_size))
+        for batch in batches if norms else ():
+            model(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval().momentum = momentum
